@@ -1,0 +1,203 @@
+"""The process that runs trials: loads a model once, then quantizes, evaluates and restores, trial after trial.
+
+It is a child of a worker (`quantsweep.worker`) so that whatever a trial does to its process costs
+that trial alone.  They speak JSON over one private pipe:
+
+    worker → child    {"planned": …, "settings": …}                       one trial
+    child → worker    loaded, quantized, task (one a task), done | failed   what happened, as it happens
+
+The child writes no results; it owns the model, the worker owns the files.  When the worker is gone
+(the pipe ends), the child ends at once, also in the middle of an evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantsweep import failures
+from quantsweep.errors import ModelError
+from quantsweep.registry import METHODS
+from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, options_tuple
+
+if TYPE_CHECKING:
+    from quantsweep.evaluation.evaluator import Evaluator
+    from quantsweep.methods._base import LayerRecord
+    from quantsweep.models.loading import LoadedModel
+
+Send = Callable[[Mapping[str, Any]], None]
+UNQUANTIZED_BITS = 16
+
+
+class TrialRunner:
+    """Holds one loaded model, and its evaluator, between trials."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._spec: ModelSpec | None = None
+        self._loaded: LoadedModel | None = None
+        self._evaluator: Evaluator | None = None
+
+    def run(self, planned: PlannedTrial, settings: RunSettings) -> None:
+        """Run one trial and report each step; the weights are the original ones again afterwards."""
+        loaded, evaluator = self._load(planned.trial.model, settings)
+        meter = _Meter(loaded.device)
+        try:
+            self._quantize(loaded, planned)
+            for task in planned.tasks:
+                result = evaluator.evaluate(task)
+                self._send({"event": "task", "task_key": task.task_key, "result": asdict(result)})
+        finally:
+            started = time.perf_counter()
+            loaded.restore()
+        self._send({"event": "done", "restore_seconds": time.perf_counter() - started, **meter.read()})
+
+    def _load(self, spec: ModelSpec, settings: RunSettings) -> tuple[LoadedModel, Evaluator]:
+        from quantsweep.evaluation.evaluator import Evaluator
+        from quantsweep.models.loading import load_model
+
+        started = time.perf_counter()
+        if self._loaded is None or self._evaluator is None or self._spec != spec:
+            self._loaded = self._evaluator = None  # free the old model before the new one comes
+            self._loaded = load_model(spec, _device(settings.device))
+            task_path = None if settings.task_path is None else Path(settings.task_path)
+            self._evaluator = Evaluator(self._loaded, batch_size=settings.batch_size, task_path=task_path)
+            self._spec = spec
+        seconds = time.perf_counter() - started
+        self._send({"event": "loaded", "load_seconds": seconds, **_device_facts(self._loaded.device)})
+        return self._loaded, self._evaluator
+
+    def _quantize(self, loaded: LoadedModel, planned: PlannedTrial) -> None:
+        started = time.perf_counter()
+        quantization = planned.trial.quantization
+        layers = METHODS[quantization.method].quantize(loaded.layers, quantization, calibration=None, seed=planned.trial.seed)
+        seconds = time.perf_counter() - started
+        sizes = model_sizes(loaded, quantization, layers)
+        self._send({"event": "quantized", "quantize_seconds": seconds, "sizes": sizes, "layers": [asdict(layer) for layer in layers]})
+
+
+def model_sizes(loaded: LoadedModel, quantization: QuantizationSpec, layers: tuple[LayerRecord, ...]) -> dict[str, Any]:
+    """Counted, not assumed: stored bits of the quantized layers, and 16 for each parameter that is not in one."""
+    quantized = sum(layer.out_features * layer.in_features for layer in layers)
+    stored = sum(layer.bits for layer in layers)
+    total = stored + UNQUANTIZED_BITS * (loaded.num_parameters - quantized)
+    return {
+        "num_parameters": loaded.num_parameters,
+        "num_embedding_parameters": loaded.num_embedding_parameters,
+        "num_quantized": quantized,
+        "bits_per_weight": float(UNQUANTIZED_BITS) if quantization.is_baseline else stored / quantized,
+        "total_model_bits": float(total),
+        "total_model_bits_without_embeddings": float(total - UNQUANTIZED_BITS * loaded.num_embedding_parameters),
+    }
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device=cuda was asked for, and torch sees no GPU here. Use device=auto or device=cpu, or ask the cluster for a GPU")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _device_facts(device: str) -> dict[str, str | None]:
+    if device == "cpu":
+        return {"device": _processor(), "driver": None}
+    import torch
+
+    done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    return {"device": torch.cuda.get_device_name(), "driver": done.stdout.split("\n")[0].strip() or None}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "cpu"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+class _Meter:
+    """Peak memory and energy of one trial."""
+
+    def __init__(self, device: str) -> None:
+        self._gpu = device != "cpu"
+        if self._gpu:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        self._start = self._joules()
+
+    def read(self) -> dict[str, float | None]:
+        """Since the meter was made; energy only where the GPU counts it."""
+        if not self._gpu:
+            scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kilobytes on Linux
+            return {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale, "energy_joules": None}
+        import torch
+
+        now = self._joules()
+        energy = None if now is None or self._start is None else now - self._start
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "energy_joules": energy}
+
+    def _joules(self) -> float | None:
+        if not self._gpu:
+            return None
+        import pynvml
+        import torch
+
+        try:
+            pynvml.nvmlInit()
+            uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(uuid))) / 1000
+        except pynvml.NVMLError:
+            return None  # older GPUs and shared ones (MIG) do not count energy
+
+
+def main(file_descriptor: int) -> None:
+    """Serve trials from the pipe until it ends."""
+    connection = Connection(file_descriptor)
+    runner = TrialRunner(lambda message: connection.send_bytes(json.dumps(message).encode()))
+    requests = _listen(connection)
+    while True:
+        request = requests.get()
+        settings = RunSettings(**{**request["settings"], "tracking": options_tuple(dict(request["settings"]["tracking"]))})
+        try:
+            runner.run(PlannedTrial.from_json(request["planned"]), settings)
+        except Exception as error:  # noqa: BLE001 - the one place where an exception becomes a row
+            connection.send_bytes(json.dumps({"event": "failed", **asdict(failures.from_exception(error))}).encode())
+            if not _survives(error):
+                os._exit(1)
+
+
+def _survives(error: Exception) -> bool:
+    """After a device-side assert the CUDA context is lost, and after a failed restore the weights are."""
+    return not isinstance(error, ModelError) and "CUDA error" not in str(error)
+
+
+def _listen(connection: Connection) -> queue.SimpleQueue[dict[str, Any]]:
+    """Receive in a thread, so that the end of the pipe is noticed while a trial runs."""
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def receive() -> None:
+        while True:
+            try:
+                requests.put(json.loads(connection.recv_bytes()))
+            except (EOFError, OSError):
+                os._exit(0)
+
+    threading.Thread(target=receive, daemon=True).start()
+    return requests
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

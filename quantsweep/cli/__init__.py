@@ -1,0 +1,1 @@
+"""The `quantsweep` command: one module a subcommand."""

@@ -1,0 +1,50 @@
+"""`quantsweep <command>`: plan, status, logs, cancel.
+
+Each command is a module of this package with `HELP`, `configure(parser)` and `run(arguments)`; it is
+imported only when it is asked for, so that `quantsweep status` starts fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from quantsweep.errors import QuantsweepError
+
+COMMANDS = {
+    "plan": "what a launch would run, submit and skip; changes nothing",
+    "status": "how far a sweep is, and why trials failed",
+    "logs": "the log of one trial",
+    "cancel": "take a sweep's jobs out of the Slurm queue",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status.  Errors of the user are one message, not a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="quantsweep",
+        description="Plan and watch sweeps of language-model quantization. Launching is `python launch.py …`; reading results is `quantsweep.load_results` in Python.",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, text in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in argv[:1]:
+            importlib.import_module(f"quantsweep.cli.{name}").configure(sub)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides after an option: argparse gives up on them, people do not
+        arguments.overrides += rest
+    try:
+        return int(importlib.import_module(f"quantsweep.cli.{arguments.command}").run(arguments))
+    except QuantsweepError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 141  # the reader (head, less) has seen enough
+
+
+if __name__ == "__main__":
+    sys.exit(main())

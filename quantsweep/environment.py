@@ -1,0 +1,83 @@
+"""What ran a trial: code, libraries, machine.  Captured once a worker, written into each row.
+
+Nothing of the process environment is kept but Slurm's job ids: variables may hold secrets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantsweep.files import write_text
+from quantsweep.paths import SweepFolder, product_root
+from quantsweep.specs import canonical_json
+
+LIBRARIES = ("quantsweep", "torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy", "pyarrow", "hydra-core", "submitit")
+"""Libraries whose version may change a number, or how a trial was run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The provenance that the parent process knows; the child adds device and driver."""
+
+    host: str
+    slurm_job: str | None
+    code_commit: str | None
+    code_diff: str | None
+    versions: str
+
+
+def capture(folder: SweepFolder) -> Environment:
+    """Look around once; keeps uncommitted changes of the checkout as `code/<hash>.diff`."""
+    commit, diff = git_state(product_root())
+    digest = None
+    if diff:
+        digest = hashlib.sha256(diff.encode()).hexdigest()[:16]
+        path = folder.code / f"{digest}.diff"
+        if not path.exists():
+            write_text(path, diff)
+    return Environment(
+        host=platform.node(),
+        slurm_job=slurm_job(),
+        code_commit=commit,
+        code_diff=digest,
+        versions=canonical_json(versions()),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of LIBRARIES, without importing them."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # run from a checkout that is not installed: the commit says which version
+    return found
+
+
+def slurm_job() -> str | None:
+    """`<array job>_<task>`, `<job>`, or None outside Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def git_state(root: Path) -> tuple[str | None, str | None]:
+    """(commit, uncommitted changes) of a checkout; (None, None) where there is none."""
+    if not (root / ".git").exists():
+        return None, None
+    commit = _git(root, "rev-parse", "HEAD")
+    return commit.strip() if commit else None, _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git on this node: the row says null
+    return done.stdout if done.returncode == 0 else None

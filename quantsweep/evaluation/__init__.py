@@ -1,0 +1,1 @@
+"""Scoring a loaded model on lm-eval tasks."""

@@ -1,0 +1,272 @@
+"""Scores one loaded model on tasks, trial after trial, while its weights change in between.
+
+    evaluator = Evaluator(loaded)
+    for trial in shard:                    # quantize `loaded` …
+        result = evaluator.evaluate(task)
+        loaded.restore()
+
+What does not depend on the weights is made once for each task and kept: the task's data, its rendered
+requests, their tokens, and the batches.  The numbers are those of `lm_eval.simple_evaluate` on the same
+model, task and limit: documents, prompts, filters, `process_results` and aggregation are lm-eval's
+own.  Different are the standard errors (closed forms, see `statistics.py`; lm-eval would bootstrap) and the
+forward pass (see `scoring.py`).
+
+Running out of GPU memory halves the batch and scores the task again, down to a batch of one; the smaller
+batch stays for the trials that follow, and is recorded.  It does not change what is measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import numpy as np
+import torch
+from lm_eval.api import metrics as lm_eval_metrics
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
+
+from quantsweep.errors import EvaluationError
+from quantsweep.evaluation.requests import Encoder, Requests
+from quantsweep.evaluation.results import MetricValue, Samples, TaskResult
+from quantsweep.evaluation.scoring import Batch, Plan, Scorer
+from quantsweep.evaluation.statistics import Items, aggregate, standard_error
+from quantsweep.evaluation.tasks import data_revision, load_task
+from quantsweep.models.loading import LoadedModel
+from quantsweep.specs import TaskSpec
+
+logger = logging.getLogger(__name__)
+
+# Sequences a batch where the user gives none.  On a CPU larger ones are slower: their activations leave the cache
+# (the bundled models, one core: 4 and 8 are the fastest, 32 takes 10 to 20 % longer).
+_DEFAULT_BATCH = {"cpu": 8}
+_DEFAULT_BATCH_GPU = 64
+
+# The aggregates that have a standard error, by lm-eval's function.
+_AGGREGATIONS: dict[Callable[[Items], Any], str] = {
+    lm_eval_metrics.mean: "mean",
+    lm_eval_metrics.perplexity: "perplexity",
+    lm_eval_metrics.weighted_perplexity: "weighted_perplexity",
+    lm_eval_metrics.bits_per_byte: "bits_per_byte",
+}
+_BITS_PER_BYTE = "bits_per_byte"
+_ROLLING = "loglikelihood_rolling"
+
+
+@dataclass
+class _Prepared:
+    """A task with everything that its trials share."""
+
+    task: Task
+    requests: Requests
+    plan: Plan
+    golds: list[tuple[int, ...]]
+    data_revision: str | None
+    batch_size: int
+    batches: list[Batch] = field(default_factory=list)
+
+    def set_batch_size(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.batches = self.plan.batches(batch_size)
+
+
+class Evaluator:
+    """Evaluates one loaded model; lives as long as the model.
+
+    batch_size: sequences a batch (None: 8 on a CPU, 64 on a GPU).
+    task_path: a folder of the user's own lm-eval YAMLs, searched before the built-in ones.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, batch_size: int | None = None, task_path: Path | None = None) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise EvaluationError(f"batch_size must be at least 1, or null for the default; got {batch_size}")
+        self._loaded = loaded
+        self._batch_size = batch_size or _DEFAULT_BATCH.get(loaded.model.device.type, _DEFAULT_BATCH_GPU)
+        self._task_path = task_path
+        self._encoder = Encoder(loaded)
+        self._scorer = Scorer(loaded.model)
+        self._prepared: dict[str, _Prepared] = {}
+
+    def prepare(self, spec: TaskSpec) -> None:
+        """Load and tokenize a task now instead of at its first evaluation; does nothing the second time.
+
+        Raises EvaluationError when the task cannot be had or is not what `spec` says.
+        """
+        if spec.task_key not in self._prepared:
+            self._prepared[spec.task_key] = self._prepare(spec)
+
+    def evaluate(self, spec: TaskSpec) -> TaskResult:
+        """Score the model, with the weights it has now, on one task.
+
+        NaN and infinite log-likelihoods are results.  Raises EvaluationError as `prepare` does, and
+        torch.OutOfMemoryError when even one sequence does not fit.
+        """
+        self.prepare(spec)
+        prepared = self._prepared[spec.task_key]
+        started = time.perf_counter()
+        answers = self._score(prepared)
+        with np.errstate(all="ignore"):  # NaN and inf are results, not accidents
+            items = _collect(prepared, answers)
+            metrics = _metrics(prepared.task, items, spec)
+            samples = _samples(prepared, answers, items)
+        return TaskResult(
+            metrics=metrics,
+            num_samples=len(prepared.requests.documents),
+            samples=samples,
+            requests_hash=prepared.requests.hash,
+            data_revision=prepared.data_revision,
+            lm_eval_version=lm_eval.__version__,
+            task_version=str(prepared.task.VERSION),
+            num_tokens=prepared.plan.num_scored_tokens,
+            num_input_tokens=prepared.plan.num_input_tokens,
+            num_truncated=prepared.plan.num_truncated,
+            num_nonfinite=sum(not math.isfinite(loglikelihood) for loglikelihood, _ in answers),
+            batch_size=prepared.batch_size,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _prepare(self, spec: TaskSpec) -> _Prepared:
+        task = load_task(spec, self._task_path)
+        requests = self._encoder.encode(task, spec)
+        plan = Plan.of(requests.spans, self._loaded.max_length)
+        if plan.num_truncated:
+            logger.warning(
+                "task %s: %d of %d texts are longer than the %d tokens of %s and lose their beginning",
+                spec.name, plan.num_truncated, plan.num_spans, self._loaded.max_length, self._loaded.spec.name,
+            )  # fmt: skip
+        golds = [_gold(task, document[0].doc) for document in requests.documents]
+        prepared = _Prepared(task, requests, plan, golds, data_revision(task), self._batch_size)
+        prepared.set_batch_size(self._batch_size)
+        return prepared
+
+    def _score(self, prepared: _Prepared) -> list[tuple[float, bool]]:
+        """Log-likelihood and greediness of each request, in the order of `prepared.requests.instances`."""
+        while (scores := self._try_to_score(prepared)) is None:
+            torch.cuda.empty_cache()
+            prepared.set_batch_size(prepared.batch_size // 2)
+            logger.warning("out of GPU memory: going on with batches of %d sequences", prepared.batch_size)
+        loglikelihoods, is_greedy = scores
+        bounds = prepared.requests.first_span
+        return [
+            (float(loglikelihoods[first:last].sum()), bool(is_greedy[first:last].all()))
+            for first, last in itertools.pairwise(bounds)
+        ]  # fmt: skip
+
+    def _try_to_score(self, prepared: _Prepared) -> tuple[Any, Any] | None:
+        """The scores, or None when the batch is too large; the failed attempt's tensors are gone once this returns."""
+        try:
+            is_rolling = prepared.task.OUTPUT_TYPE == _ROLLING
+            return self._scorer.score(prepared.batches, prepared.plan.num_spans, with_greedy=not is_rolling)
+        except torch.OutOfMemoryError:
+            if prepared.batch_size == 1:
+                raise
+            return None
+
+
+def _collect(prepared: _Prepared, answers: Sequence[tuple[float, bool]]) -> dict[str, list[Any]]:
+    """What lm-eval collects for each metric, one item a document, after filters and `process_results`.
+
+    The first filter of a task gives the plain metric names; a further one, `metric,filter`.
+    """
+    task, requests = prepared.task, prepared.requests
+    for instance, answer in zip(requests.instances, answers, strict=True):
+        response = answer[0] if instance.request_type == _ROLLING else answer
+        instance.resps = [response] * (instance.repeats or 1)
+        instance.filtered_resps = {}
+    task.apply_filters()
+    items: dict[str, list[Any]] = defaultdict(list)
+    for number, filter_name in enumerate(requests.documents[0][0].filtered_resps):
+        for document in requests.documents:
+            values = task.process_results(document[0].doc, [instance.filtered_resps[filter_name] for instance in document])
+            for metric, value in values.items():
+                items[metric if number == 0 else f"{metric},{filter_name}"].append(value)
+    return items
+
+
+def _metrics(task: Task, items: dict[str, list[Any]], spec: TaskSpec) -> tuple[MetricValue, ...]:
+    aggregations, directions = dict(task.aggregation()), dict(task.higher_is_better())
+    if task.OUTPUT_TYPE == _ROLLING and _BITS_PER_BYTE not in items and "byte_perplexity" in items:
+        # The same log-likelihoods and bytes on the scale that does not explode.
+        items = {**items, _BITS_PER_BYTE: items["byte_perplexity"]}
+        aggregations[_BITS_PER_BYTE], directions[_BITS_PER_BYTE] = lm_eval_metrics.bits_per_byte, False
+    if spec.primary_metric not in items:
+        raise EvaluationError(f"task {spec.name}: no document has the primary metric {spec.primary_metric}; they have {', '.join(items)}")
+    return tuple(
+        _metric(name, values, aggregations[_base(name)], directions[_base(name)], spec.primary_metric)
+        for name, values in items.items()
+        if _base(name) in directions  # by-products that the task does not declare as metrics have no direction
+    )  # fmt: skip
+
+
+def _metric(name: str, items: Items, aggregation: Callable[[Items], Any], higher_is_better: bool, primary: str) -> MetricValue:
+    value = aggregate(aggregation, items)
+    return MetricValue(
+        name=name,
+        value=value,
+        stderr=standard_error(_AGGREGATIONS.get(aggregation, ""), items, value),
+        higher_is_better=higher_is_better,
+        is_primary=name == primary,
+    )
+
+
+def _base(metric: str) -> str:
+    return metric.partition(",")[0]
+
+
+def _samples(prepared: _Prepared, answers: Sequence[tuple[float, bool]], items: dict[str, list[Any]]) -> Samples:
+    return Samples(
+        correct=_outcomes(items.get("acc")),
+        correct_norm=_outcomes(items.get("acc_norm")),
+        loglikelihood=_gold_loglikelihoods(prepared, answers),
+        num_bytes=_num_bytes(prepared.task, prepared.requests, items),
+    )
+
+
+def _outcomes(items: Items | None) -> list[bool] | None:
+    return None if items is None else [bool(item) for item in items]
+
+
+def _gold_loglikelihoods(prepared: _Prepared, answers: Sequence[tuple[float, bool]]) -> list[float]:
+    loglikelihoods, first = [], 0
+    for document, golds in zip(prepared.requests.documents, prepared.golds, strict=True):
+        best = max((answers[first + gold][0] for gold in golds), default=math.nan)
+        loglikelihoods.append(float(np.float32(best)))
+        first += len(document)
+    return loglikelihoods
+
+
+def _gold(task: Task, document: object) -> tuple[int, ...]:
+    """Which of a document's requests hold its gold answer; empty when the document names none of its choices."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return (0,)
+    choices = task.doc_to_choice(document)
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    indices = [choices.index(g) if g in choices else -1 for g in _listed(gold) if isinstance(g, str)]
+    indices += [g for g in _listed(gold) if not isinstance(g, str)]
+    return tuple(index for index in indices if 0 <= index < len(choices))
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _num_bytes(task: Task, requests: Requests, items: dict[str, list[Any]]) -> list[int] | None:
+    """Bytes of each document, as the task itself counts them for its bits per byte."""
+    if task.OUTPUT_TYPE != _ROLLING:
+        return None
+    for name in (_BITS_PER_BYTE, "byte_perplexity"):
+        if name in items:
+            return [int(num_bytes) for _, num_bytes in items[name]]
+    return [len(_text(document[0]).encode()) for document in requests.documents]
+
+
+def _text(instance: Instance) -> str:
+    return str(instance.args[0])

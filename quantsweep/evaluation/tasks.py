@@ -1,0 +1,173 @@
+"""From a TaskSpec to lm-eval's own Task object: prompts, choices, filters, metrics and data are lm-eval's.
+
+lm-eval indexes all of its 10,000 YAML files before it loads one task (6 s).  A TaskSpec names the folder
+instead, so that only that folder is read (milliseconds):
+
+    task_path            the user's own folder of YAMLs, searched first: a task there replaces a built-in one
+    folder: mini         the tasks that ship with quantsweep
+    folder: super_glue/copa   a folder below lm_eval/tasks
+
+"What was asked is what ran": another version of the task, a few-shot count that the task refuses, a
+metric it does not have, or a YAML that cannot be read are errors, never a fallback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import lm_eval.tasks
+import numpy as np
+from datasets.exceptions import DatasetsError
+from lm_eval.api.task import Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.tasks import TaskManager
+
+import quantsweep
+from quantsweep.errors import EvaluationError, did_you_mean
+from quantsweep.evaluation.quiet import quiet
+from quantsweep.specs import TaskSpec
+
+MINI_FOLDER = "mini"
+_LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
+_MINI_TASKS = Path(quantsweep.__file__).parent / "mini" / "tasks"
+_OUTPUT_TYPES = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def load_task(spec: TaskSpec, task_path: Path | None = None) -> Task:
+    """The task of `spec` with its data, few-shot count set and few-shot sampling seeded as lm-eval does it.
+
+    Raises EvaluationError when the task, its data or its primary metric cannot be had, or are not those of `spec`.
+    """
+    manager = _manager(spec, task_path)
+    try:
+        with quiet(), _lm_eval_seeds():
+            loaded = manager.load([spec.lm_eval_task])["tasks"]
+    except (OSError, ValueError, DatasetsError) as error:
+        raise EvaluationError(
+            f"task {spec.name}: its data cannot be loaded: {error}. "
+            "Download it once (`quantsweep prewarm`), or give a folder of task YAMLs with local data"
+        ) from error
+    if list(loaded) != [spec.lm_eval_task]:
+        raise EvaluationError(f"task {spec.name}: {spec.lm_eval_task} is a group of lm-eval tasks; name its members: {', '.join(loaded)}")
+    task: Task = loaded[spec.lm_eval_task]
+    _check(task, spec)
+    _set_fewshot(task, spec)
+    return task
+
+
+def data_revision(task: Task) -> str | None:
+    """Which data the task has: "sha256:…" of local files, "hub:<commit>", or None when it cannot be known."""
+    data_files = (task.get_config("dataset_kwargs") or {}).get("data_files")
+    if data_files is not None:
+        return _hash_files(_flatten(data_files))
+    if callable(task.get_config("custom_dataset")):
+        return _hash_documents(task)
+    return next((f"hub:{commit}" for name in _source_names(task) for commit in _COMMIT.findall(name)), None)
+
+
+def _manager(spec: TaskSpec, task_path: Path | None) -> TaskManager:
+    if task_path is not None:
+        if not task_path.is_dir():
+            raise EvaluationError(f"the folder of task YAMLs {task_path} does not exist")
+        own = TaskManager(include_path=[task_path], include_defaults=False)
+        if spec.lm_eval_task in own.task_index:
+            return own
+        _check_readable(spec, task_path)
+    folder = _MINI_TASKS if spec.folder == MINI_FOLDER else _LM_EVAL_TASKS / spec.folder
+    if not folder.is_dir() or ".." in Path(spec.folder).parts:
+        raise EvaluationError(f"task {spec.name}: {did_you_mean('folder', spec.folder, _folders())}")
+    manager = TaskManager(include_path=[folder], include_defaults=False)
+    if spec.lm_eval_task not in manager.task_index:
+        raise EvaluationError(f"task {spec.name}: {did_you_mean('lm-eval task', spec.lm_eval_task, manager.all_tasks)} (in {folder})")
+    return manager
+
+
+def _folders() -> list[str]:
+    return [MINI_FOLDER, *(entry.name for entry in _LM_EVAL_TASKS.iterdir() if entry.is_dir() and entry.name.isidentifier())]
+
+
+def _check_readable(spec: TaskSpec, task_path: Path) -> None:
+    """lm-eval passes over a YAML that it cannot read; a built-in task of the same name must not run in its place."""
+    defines_task = re.compile(rf"^task:\s*{re.escape(spec.lm_eval_task)}\s*$", re.MULTILINE)
+    for file in task_path.rglob("*.yaml"):
+        if defines_task.search(file.read_text(encoding="utf-8", errors="replace")):
+            raise EvaluationError(f"task {spec.name}: lm-eval cannot read {file}; check its YAML, and the files that it includes")
+
+
+def _check(task: Task, spec: TaskSpec) -> None:
+    if str(task.VERSION) != spec.version:
+        raise EvaluationError(
+            f"task {spec.name}: version {spec.version} was asked for, lm-eval {lm_eval.__version__} has version {task.VERSION}; "
+            f"install the lm-eval that has {spec.version}, or change `version:` in the task's yaml (rows of both versions stay apart)"
+        )
+    if task.OUTPUT_TYPE not in _OUTPUT_TYPES:
+        raise EvaluationError(f"task {spec.name}: output type {task.OUTPUT_TYPE} is not supported; supported: {', '.join(_OUTPUT_TYPES)}")
+    directions = task.higher_is_better()
+    if spec.primary_metric not in directions:
+        raise EvaluationError(f"task {spec.name}: {did_you_mean('primary_metric', spec.primary_metric, directions)}")
+    if directions[spec.primary_metric] != spec.higher_is_better:
+        direction = directions[spec.primary_metric]
+        raise EvaluationError(f"task {spec.name}: lm-eval says higher_is_better={direction} for {spec.primary_metric}; set it so")
+
+
+def _set_fewshot(task: Task, spec: TaskSpec) -> None:
+    default = task.get_config("num_fewshot")
+    asked = spec.num_fewshot
+    if asked and default == 0:
+        # lm-eval would say so in its log and go on with 0.
+        raise EvaluationError(f"task {spec.name}: its definition fixes num_fewshot at 0, {asked} cannot be had; set num_fewshot: null")
+    task.set_config(key="num_fewshot", value=asked if asked is not None else default or 0)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
+@contextlib.contextmanager
+def _lm_eval_seeds() -> Iterator[None]:
+    """The random state that lm-eval loads tasks in (some draw their examples); ours is put back afterwards."""
+    ours = random.getstate(), np.random.get_state()
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(ours[0])
+        np.random.set_state(ours[1])
+
+
+def _flatten(data_files: object) -> list[str]:
+    if isinstance(data_files, str | Path):
+        return [str(data_files)]
+    if isinstance(data_files, Mapping):
+        return _flatten(list(data_files.values()))
+    return [name for part in data_files for name in _flatten(part)] if isinstance(data_files, Iterable) else []
+
+
+def _hash_files(names: list[str]) -> str | None:
+    files = sorted(map(Path, names))
+    if not all(file.is_file() for file in files):  # patterns and addresses
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _hash_documents(task: Task) -> str:
+    digest = hashlib.sha256()
+    for document in task.eval_docs:
+        digest.update(json.dumps(document, sort_keys=True, default=repr).encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _source_names(task: Task) -> Iterator[str]:
+    """Names that carry the commit of a hub data set: the addresses it came from, the folder it is cached in."""
+    documents = task.eval_docs
+    yield from getattr(documents.info, "download_checksums", None) or ()
+    yield from (entry["filename"] for entry in documents.cache_files)

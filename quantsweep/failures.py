@@ -1,0 +1,102 @@
+"""Why a trial failed, in one word, and whether two failures are the same.
+
+Only the worker can tell a GPU out of memory from a bug (both are exceptions inside the process), and
+only the parent can tell a crash (a signal) from an exception.  A fingerprint is a hash of the
+exception's type and of the functions in its traceback: the same code path gives the same
+fingerprint, whatever the line numbers, messages and machines.  NaN is not a failure but a result.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import signal
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantsweep.errors import ConfigurationError, EvaluationError, ModelError, QuantizationError
+
+OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
+OUT_OF_HOST_MEMORY = "out_of_host_memory"
+MODEL_OR_DATA = "model_or_data"
+CONFIGURATION = "configuration"
+QUANTIZATION = "quantization"
+DISK_FULL = "disk_full"
+CRASHED = "crashed"
+KILLED = "killed"
+HUNG = "hung"
+BUG = "bug"
+CLASSES = {
+    OUT_OF_GPU_MEMORY: "the GPU had too little memory, also with the smallest batch",
+    OUT_OF_HOST_MEMORY: "the machine had too little memory",
+    MODEL_OR_DATA: "a model or a task's data is missing or is not what was asked for",
+    CONFIGURATION: "a configuration that planning could not refuse",
+    QUANTIZATION: "weights that cannot be quantized as asked",
+    DISK_FULL: "no space to write results",
+    CRASHED: "the process died of a signal of its own (segmentation fault, abort)",
+    KILLED: "somebody killed the process (often the machine, out of memory)",
+    HUNG: "nothing was heard of the trial for too long; it was killed",
+    BUG: "an exception that nobody expected",
+}
+"""Every failure class, and what it means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a trial failed; the columns `failure_…` of the trials table."""
+
+    failure_class: str
+    message: str
+    fingerprint: str
+    traceback: str | None = None
+
+
+def from_exception(error: BaseException) -> Failure:
+    """Classify an exception that came out of a trial."""
+    frames = traceback.extract_tb(error.__traceback__)
+    path = [f"{Path(frame.filename).name}:{frame.name}" for frame in frames]
+    return Failure(
+        failure_class=_class_of(error),
+        message=f"{type(error).__name__}: {error}",
+        fingerprint=_hash([type(error).__name__, *path]),
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def from_exit(returncode: int | None) -> Failure:
+    """Classify the death of the process that ran the trial (negative: by that signal)."""
+    if returncode is not None and returncode < 0:
+        number = -returncode
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        kind = KILLED if number in (signal.SIGKILL, signal.SIGTERM) else CRASHED
+        return Failure(failure_class=kind, message=f"the process that ran the trial died of {name}", fingerprint=_hash([kind, name]))
+    return Failure(failure_class=CRASHED, message=f"the process that ran the trial ended with exit code {returncode}", fingerprint=_hash(["exit", str(returncode)]))
+
+
+def hung(minutes: float) -> Failure:
+    """The trial said nothing for `minutes` and was killed."""
+    return Failure(failure_class=HUNG, message=f"nothing was heard of the trial for {minutes:.1f} minutes; it was killed", fingerprint=_hash([HUNG]))
+
+
+def is_disk_full(error: OSError) -> bool:
+    """True for the errors of a full disk or an exhausted quota."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _class_of(error: BaseException) -> str:
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; this module imports no torch
+        return OUT_OF_GPU_MEMORY
+    if isinstance(error, MemoryError):
+        return OUT_OF_HOST_MEMORY
+    if isinstance(error, OSError) and is_disk_full(error):
+        return DISK_FULL
+    if isinstance(error, (ModelError, EvaluationError, FileNotFoundError, ConnectionError)):
+        return MODEL_OR_DATA
+    if isinstance(error, QuantizationError):
+        return QUANTIZATION
+    return CONFIGURATION if isinstance(error, ConfigurationError) else BUG
+
+
+def _hash(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

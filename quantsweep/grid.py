@@ -1,0 +1,70 @@
+"""Axes to candidates: unions of products, in order, and nothing else.
+
+A study is a union of grids; a grid is a product of axes.  This module knows nothing of models or
+bits: an axis is a key and its values, a candidate is one value for each key.  What a candidate
+means (or that it means nothing) is decided later, by `quantsweep.schema` and `quantsweep.plan`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One key (a group such as `model`, or a dotted key such as `data_type.options.exponent_bits`) and its values."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A product of axes; `origin` tells people where it was written: "sweeps/quickstart.yaml, grid 2"."""
+
+    axes: tuple[Axis, ...]
+    origin: str
+
+    @property
+    def size(self) -> int:
+        """How many candidates the grid has."""
+        return prod(len(axis.values) for axis in self.axes)
+
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the axes, in order."""
+        return tuple(axis.key for axis in self.axes)
+
+    def candidates(self) -> Iterator[dict[str, Any]]:
+        """Every combination, the last axis fastest.
+
+        >>> grid = Grid(axes=(Axis(key="a", values=(1, 2)), Axis(key="b", values=("x", "y"))), origin="here")
+        >>> [c["a"] for c in grid.candidates()], [c["b"] for c in grid.candidates()]
+        ([1, 1, 2, 2], ['x', 'y', 'x', 'y'])
+        """
+        keys = self.keys()
+        for values in itertools.product(*(axis.values for axis in self.axes)):
+            yield dict(zip(keys, values, strict=True))
+
+
+def refine(grids: tuple[Grid, ...], overrides: Mapping[str, tuple[Any, ...]]) -> tuple[Grid, ...]:
+    """Apply what was typed on the command line to a study's grids.
+
+    A key that is an axis somewhere *replaces* that axis in every grid that has it and leaves the
+    other grids alone (a baseline grid has no `bit_width`).  A key that is an axis nowhere is a new
+    axis of every grid.
+    """
+    for key, values in overrides.items():
+        axis = Axis(key=key, values=values)
+        if any(key in grid.keys() for grid in grids):
+            grids = tuple(_replace_axis(grid, axis) for grid in grids)
+        else:
+            grids = tuple(replace(grid, axes=(*grid.axes, axis)) for grid in grids)
+    return grids
+
+
+def _replace_axis(grid: Grid, new: Axis) -> Grid:
+    return replace(grid, axes=tuple(new if axis.key == new.key else axis for axis in grid.axes))

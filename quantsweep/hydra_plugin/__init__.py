@@ -1,0 +1,1 @@
+"""The only package that knows Hydra: composing configurations, and Hydra's sweeper and launcher."""

@@ -1,0 +1,340 @@
+"""From a command line to base configuration, options and grids: all that needs Hydra, done once a launch.
+
+Hydra composes the base configuration with everything that was typed as a single value.  The axes (of
+the command line and of the study) stay out of it: their values are parsed with Hydra's own grammar
+(`3,4,8`, `range(3,9)`, `glob(mini-*)`), and the yaml of each option that an axis names is read once.
+What a candidate's configuration then is (`quantsweep.schema`) equals what Hydra would compose for it.
+
+Mistakes in names and keys are found here before Hydra meets them, all at once, with the nearest name.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean
+from quantsweep.grid import Axis, Grid, refine
+from quantsweep.paths import product_root
+from quantsweep.schema import AXIS_KEYS, SECTIONS, Schema, unknown_key
+
+GROUPS = (*SECTIONS, "cluster", "tracking")
+LAUNCH_KEYS = ("sweep", "results_dir", "task_path", "device", "batch_size", "workers", "shard_minutes", "trial_timeout_minutes", "cluster", "tracking")
+"""Set once a launch; sweeping over them is refused."""
+CONFIG_NAME = "config"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a command line asks for: the composed base, and the grids over it."""
+
+    base: Mapping[str, Any]
+    schema: Schema
+    grids: tuple[Grid, ...]
+    typed: Mapping[str, Any]
+
+
+# --- the command line -----------------------------------------------------------------------------------------------------
+
+
+def expand_shorthand(arguments: Sequence[str]) -> list[str]:
+    """`model=/a/folder` and `model=organisation/name`, which no yaml is named after, as overrides that Hydra understands.
+
+    >>> expand_shorthand(["model=org/name", "bit_width=4"])
+    ['model=hub', 'model.hub_id=org/name', 'bit_width=4']
+    """
+    expanded: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "model" and _is_source(value):
+            option, field = _source(value)
+            expanded += [f"model={option}", f"model.{field}={_quoted(value)}"]
+        else:
+            expanded.append(argument)
+    return expanded
+
+
+def _is_source(value: Any) -> bool:
+    """True for a path or a hub id, as opposed to the name of a yaml."""
+    return isinstance(value, str) and ("/" in value or value.startswith(("~", "package:"))) and not any(c in value for c in ",()[]{}")
+
+
+def _source(value: str) -> tuple[str, str]:
+    is_path = value.startswith(("/", "~", ".", "package:")) or Path(value).is_dir()
+    return ("local", "path") if is_path else ("hub", "hub_id")
+
+
+def _quoted(value: str) -> str:
+    plain = all(c.isalnum() or c in "/._-" for c in value)
+    return value if plain else "'" + value.replace("'", "\\'") + "'"
+
+
+def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None = None) -> None:
+    """Raise ConfigurationErrors with every unknown group option and key that was typed, and the nearest names."""
+    folders = folders or [product_root() / "conf", product_root()]
+    problems: list[str] = []
+    chosen: dict[str, list[str]] = {}
+    overrides: list[Override] = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            continue
+        try:
+            overrides.append(OverridesParser.create().parse_override(argument))
+        except HydraException as error:
+            problems.append(f"cannot read '{argument}': {str(error).splitlines()[0]}")
+    if any(o.key_or_group == "hydra.searchpath" for o in overrides):
+        return  # other folders join in: Hydra and the schema check what is typed
+    for override in overrides:
+        key = override.key_or_group
+        if key not in (*GROUPS, "sweeps") or override.is_delete():
+            continue
+        known = _option_names(key, folders)
+        try:
+            names = [str(value) for value in _values(override, known)]
+        except ConfigurationError as error:
+            problems.append(str(error))
+            continue
+        chosen[key] = [name for name in names if name in known]
+        problems += [did_you_mean(key, name, known) for name in names if name not in known and not _is_source(name)]
+    known_keys = _known_keys(folders, chosen)
+    for override in overrides:
+        key = override.key_or_group
+        if key in (*GROUPS, "sweeps") or override.is_hydra_override() or override.is_add() or override.is_force_add():
+            continue
+        if key not in known_keys and not any(key.startswith(f"{free}.") for free in ("cluster", "tracking", "study")):
+            problems.append(unknown_key(key, known_keys))
+    if problems:
+        raise ConfigurationErrors(problems)
+
+
+def _known_keys(folders: Sequence[Path], chosen: Mapping[str, list[str]]) -> set[str]:
+    base = _load(folders, CONFIG_NAME)
+    keys = set(AXIS_KEYS) | {key for key in base if key not in ("defaults", "hydra")}
+    defaults = {key: value for entry in base["defaults"] if isinstance(entry, dict) for key, value in entry.items()}
+    for section in SECTIONS:
+        # A study brings axes of its own: any option may be met.
+        options = chosen.get(section) or (_option_names(section, folders) if "sweeps" in chosen else [defaults[section]])
+        for option in options:
+            keys |= {f"{section}.{key}" for key in _dotted(_load(folders, f"{section}/{option}"))}
+    return keys
+
+
+def _dotted(config: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key, value in config.items():
+        found.append(str(key))
+        if isinstance(value, Mapping):
+            found += [f"{key}.{inner}" for inner in _dotted(value)]
+    return found
+
+
+# --- the request ----------------------------------------------------------------------------------------------------------
+
+
+def compose_base(arguments: Sequence[str]) -> DictConfig:
+    """Compose the base configuration outside of a Hydra application (for the command line tool)."""
+    arguments = expand_shorthand(arguments)
+    check_command_line(arguments)
+    fixed = [a for a in arguments if not OverridesParser.create().parse_override(a).is_sweep_override()]
+    with initialize_config_dir(config_dir=str(product_root() / "conf"), version_base="1.3"):
+        try:
+            return compose(CONFIG_NAME, overrides=fixed, return_hydra_config=True)
+        except HydraException as error:
+            raise ConfigurationError(str(error)) from error
+
+
+def search_folders(hydra: Any) -> list[Path]:
+    """The folders in which Hydra finds yaml files, in order; `hydra` is Hydra's own node of a composed configuration."""
+    return [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+
+
+def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str]) -> Request:
+    """The request behind a composed configuration and the overrides that were typed."""
+    base = plain(cfg)
+    overrides = [o for o in OverridesParser.create().parse_overrides(list(arguments)) if o.key_or_group != "sweeps" and not o.is_hydra_override()]
+    problems: list[str] = []
+    axes, typed = _split(overrides, folders, problems)
+    grids = refine(_study_grids(base, _study_origin(arguments), folders, problems), axes) if base["study"] else _command_line_grid(axes)
+    if base["study"]:
+        grids = _fix_typed(grids, typed)
+    if problems:
+        raise ConfigurationErrors(problems)
+    options = _options(grids, base, folders)
+    return Request(base=base, schema=Schema(base, options, typed), grids=grids, typed=typed)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The composed configuration without Hydra's own node, as plain values."""
+    without = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return OmegaConf.to_container(without, resolve=True)  # type: ignore[return-value]
+
+
+def _split(overrides: Iterable[Override], folders: Sequence[Path], problems: list[str]) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any]]:
+    """Sweeps become axes; single values are `typed` (Hydra has composed them already)."""
+    axes: dict[str, tuple[Any, ...]] = {}
+    typed: dict[str, Any] = {}
+    for override in overrides:
+        key = override.key_or_group
+        if not override.is_sweep_override():
+            typed[key] = None if override.is_delete() else override.value()
+            continue
+        if key in LAUNCH_KEYS or key.split(".")[0] in ("cluster", "tracking"):
+            problems.append(f"{key} is set once a launch and cannot be an axis; got '{override.input_line}'")
+            continue
+        try:
+            axes[key] = _values(override, _option_names(key, folders))
+        except ConfigurationError as error:
+            problems.append(str(error))
+    return axes, typed
+
+
+def _fix_typed(grids: tuple[Grid, ...], typed: Mapping[str, Any]) -> tuple[Grid, ...]:
+    """A single value typed for an axis of the study replaces that axis (elsewhere Hydra has composed it already)."""
+    axis_keys = {key for grid in grids for key in grid.keys()}
+    return refine(grids, {key: (_hashable(value),) for key, value in typed.items() if key in axis_keys})
+
+
+def _command_line_grid(axes: Mapping[str, tuple[Any, ...]]) -> tuple[Grid, ...]:
+    return (Grid(axes=tuple(Axis(key=key, values=values) for key, values in axes.items()), origin="command line"),)
+
+
+def _study_origin(arguments: Sequence[str]) -> str:
+    names = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("sweeps=")]
+    return f"sweeps/{names[-1]}.yaml" if names else "study"
+
+
+def _study_grids(base: Mapping[str, Any], origin: str, folders: Sequence[Path], problems: list[str]) -> tuple[Grid, ...]:
+    study = base["study"]
+    if not isinstance(study, Mapping) or not isinstance(study.get("grids"), list) or not study["grids"]:
+        problems.append(f"{origin}: study.grids must be a list of grids, each with its axes")
+        return ()
+    for key in study:
+        if key not in ("title", "paper", "grids"):
+            problems.append(f"{origin}: {did_you_mean('key', key, ('title', 'paper', 'grids'))}")
+    return tuple(_study_grid(grid, f"{origin}, grid {number}", folders, problems) for number, grid in enumerate(study["grids"], 1))
+
+
+def _study_grid(grid: Any, origin: str, folders: Sequence[Path], problems: list[str]) -> Grid:
+    axes: list[Axis] = []
+    if not isinstance(grid, Mapping) or set(grid) != {"axes"} or not isinstance(grid["axes"], Mapping):
+        problems.append(f"{origin}: a grid has one key, `axes`, with an axis a line; got {grid!r}")
+        return Grid(axes=(), origin=origin)
+    for key, value in grid["axes"].items():
+        if key.split(".")[0] not in AXIS_KEYS:
+            problems.append(f"{origin}: {did_you_mean('axis', key, AXIS_KEYS)}")
+            continue
+        try:
+            known = _option_names(key, folders)
+            values = _yaml_values(key, value, known)
+        except (ConfigurationError, HydraException) as error:
+            problems.append(f"{origin}: {error}")
+            continue
+        if key in SECTIONS:
+            problems.extend(f"{origin}: {did_you_mean(key, v, known)}" for v in values if v not in known and not _is_source(v))
+        axes.append(Axis(key=str(key), values=values))
+    return Grid(axes=tuple(axes), origin=origin)
+
+
+def _yaml_values(key: str, value: Any, known: Sequence[str]) -> tuple[Any, ...]:
+    """An axis in a study: a list, one value, or text in Hydra's sweep grammar."""
+    if isinstance(value, str):
+        return _values(OverridesParser.create().parse_override(f"{key}={value}"), known)
+    values = value if isinstance(value, list) else [value]
+    flat: list[Any] = []
+    for item in values:
+        is_sweep = isinstance(item, str) and "(" in item
+        flat += _values(OverridesParser.create().parse_override(f"{key}={item}"), known) if is_sweep else [_hashable(item)]
+    return _unique(key, flat)
+
+
+def _values(override: Override, known: Iterable[str]) -> tuple[Any, ...]:
+    """The values of one override, single or swept; a glob must match something."""
+    key = override.key_or_group
+    if not override.is_sweep_override():
+        return (_hashable(override.value()),)
+    if not override.is_discrete_sweep():
+        raise ConfigurationError(f"{override.input_line}: an interval has no end of values; give a list or range(start,stop,step)")
+    parsed = override.value()
+    if isinstance(parsed, Glob):
+        names = parsed.filter(sorted(known))
+        if not names:
+            raise ConfigurationError(f"{override.input_line} matches no {key}. Available: {', '.join(sorted(known)) or '(none)'}")
+        return tuple(names)
+    return _unique(key, [_element(value) for value in override.sweep_iterator()])
+
+
+def _element(value: Any) -> Any:
+    return value.text if isinstance(value, QuotedString) else _hashable(value)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_element(item) for item in value)
+    if isinstance(value, dict):
+        raise ConfigurationError(f"an axis value must be a number, a text, a truth value, null or a list; got {value!r}")
+    return value
+
+
+def _unique(key: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    found = tuple(dict.fromkeys(values))
+    if not found:
+        raise ConfigurationError(f"axis {key} has no values")
+    return found
+
+
+# --- yaml files -------------------------------------------------------------------------------------------------------------
+
+
+def _options(grids: Iterable[Grid], base: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The yaml of every option that an axis names, of the baseline method, and of every member of a suite."""
+    wanted: dict[str, set[str]] = {section: set() for section in SECTIONS}
+    wanted["method"].add("none")
+    for grid in grids:
+        for axis in grid.axes:
+            if axis.key in SECTIONS:
+                wanted[axis.key] |= set(axis.values)
+    options = {section: {name: _load_option(folders, section, name) for name in sorted(names)} for section, names in wanted.items()}
+    for config in (base["task"], *list(options["task"].values())):
+        for member in config.get("suite", ()):
+            options["task"].setdefault(member, _load_option(folders, "task", member))
+    return options
+
+
+def _load_option(folders: Sequence[Path], section: str, name: str) -> dict[str, Any]:
+    if section == "model" and _is_source(name):
+        option, field = _source(name)
+        return {**_load(folders, f"model/{option}"), field: name}
+    known = _option_names(section, folders)
+    if name not in known:
+        raise ConfigurationError(did_you_mean(section, name, known))
+    config = _load(folders, f"{section}/{name}")
+    if "defaults" in config:
+        raise ConfigurationError(f"conf/{section}/{name}.yaml has a defaults list; components are plain files, so that a grid composes each of them once")
+    return config
+
+
+def _load(folders: Sequence[Path], name: str) -> dict[str, Any]:
+    for folder in folders:
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            resolve = name != CONFIG_NAME  # the primary config refers to Hydra's own keys
+            return OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)  # type: ignore[return-value]
+    raise ConfigurationError(f"no file {name}.yaml in {', '.join(str(f) for f in folders)}")
+
+
+def _option_names(group: str, folders: Sequence[Path]) -> list[str]:
+    """Names of a group's options in all folders of the search path; empty for a key that is no group."""
+    if not group.replace("_", "").isalnum():
+        return []
+    found = {Path(file).stem for folder in folders for file in glob.glob(os.path.join(folder, group, "*.yaml"))}
+    return sorted(found)

@@ -1,0 +1,123 @@
+"""Hydra's launcher: shards on this machine or on Slurm, whichever `cluster=` names.
+
+Shards of our sweeper run on local worker processes, or are submitted to Slurm and left there.  With
+`hydra.launcher.wait=true`, and for jobs that are not shards, each job is a submitit job that runs
+the task function as Hydra would, and its real return value is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from quantsweep.errors import QuantsweepError
+from quantsweep.hydra_plugin.prepare import cluster_spec
+from quantsweep.launching import cluster as slurm_cluster
+from quantsweep.launching.local import num_workers, run_local
+from quantsweep.plan import read_settings, read_shard
+from quantsweep.messages import local_text, submitted_text
+from quantsweep.specs import ClusterSpec, Resources
+
+
+class QuantsweepLauncher(Launcher):
+    """Runs or submits what the sweeper planned."""
+
+    def __init__(self, wait: bool) -> None:
+        self._wait = wait
+        self._config: DictConfig | None = None
+        self._context: HydraContext | None = None
+        self._task_function: TaskFunction | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `launch`."""
+        self._context, self._task_function, self._config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Launch jobs; shards are detached (Slurm) or worked off here (local), everything else is waited for."""
+        assert self._config is not None
+        shards = [_shard_of(overrides) for overrides in job_overrides]
+        plans = {shard[0] for shard in shards if shard is not None}
+        cluster = _cluster(self._config)
+        if self._wait or None in shards or len(plans) != 1:
+            return self._launch_and_wait(job_overrides, initial_job_idx, cluster)
+        ids = [shard[1] for shard in shards if shard is not None]
+        try:
+            _launch_shards(Path(plans.pop()), ids, cluster, self._config)
+        except QuantsweepError as error:
+            raise CompactHydraException(str(error)) from error
+        return []
+
+    def _launch_and_wait(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, cluster: ClusterSpec) -> Sequence[JobReturn]:
+        assert self._config is not None
+        setup_globals()
+        folder = Path(str(self._config.hydra.sweep.dir)) / ".submitit" / "%j"
+        executor = _executor(folder, cluster)
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        jobs = executor.map_array(self._run_job, [list(o) for o in job_overrides], list(numbers), [Singleton.get_state()] * len(job_overrides))
+        return [job.results()[0] for job in jobs]
+
+    def _run_job(self, overrides: list[str], number: int, state: dict[Any, Any]) -> JobReturn:
+        """One Hydra job, in the process that runs it."""
+        assert self._config is not None
+        assert self._context is not None
+        assert self._task_function is not None
+        Singleton.set_state(state)
+        setup_globals()
+        config = self._context.config_loader.load_sweep_config(self._config, overrides)
+        with open_dict(config.hydra.job):
+            config.hydra.job.id = submitit.JobEnvironment().job_id
+            config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        return run_job(
+            hydra_context=self._context,
+            task_function=self._task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+
+def _cluster(config: DictConfig) -> ClusterSpec:
+    """The cluster that was asked for; other people's applications have none and run here."""
+    if "cluster" not in config:
+        return ClusterSpec()
+    return cluster_spec(dict(OmegaConf.to_container(config.cluster, resolve=True)))  # type: ignore[arg-type]
+
+
+def _shard_of(overrides: Sequence[str]) -> tuple[str, int] | None:
+    """(plan, shard) if these overrides are a shard of our sweeper."""
+    parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(overrides))}
+    return (str(parsed["plan_path"]), int(str(parsed["shard_id"]))) if set(parsed) == {"plan_path", "shard_id"} else None
+
+
+def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config: DictConfig) -> None:
+    if cluster.kind == "slurm":
+        print(submitted_text(slurm_cluster.submit(plan, ids, cluster), sweep=str(config.sweep)), flush=True)
+        return
+    device = read_settings(plan).device
+    total = sum(len(read_shard(plan, shard_id).trials) for shard_id in ids)
+    summary = run_local(plan, ids, total=total, workers=num_workers(config.workers, device), device=device)
+    print(local_text(summary, sweep=str(config.sweep), folder=plan.parent.parent), flush=True)
+    if summary.problems:
+        raise CompactHydraException("; ".join(summary.problems))
+    if summary.interrupted:
+        raise SystemExit(130)
+
+
+def _executor(folder: Path, cluster: ClusterSpec) -> submitit.Executor:
+    if cluster.kind == "slurm":
+        executor: submitit.Executor = submitit.SlurmExecutor(folder=folder)
+        executor.update_parameters(**slurm_cluster.sbatch_parameters(cluster, cluster.resources(Resources()), "quantsweep", num_tasks=1000))
+        return executor
+    return submitit.LocalExecutor(folder=folder)

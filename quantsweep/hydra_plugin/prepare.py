@@ -1,0 +1,137 @@
+"""From a request to a plan: everything that is checked before anything is submitted, and nothing is left out.
+
+`prepare` is what `quantsweep plan` shows and what the sweeper runs: the same code, so that the dry
+run is the truth.  All mistakes are collected and raised together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig
+
+from quantsweep import records
+from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError
+from quantsweep.hydra_plugin.composition import Request, make_request
+from quantsweep.launching.local import num_workers
+from quantsweep.launching.submissions import flying_tasks, in_flight_trials
+from quantsweep.paths import SweepFolder, sweep_folder
+from quantsweep.plan import Expansion, Plan, build_plan, expand
+from quantsweep.schema import convert, refuse_inapplicable
+from quantsweep.specs import ClusterSpec, RunSettings, options_tuple
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A plan and where it would run."""
+
+    plan: Plan
+    folder: SweepFolder
+    cluster: ClusterSpec
+    workers: int
+    title: str
+
+
+def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, single: bool = False) -> Prepared:
+    """Plan what a composed configuration and its overrides ask for; writes nothing.
+
+    single: one trial typed by hand, where a parameter that would change nothing is refused instead of merged.
+    """
+    request = make_request(cfg, folders, arguments)
+    base = request.base
+    problems: list[str] = []
+    folder = _collect(problems, lambda: _folder(base))
+    settings = _collect(problems, lambda: run_settings(base))
+    cluster = _collect(problems, lambda: cluster_spec(base["cluster"]))
+    _collect(problems, lambda: _check_numbers(base))
+    expansion = _collect(problems, lambda: expand(request.schema, request.grids))
+    if single and expansion is not None:
+        _collect(problems, lambda: refuse_inapplicable(request.schema.quantization({})[0], request.typed))
+    if problems or folder is None or settings is None or cluster is None or expansion is None:
+        raise ConfigurationErrors(problems)
+    workers = num_workers(base["workers"], settings.device)
+    plan = _plan(base, folder, settings, cluster, expansion, workers)
+    return Prepared(plan=plan, folder=folder, cluster=cluster, workers=workers, title=_title(request))
+
+
+def refuse_unpinned(plan: Plan) -> None:
+    """A plan may count models whose weights are not identified; nothing is run or submitted with them."""
+    if plan.unpinned:
+        raise ConfigurationError(
+            f"not submitted: it is not known which weights {', '.join(plan.unpinned)} would be (a name on the hub may move). "
+            "Give the exact commit (model.revision=<40 hexadecimal digits>), or the folder of a copy (model=/folder)"
+        )
+
+
+def _plan(base: Mapping[str, Any], folder: SweepFolder, settings: RunSettings, cluster: ClusterSpec, expansion: Expansion, workers: int) -> Plan:
+    return build_plan(
+        expansion,
+        sweep=folder.name,
+        done=records.read_done(folder.path),
+        in_flight=in_flight_trials(folder, flying_tasks(folder)),
+        settings=settings,
+        shard_minutes=float(base["shard_minutes"]),
+        workers=workers if cluster.kind == "local" else None,
+    )
+
+
+def _collect(problems: list[str], step: Callable[[], T]) -> T | None:
+    try:
+        return step()
+    except ConfigurationErrors as errors:
+        problems.extend(errors.problems)
+    except QuantsweepError as error:
+        problems.append(str(error))
+    return None
+
+
+def _folder(base: Mapping[str, Any]) -> SweepFolder:
+    folder = sweep_folder(str(base["results_dir"]), str(base["sweep"]))
+    folder.check()
+    return folder
+
+
+def run_settings(base: Mapping[str, Any]) -> RunSettings:
+    """How trials are run, from the composed configuration; a `task_path` must be there."""
+    task_path = base["task_path"]
+    if task_path is not None:
+        task_path = str(Path(task_path).expanduser().resolve())
+        if not Path(task_path).is_dir():
+            raise ConfigurationError(f"task_path {task_path} is not a folder; give a folder of lm-eval task YAMLs")
+    data = {"device": base["device"], "batch_size": base["batch_size"], "task_path": task_path, "trial_timeout_minutes": base["trial_timeout_minutes"]}
+    settings = convert(RunSettings, data, "settings")
+    tracking = dict(base["tracking"])
+    if tracking.get("kind") not in ("none", "wandb"):
+        raise ConfigurationError(f"tracking.kind must be none or wandb, got {tracking.get('kind')!r}")
+    if tracking["kind"] == "wandb" and tracking.get("mode") not in ("online", "offline"):
+        raise ConfigurationError(f"tracking.mode must be online or offline, got {tracking.get('mode')!r}")
+    return RunSettings(**{key: getattr(settings, key) for key in data}, tracking=options_tuple(tracking))
+
+
+def cluster_spec(config: Mapping[str, Any]) -> ClusterSpec:
+    """The cluster of the composed configuration."""
+    parameters = config.get("additional_parameters") or {}
+    rest = {key: value for key, value in config.items() if key != "additional_parameters"}
+    spec = convert(ClusterSpec, rest, "cluster")
+    return ClusterSpec(**{key: getattr(spec, key) for key in rest}, additional_parameters=options_tuple(parameters))
+
+
+def _check_numbers(base: Mapping[str, Any]) -> None:
+    problems = []
+    if not isinstance(base["shard_minutes"], (int, float)) or isinstance(base["shard_minutes"], bool) or base["shard_minutes"] <= 0:
+        problems.append(f"shard_minutes must be a number above 0, got {base['shard_minutes']!r}")
+    workers = base["workers"]
+    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
+        problems.append(f"workers must be a whole number, at least 1, or null; got {workers!r}")
+    if problems:
+        raise ConfigurationErrors(problems)
+
+
+def _title(request: Request) -> str:
+    study = request.base["study"]
+    return str(study["title"]) if study and study.get("title") else str(request.base["sweep"])

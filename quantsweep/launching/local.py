@@ -1,0 +1,208 @@
+"""Shards on this machine: worker threads, each with one child process, and a live display.
+
+One worker a GPU, or one a core.  Shards are handed out in order; a worker keeps its child, and the
+model in it, from one shard to the next.  Ctrl-C lets the tasks at hand finish, a second one drops
+them; either way every finished task has its row, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from quantsweep.specs import PlannedTrial
+from quantsweep.worker import Worker
+
+REPORT_SECONDS = 15.0
+"""Without a terminal, one line this often."""
+
+
+def num_gpus() -> int:
+    """GPUs that this process may use; asks nvidia-smi, since importing torch here would cost seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip()])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
+
+
+def num_workers(wanted: int | None, device: str) -> int:
+    """How many workers run side by side: what was asked for, or one a GPU, or one a core."""
+    gpus = 0 if device == "cpu" else num_gpus()
+    return wanted or gpus or num_cores()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_environment(index: int, workers: int, device: str) -> dict[str, str]:
+    """Each worker gets its GPU, or its share of the cores: two that share cores by chance slow each other badly."""
+    gpus = 0 if device == "cpu" else num_gpus()
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(n) for n in range(gpus)]
+        return {"CUDA_VISIBLE_DEVICES": names[index % gpus]}
+    threads = str(max(1, num_cores() // workers))
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass
+class LocalSummary:
+    """How the run went, in trials."""
+
+    done: int = 0
+    failed: int = 0
+    evaluations: int = 0
+    interrupted: bool = False
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def run_local(plan_path: Path, shard_ids: Sequence[int], *, total: int, workers: int, device: str) -> LocalSummary:
+    """Run shards on this machine until they are done or somebody presses Ctrl-C; `total` is their number of trials."""
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for shard_id in shard_ids:
+        todo.put(shard_id)
+    workers = max(1, min(workers, len(shard_ids)))
+    stop = threading.Event()
+    summary = LocalSummary()
+    started = time.monotonic()
+    with _display(total) as display:
+        crew = [
+            _Hand(Worker(plan_path, extra_environment=worker_environment(index, workers, device), stop=stop), todo, summary, display)
+            for index in range(workers)
+        ]
+        _attend(crew, stop, display)
+    summary.interrupted = stop.is_set() and not summary.problems
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+class _Hand(threading.Thread):
+    """One worker thread: takes shards until there are none."""
+
+    def __init__(self, worker: Worker, todo: queue.SimpleQueue[int], summary: LocalSummary, display: _Display) -> None:
+        super().__init__(daemon=True)
+        self.worker, self._todo, self._summary, self._display = worker, todo, summary, display
+        self.dropped = False
+
+    def run(self) -> None:
+        """Until the queue is empty, a stop, or results that cannot be written."""
+        try:
+            while not self.worker.stopping:
+                self.worker.run(self._todo.get_nowait(), self._observe)
+        except queue.Empty:
+            pass
+        except Exception as error:  # noqa: BLE001 - said by the launcher at the end; the other hands stop too
+            if not self.dropped:
+                self._summary.problems.append(f"{type(error).__name__}: {error}")
+                self.worker.request_stop()
+        finally:
+            self.worker.close()
+
+    def _observe(self, planned: PlannedTrial, status: str, evaluations: int) -> None:
+        self._summary.evaluations += evaluations
+        if status == "done":
+            self._summary.done += 1
+        elif status == "failed":
+            self._summary.failed += 1
+        self._display.advance(planned, self._summary)
+
+
+def _attend(crew: list[_Hand], stop: threading.Event, display: _Display) -> None:
+    """Wait for the crew; the first Ctrl-C (or TERM) asks it to stop, the second drops what it is at."""
+    with _terminate_as_interrupt():
+        for hand in crew:
+            hand.start()
+        while any(hand.is_alive() for hand in crew):
+            try:
+                for hand in crew:
+                    hand.join(timeout=0.2)
+                display.tick()
+            except KeyboardInterrupt:
+                if stop.is_set():
+                    for hand in crew:
+                        hand.dropped = True
+                        hand.worker.close()
+                stop.set()
+                display.say("stopping: the tasks at hand finish first; press Ctrl-C again to drop them")
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A TERM (a batch system, a closing terminal) is as good as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Display:
+    """A live bar on a terminal, a line now and then in a log."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total, self._progress = total, progress
+        self._task = None if progress is None else progress.add_task("trials", total=total, failed=0, now="starting")
+        self._count = 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, planned: PlannedTrial, summary: LocalSummary) -> None:
+        """One more trial has ended."""
+        self._count = summary.done + summary.failed
+        self._failed = summary.failed
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self._count, failed=summary.failed, now=planned.trial.label)
+
+    def tick(self) -> None:
+        """Called a few times a second."""
+        now = time.monotonic()
+        if self._progress is not None or now - self._said < REPORT_SECONDS or self._count == 0:
+            return
+        self._said = now
+        rate = self._count / (now - self._started)
+        left = (self._total - self._count) / rate
+        print(f"{self._count}/{self._total} trials  {rate:.2f} a second  about {left / 60:.1f} min left  {self._failed} failed", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line beside the bar."""
+        if self._progress is not None:
+            self._progress.console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _display(total: int) -> Iterator[_Display]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Display(total, None)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
+    with Progress(*columns, console=console) as progress:
+        yield _Display(total, progress)

@@ -1,0 +1,90 @@
+"""What every quantization method does: look at layers, write quantized weights, and record what it cost.
+
+    quantize(layers, spec) -> one LayerRecord a quantized layer
+
+Layers come one at a time: at most one layer's weight and its quantized copy are alive beside the model.
+Errors are measured on what the model computes with, after the cast to the compute dtype; for 8-bit
+formats and a bfloat16 model that cast is a sizeable part of the error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quantsweep.errors import QuantizationError
+from quantsweep.numerics.error import weight_error
+from quantsweep.specs import QuantizationSpec
+
+
+class Layer(Protocol):
+    """One linear layer, whatever way its module stores the weight."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype: what `write` casts to."""
+
+    def read(self) -> Tensor:
+        """The original weight (out_features × in_features), float32, on the model's device."""
+
+    def write(self, weight_OI: Tensor) -> None:
+        """Let the model compute with this weight, cast to the compute dtype."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerRecord:
+    """What quantization did to one layer.
+
+    bits: stored bits of the whole weight, overhead counted.
+    relative_error: ‖W - Ŵ‖² / ‖W‖².  max_abs_error: max |W - Ŵ|.  Ŵ in the compute dtype.
+    """
+
+    layer: str
+    out_features: int
+    in_features: int
+    bits: float
+    relative_error: float
+    max_abs_error: float
+
+
+class Method(Protocol):
+    """A way to choose quantized weights."""
+
+    def quantize(
+        self, layers: Mapping[str, Layer], spec: QuantizationSpec, *, calibration: object | None = None, seed: int | None = None
+    ) -> tuple[LayerRecord, ...]:
+        """Quantize all layers in place, in their order.  Raises QuantizationError naming the layer."""
+
+
+def read_finite(name: str, layer: Layer) -> Tensor:
+    """The weight (O, I) of a layer; raises QuantizationError when it holds NaN or infinity, or is no matrix."""
+    weight = layer.read()
+    if weight.ndim != 2 or weight.numel() == 0:
+        raise QuantizationError(f"layer {name}: a weight of shape {tuple(weight.shape)} is not a matrix with elements")
+    if not all(math.isfinite(extreme) for extreme in (float(weight.amin()), float(weight.amax()))):
+        count = int(weight.isfinite().logical_not().sum())
+        raise QuantizationError(f"layer {name}: {count} of {weight.numel()} weights are NaN or infinite; is the checkpoint whole?")
+    return weight
+
+
+def write_and_record(name: str, layer: Layer, weight_OI: Tensor, quantized_OI: Tensor, *, bits: float) -> LayerRecord:
+    """Write a quantized weight and measure it against the original, both (O, I)."""
+    used_OI = quantized_OI.to(layer.dtype)
+    error = weight_error(weight_OI, used_OI)
+    if not math.isfinite(error.relative):
+        raise QuantizationError(f"layer {name}: its quantized weight does not fit {layer.dtype}; use model.dtype=bfloat16 or float32")
+    layer.write(used_OI)
+    out_features, in_features = weight_OI.shape
+    return LayerRecord(
+        layer=name,
+        out_features=out_features,
+        in_features=in_features,
+        bits=bits,
+        relative_error=error.relative,
+        max_abs_error=error.max_abs,
+    )

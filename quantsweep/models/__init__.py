@@ -1,0 +1,1 @@
+"""Loading language models and reaching into their decoder blocks."""

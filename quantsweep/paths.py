@@ -1,0 +1,91 @@
+"""Where things are: the configuration that comes with the product, and the rooms of a results folder.
+
+In a checkout `conf/` and `sweeps/` stand beside the package; in a wheel they lie inside it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import quantsweep
+from quantsweep.errors import ResultsError
+from quantsweep.specs import check_name
+
+TABLES = ("trials", "metrics", "samples", "layers")
+
+
+def product_root() -> Path:
+    """The folder that holds `conf/` and `sweeps/`: the checkout, or the installed package."""
+    package = Path(quantsweep.__file__).resolve().parent
+    return package.parent if (package.parent / "conf" / "config.yaml").is_file() else package
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The rooms of `results/<sweep>/`.
+
+        plan/      one Parquet a launch: what was asked, and which shard runs it; submissions (JSON)
+        trials/ metrics/ samples/ layers/     Parquet, one file a worker, only ever replaced whole
+        logs/      one file a shard; the trials table holds each trial's place in it
+        code/      uncommitted changes that rows refer to by hash
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.path.name
+
+    def table(self, name: str) -> Path:
+        """The folder of one table."""
+        return self.path / name
+
+    @property
+    def plan(self) -> Path:
+        """The folder of plans and submissions."""
+        return self.path / "plan"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of logs."""
+        return self.path / "logs"
+
+    @property
+    def code(self) -> Path:
+        """The folder of uncommitted changes, one diff a hash."""
+        return self.path / "code"
+
+    def create(self) -> None:
+        """Make all rooms; raises ResultsError if that is not possible or if others may write here."""
+        try:
+            for room in (self.plan, self.logs, self.code, *(self.table(name) for name in TABLES)):
+                room.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultsError(f"results folder {self.path} cannot be made: {error.strerror}. Give another with results_dir=…") from error
+        self.check()
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written to, or that others can (jobs unpickle files from it)."""
+        if not self.path.exists():
+            self._check_parent()
+            return
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise ResultsError(f"results folder {self.path} is not writable. Give another with results_dir=…")
+        mode = self.path.stat().st_mode
+        if mode & stat.S_IWOTH:
+            raise ResultsError(f"results folder {self.path} is writable by everybody, and jobs trust what is in it. Run: chmod o-w '{self.path}'")
+
+    def _check_parent(self) -> None:
+        parent = next(p for p in self.path.parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise ResultsError(f"results folder {self.path} cannot be made: {parent} is not a writable folder. Give another with results_dir=…")
+
+
+def sweep_folder(results_dir: str | Path, sweep: str) -> SweepFolder:
+    """The folder of one sweep; the name must be plain, so that it cannot leave `results_dir`."""
+    check_name("sweep", sweep)
+    return SweepFolder(Path(results_dir).expanduser().resolve() / sweep)

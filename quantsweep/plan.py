@@ -1,0 +1,268 @@
+"""The plan: candidates − meaningless − duplicates − done − in flight.
+
+Building a plan submits nothing and writes nothing.  `write_plan` makes it one Parquet file, one row
+a trial, which is all that a worker needs: it reads the rows of its shard and asks nobody else.
+Trials that are already done stay in the file (without a shard), so that the newest plan always
+says what the sweep was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from quantsweep.errors import ConfigurationError, ConfigurationErrors, ResultsError
+from quantsweep.files import write_table
+from quantsweep.grid import Grid
+from quantsweep.schema import Schema
+from quantsweep.shards import cut, predicted_minutes
+from quantsweep.specs import PlannedTrial, RunSettings, Shard, canonical_json, options_tuple
+
+PLAN_SCHEMA = pa.schema([
+    ("trial_id", pa.string()),
+    ("shard_id", pa.int32()),
+    ("label", pa.string()),
+    ("tasks", pa.list_(pa.string())),
+    ("planned", pa.string()),
+    ("to_run", pa.string()),
+])
+"""trial_id; shard that runs it (null: nothing left to do); label; all task keys; PlannedTrial as JSON: whole, and what is left."""
+
+Done = frozenset[tuple[str, str]]
+"""Pairs (trial_id, task_key) that have a durable row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion:
+    """What the grids came to, before anything is known of what is done.
+
+    duplicates: candidates that were equal to an earlier one.  skipped: reason → (count, an example).
+    """
+
+    trials: tuple[PlannedTrial, ...]
+    duplicates: int
+    skipped: Mapping[str, tuple[int, str]]
+    candidates: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is asked, what is left of it, and how the rest is cut into shards."""
+
+    sweep: str
+    expansion: Expansion
+    done: Done
+    in_flight: frozenset[str]
+    shards: tuple[Shard, ...]
+    settings: RunSettings = field(default_factory=RunSettings)
+
+    @property
+    def trials(self) -> tuple[PlannedTrial, ...]:
+        """Every distinct trial that was asked for."""
+        return self.expansion.trials
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """Names of models with trials to run whose content identity is not known."""
+        names = {p.trial.model.name for shard in self.shards for p in shard.trials if p.trial.model.content is None}
+        return tuple(sorted(names))
+
+    def is_done(self, planned: PlannedTrial) -> bool:
+        """True if every task that is asked of this trial has a row."""
+        return not remaining_tasks(planned, self.done).tasks
+
+    def counts(self) -> dict[str, int]:
+        """The numbers that `quantsweep plan --json` prints; trials unless the key says otherwise."""
+        done = [p for p in self.trials if self.is_done(p)]
+        flying = [p for p in self.trials if p.trial.trial_id in self.in_flight and not self.is_done(p)]
+        to_run = sum(len(shard.trials) for shard in self.shards)
+        return {
+            "trials": len(self.trials),
+            "evaluations": sum(len(p.tasks) for p in self.trials),
+            "skipped": sum(count for count, _ in self.expansion.skipped.values()),
+            "duplicates": self.expansion.duplicates,
+            "done": len(done),
+            "in_flight": len(flying),
+            "to_run": to_run,
+            "evaluations_to_run": sum(len(p.tasks) for shard in self.shards for p in shard.trials),
+            "shards": len(self.shards),
+        }
+
+    def predicted_hours(self) -> float:
+        """Predicted worker-hours of what is to run (arithmetic, see quantsweep.shards)."""
+        return sum(predicted_minutes(p) for shard in self.shards for p in shard.trials) / 60
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
+    """All distinct trials of the grids; raises ConfigurationErrors with everything that is wrong at once."""
+    found: dict[str, PlannedTrial] = {}
+    skipped: dict[str, tuple[int, str]] = {}
+    problems: list[str] = []
+    duplicates = candidates = 0
+    for grid in grids:
+        verdicts = _Verdicts(grid)
+        for candidate in grid.candidates():
+            candidates += 1
+            try:
+                resolved = schema.resolve(candidate)
+            except ConfigurationError as error:
+                problems.append(f"{error} ({grid.origin})")
+                continue
+            verdicts.note(candidate, resolved.reason)
+            if resolved.reason is not None and not grid.axes:
+                problems.append(resolved.reason)  # nobody asked for anything else
+            if resolved.trial is None:
+                reason = str(resolved.reason)
+                count, example = skipped.get(reason, (0, resolved.description))
+                skipped[reason] = (count + 1, example)
+                continue
+            planned = PlannedTrial(trial=resolved.trial, tasks=resolved.tasks)
+            known = found.get(planned.trial.trial_id)
+            duplicates += known is not None and set(planned.tasks) <= set(known.tasks)
+            found[planned.trial.trial_id] = planned if known is None else _with_tasks(known, planned)
+        problems.extend(verdicts.problems(schema))
+    if problems:
+        raise ConfigurationErrors(problems)
+    return Expansion(trials=tuple(found.values()), duplicates=duplicates, skipped=skipped, candidates=candidates)
+
+
+def _with_tasks(known: PlannedTrial, other: PlannedTrial) -> PlannedTrial:
+    return replace(known, tasks=tuple(dict.fromkeys((*known.tasks, *other.tasks))))
+
+
+class _Verdicts:
+    """Finds axis values that lead nowhere: every candidate with them is meaningless, so they are mistakes."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self._useful: set[tuple[str, Any]] = set()
+        self._reasons: dict[tuple[str, Any], str] = {}
+
+    def note(self, candidate: Mapping[str, Any], reason: str | None) -> None:
+        """Record what became of a candidate; a model that cannot be had says nothing about the other axes."""
+        for item in candidate.items():
+            if reason is None or "unavailable" in reason:
+                self._useful.add(item)
+            else:
+                self._reasons.setdefault(item, reason)
+
+    def problems(self, schema: Schema) -> list[str]:
+        """Messages for useless values and for dotted keys that no candidate has."""
+        bad = [item for item in self._reasons if item not in self._useful]
+        # When all candidates of a grid are refused for one value, the other axes' values look useless too:
+        # the reason names the culprit, and one message a reason is enough.
+        reasons = dict.fromkeys(f"{self._reasons[item]} ({self.grid.origin})" for item in bad)
+        keys = [k for k in self.grid.keys() if "." in k and k not in schema.seen_keys]
+        return [*reasons, *(f"no candidate of this grid has the key '{k}' ({self.grid.origin})" for k in keys)]
+
+
+def remaining_tasks(planned: PlannedTrial, done: Done) -> PlannedTrial:
+    """The same trial with those tasks only that have no row yet."""
+    tasks = tuple(task for task in planned.tasks if (planned.trial.trial_id, task.task_key) not in done)
+    return replace(planned, tasks=tasks)
+
+
+def build_plan(
+    expansion: Expansion,
+    *,
+    sweep: str,
+    done: Done,
+    in_flight: frozenset[str],
+    settings: RunSettings,
+    shard_minutes: float,
+    workers: int | None,
+) -> Plan:
+    """Subtract what is done and what is in flight, and cut the rest into shards."""
+    left = (remaining_tasks(planned, done) for planned in expansion.trials)
+    to_run = [planned for planned in left if planned.tasks and planned.trial.trial_id not in in_flight]
+    shards = cut(to_run, max_minutes=shard_minutes, workers=workers)
+    return Plan(sweep=sweep, expansion=expansion, done=done, in_flight=in_flight, shards=shards, settings=settings)
+
+
+# --- the file -----------------------------------------------------------------------------------------------------------
+
+
+def write_plan(folder: Path, plan: Plan) -> Path:
+    """Write the plan as `plan-<time>-<pid>.parquet`; returns its path."""
+    shard_of = {p.trial.trial_id: (shard.shard_id, p) for shard in plan.shards for p in shard.trials}
+    rows = []
+    for planned in plan.trials:
+        shard_id, left = shard_of.get(planned.trial.trial_id, (None, None))
+        rows.append({
+            "trial_id": planned.trial.trial_id,
+            "shard_id": shard_id,
+            "label": planned.trial.label,
+            "tasks": [task.task_key for task in planned.tasks],
+            "planned": planned.to_json(),
+            "to_run": None if left is None else left.to_json(),
+        })
+    metadata = {"sweep": plan.sweep, "settings": asdict(plan.settings), "counts": plan.counts()}
+    table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA).replace_schema_metadata({"quantsweep": canonical_json(metadata)})
+    path = folder / f"plan-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**9:09d}-{os.getpid()}.parquet"
+    write_table(path, table)
+    return path
+
+
+def newest_plan(folder: Path) -> Path | None:
+    """The plan of the last launch, or None."""
+    return max(folder.glob("plan-*.parquet"), default=None)
+
+
+def read_plan_trials(path: Path) -> list[PlannedTrial]:
+    """Everything a plan was asked for."""
+    return [PlannedTrial.from_json(text) for text in _read(path, ["planned"]).column("planned").to_pylist()]
+
+
+def read_settings(path: Path) -> RunSettings:
+    """How the plan's trials are to be run."""
+    try:
+        metadata = json.loads(pq.read_schema(path).metadata[b"quantsweep"])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is not a plan of quantsweep: {error}") from error
+    settings = metadata["settings"]
+    return RunSettings(**{**settings, "tracking": options_tuple(dict(settings["tracking"]))})
+
+
+def read_shard(path: Path, shard_id: int) -> Shard:
+    """The trials of one shard, with those tasks that were left when the plan was made."""
+    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", "==", shard_id)])
+    trials = tuple(PlannedTrial.from_json(text) for text in table.column("to_run").to_pylist())
+    if not trials:
+        raise ResultsError(f"{path} has no shard {shard_id}")
+    return Shard(shard_id=shard_id, resources=trials[0].trial.model.resources, trials=trials)
+
+
+def shard_trials(path: Path, shard_ids: Iterable[int]) -> frozenset[str]:
+    """The trial ids of some shards."""
+    table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", "in", list(shard_ids))])
+    return frozenset(table.column("trial_id").to_pylist())
+
+
+def _read(path: Path, columns: list[str], filters: Any = None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, filters=filters)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ResultsError(f"plan {path} cannot be read: {error}") from error
+
+
+# --- words --------------------------------------------------------------------------------------------------------------
+
+
+def skipped_summary(expansion: Expansion) -> list[str]:
+    """One line a reason, the most frequent first."""
+    counts = Counter({reason: count for reason, (count, _) in expansion.skipped.items()})
+    return [f"{count:,} × {reason} (for example {expansion.skipped[reason][1]})" for reason, count in counts.most_common()]
+
+

@@ -1,0 +1,280 @@
+"""The results: four tables, what is in them, and how they are written and read.
+
+    metrics/   one row an evaluation and metric; only successful evaluations; what is done is what is here
+    trials/    one row an attempt at a trial: how it went, how long it took, what ran it; failures live here
+    samples/   one list-valued row an evaluation: outcomes example by example, for paired tests
+    layers/    one row a quantized layer of a trial: bits stored, error
+
+A worker owns its files: it rewrites its newest small file whole after each task and replaces it
+atomically (`quantsweep.files`), and begins another when that one is large.  Nothing is ever
+appended to, no two processes write one file, so a plain `pandas.read_parquet` works at any moment.
+
+The samples of an evaluation are written before its metrics: a pair (trial_id, task_key) that is in
+`metrics/` is complete.  Where a pair stands more than once (two workers ran it), the latest wins.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from quantsweep.errors import ResultsError
+from quantsweep.files import write_table
+from quantsweep.paths import TABLES, SweepFolder
+from quantsweep.specs import PlannedTrial, TaskSpec, TrialSpec, canonical_json
+
+SCHEMA_VERSION = 1
+MAX_ROWS = {"trials": 400, "metrics": 1_600, "samples": 200, "layers": 4_000}
+"""Rows after which a worker begins another file: small enough to rewrite after each task, large enough to be few."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table: the data dictionary (`results/README.md`) is printed from these."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+
+
+_TEXT, _INT, _LONG, _REAL, _FLAG = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
+_TIME = pa.timestamp("us", tz="UTC")
+
+IDENTITY = (
+    Column("trial_id", _TEXT, "hash", "16 hexadecimal digits over everything that can change a number (TrialSpec.trial_id)"),
+    Column("model", _TEXT, "name", "model, as in conf/model"),
+    Column("family", _TEXT, "name", "model family: sizes of one family make one scaling curve"),
+    Column("method", _TEXT, "name", "quantization method; none is the unquantized baseline"),
+    Column("data_type", _TEXT, "name", "element data type; null for the baseline"),
+    Column("bit_width", _INT, "bits", "bits of one code; null for the baseline"),
+    Column("granularity", _TEXT, "block, channel, tensor", "which weights share a scale; null for the baseline"),
+    Column("block_size", _INT, "weights", "weights that share a scale where granularity is block, else null"),
+    Column("block_axis", _TEXT, "flat, input", "direction in which blocks run"),
+    Column("symmetric", _FLAG, "", "levels are symmetric about zero (no zero point)"),
+    Column("scale_dtype", _TEXT, "name", "what scales are stored in"),
+    Column("data_type_options", _TEXT, "JSON", "options of the data type, defaults written out"),
+    Column("method_options", _TEXT, "JSON", "options of the method, defaults written out"),
+    Column("calibration", _TEXT, "name", "calibration text; null where the method uses none"),
+    Column("seed", _LONG, "", "seed; null where nothing is random"),
+    Column("dtype", _TEXT, "name", "dtype in which the model computed"),
+)
+TASK = (
+    Column("task", _TEXT, "name", "task, as in conf/task"),
+    Column("task_key", _TEXT, "", "task with version, few-shot count and limit: what makes two evaluations the same"),
+    Column("num_fewshot", _INT, "examples", "examples in the prompt; null: the task's own default"),
+    Column("limit", _INT, "examples", "only the first so many; null: all"),
+)
+SIZE = (
+    Column("num_parameters", _LONG, "parameters", "all parameters of the loaded model, tied ones once"),
+    Column("num_embedding_parameters", _LONG, "parameters", "of them token and position embeddings and an untied output head"),
+    Column("num_quantized", _LONG, "parameters", "of them in quantized layers"),
+    Column("bits_per_weight", _REAL, "bits", "stored bits a quantized weight: codes, scales, zero points, codebooks; 16 for the baseline"),
+    Column("total_model_bits", _REAL, "bits", "stored bits of the whole model; what is not quantized counts 16 a parameter"),
+    Column("total_model_bits_without_embeddings", _REAL, "bits", "the same without num_embedding_parameters"),
+)
+PROVENANCE = (
+    Column("attempt", _TEXT, "hash", "which run of this trial wrote the row: joins metrics, samples and layers to trials"),
+    Column("shard_id", _INT, "", "shard of the plan"),
+    Column("plan", _TEXT, "file name", "plan of the launch, in plan/"),
+    Column("finished_at", _TIME, "UTC", "when the row was made"),
+    Column("host", _TEXT, "", "machine"),
+    Column("device", _TEXT, "", "GPU by name, or the processor"),
+    Column("driver", _TEXT, "", "GPU driver; null on a processor"),
+    Column("slurm_job", _TEXT, "", "Slurm job and array task; null elsewhere"),
+    Column("code_commit", _TEXT, "git commit", "commit of the checkout that ran; null outside a checkout"),
+    Column("code_diff", _TEXT, "hash", "uncommitted changes, kept as code/<hash>.diff; null if there were none"),
+    Column("versions", _TEXT, "JSON", "versions of Python and of the libraries that can change a number"),
+    Column("schema_version", _INT, "", "version of these tables"),
+)
+
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "metrics": (
+        *IDENTITY,
+        *TASK,
+        Column("metric", _TEXT, "name", "metric, as lm-eval names it"),
+        Column("value", _REAL, "", "its value; NaN and infinity are results"),
+        Column("stderr", _REAL, "as value", "standard error over the examples (delta method for ratios and exponentials)"),
+        Column("num_samples", _INT, "examples", "examples behind the value"),
+        Column("higher_is_better", _FLAG, "", "direction of the metric"),
+        Column("is_primary", _FLAG, "", "the task's headline metric"),
+        Column("requests_hash", _TEXT, "hash", "rendered requests; evaluations with equal hashes may be compared example by example"),
+        Column("data_revision", _TEXT, "", "commit or hash of the task's data; null where it cannot be known"),
+        Column("num_tokens", _LONG, "tokens", "tokens scored"),
+        Column("batch_size", _INT, "sequences", "batch size that was used"),
+        Column("evaluate_seconds", _REAL, "s", "time of the whole evaluation (the same in each of its metrics)"),
+        *SIZE,
+        *PROVENANCE,
+    ),
+    "trials": (
+        *IDENTITY,
+        Column("label", _TEXT, "", "the trial in words"),
+        Column("status", _TEXT, "done, failed", "how the attempt ended"),
+        Column("failure_class", _TEXT, "name", "cause of a failure (quantsweep.failures); null if done"),
+        Column("failure_message", _TEXT, "", "the error's own words"),
+        Column("failure_fingerprint", _TEXT, "hash", "same code path, same fingerprint: exception type and functions of the traceback"),
+        Column("failure_traceback", _TEXT, "", "traceback, where there is one"),
+        Column("num_tasks", _INT, "", "tasks of this attempt that got their rows"),
+        Column("started_at", _TIME, "UTC", "when the attempt began"),
+        Column("load_seconds", _REAL, "s", "loading the model; 0 when it was loaded already"),
+        Column("quantize_seconds", _REAL, "s", "quantizing"),
+        Column("evaluate_seconds", _REAL, "s", "evaluating, all tasks"),
+        Column("write_seconds", _REAL, "s", "writing rows"),
+        Column("restore_seconds", _REAL, "s", "putting the original weights back and checking them"),
+        Column("peak_memory_bytes", _LONG, "bytes", "peak memory of the device (GPU) or of the process (processor)"),
+        Column("energy_joules", _REAL, "J", "energy of the GPU while the trial ran; null where it does not tell"),
+        Column("log", _TEXT, "file name", "log, in logs/"),
+        Column("log_start", _LONG, "bytes", "where the trial's part of the log begins"),
+        Column("log_end", _LONG, "bytes", "and ends"),
+        Column("config", _TEXT, "JSON", "the resolved configuration: trial and tasks"),
+        *SIZE,
+        *PROVENANCE,
+    ),
+    "samples": (
+        *IDENTITY,
+        *TASK,
+        Column("requests_hash", _TEXT, "hash", "as in metrics"),
+        Column("correct", pa.list_(pa.bool_()), "", "right or wrong, example by example; null for perplexity tasks"),
+        Column("correct_norm", pa.list_(pa.bool_()), "", "the same for length-normalised scores; null where the task has none"),
+        Column("loglikelihood", pa.list_(pa.float32()), "nats", "log-likelihood of the right answer, or of the document"),
+        Column("num_bytes", pa.list_(pa.int32()), "bytes", "length of each document; null where the task is not a perplexity"),
+        *PROVENANCE,
+    ),
+    "layers": (
+        *IDENTITY,
+        Column("layer", _TEXT, "name", "module of the model"),
+        Column("out_features", _INT, "", "rows of the weight"),
+        Column("in_features", _INT, "", "columns of the weight"),
+        Column("bits", _REAL, "bits", "stored bits of this weight, all counted"),
+        Column("relative_error", _REAL, "", "squared Frobenius norm of the error over that of the weight"),
+        Column("max_abs_error", _REAL, "as weight", "largest error of one weight"),
+        *PROVENANCE,
+    ),
+}
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of one table."""
+    return pa.schema([(column.name, column.type) for column in COLUMNS[table]])
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------------
+
+
+def identity_columns(trial: TrialSpec) -> dict[str, Any]:
+    """The axes of a trial as columns."""
+    q = trial.quantization
+    granularity = None if q.is_baseline else "tensor" if q.block_size == "tensor" else "channel" if q.block_size is None else "block"
+    return {
+        "trial_id": trial.trial_id,
+        "model": trial.model.name,
+        "family": trial.model.family,
+        "method": q.method,
+        "data_type": q.data_type,
+        "bit_width": q.bit_width,
+        "granularity": granularity,
+        "block_size": q.block_size if granularity == "block" else None,
+        "block_axis": q.block_axis,
+        "symmetric": q.symmetric,
+        "scale_dtype": q.scale_dtype,
+        "data_type_options": canonical_json(dict(q.data_type_options)),
+        "method_options": canonical_json(dict(q.method_options)),
+        "calibration": None if trial.calibration is None else trial.calibration.name,
+        "seed": trial.seed,
+        "dtype": trial.model.dtype,
+    }
+
+
+def task_columns(task: TaskSpec) -> dict[str, Any]:
+    """A task as columns."""
+    return {"task": task.name, "task_key": task.task_key, "num_fewshot": task.num_fewshot, "limit": task.limit}
+
+
+def config_json(planned: PlannedTrial) -> str:
+    """The resolved configuration of a trial, as kept in `trials.config`."""
+    return planned.to_json()
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """One worker's files.  `add` is durable when it returns: the rows survive a kill, a crash, a power cut."""
+
+    def __init__(self, folder: SweepFolder, stem: str) -> None:
+        self._folder = folder
+        self._stem = f"{stem}-{time.time_ns():x}-{secrets.token_hex(2)}"
+        self._parts = dict.fromkeys(TABLES, 0)
+        self._tables: dict[str, pa.Table] = {}
+
+    def add(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to one of the tables; raises OSError (a full disk, say) with the old file left standing."""
+        if not rows:
+            return
+        schema = arrow_schema(table)
+        for row in rows:
+            if set(row) != set(schema.names):
+                raise ResultsError(f"row of table {table}: missing {sorted(set(schema.names) - set(row))}, unknown {sorted(set(row) - set(schema.names))}")
+        new = pa.Table.from_pylist(list(rows), schema=schema)
+        held = self._tables.get(table)
+        if held is not None and held.num_rows + new.num_rows > MAX_ROWS[table]:
+            self._parts[table] += 1
+            held = None
+        whole = new if held is None else pa.concat_tables([held, new])
+        write_table(self._folder.table(table) / f"{self._stem}-{self._parts[table]:03d}.parquet", whole)
+        self._tables[table] = whole
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_table(folder: Path, table: str, columns: Iterable[str] | None = None) -> pa.Table:
+    """All rows of one table of one sweep, as written; an empty table if there are none.
+
+    Files whose name begins with a dot are unfinished and are left out.  Raises ResultsError for a
+    file that is not Parquet, by name: a damaged file is said, never skipped.
+    """
+    schema = arrow_schema(table)
+    names = list(columns) if columns is not None else schema.names
+    room = folder / table
+    files = sorted(str(path) for path in room.glob("*.parquet") if not path.name.startswith(".")) if room.is_dir() else []
+    if not files:
+        return pa.schema([schema.field(name) for name in names]).empty_table()
+    try:
+        return ds.dataset(files, schema=schema, format="parquet").to_table(columns=names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ResultsError(f"{_damaged(files) or room} cannot be read: {error}. Move it away; the evaluations in it will run again") from error
+
+
+def _damaged(files: list[str]) -> str | None:
+    for file in files:
+        try:
+            pq.read_schema(file)
+        except (OSError, pa.ArrowInvalid):
+            return file
+    return None
+
+
+def read_done(folder: Path) -> frozenset[tuple[str, str]]:
+    """The pairs (trial_id, task_key) that have a durable row."""
+    table = read_table(folder, "metrics", ["trial_id", "task_key"]).group_by(["trial_id", "task_key"]).aggregate([])
+    return frozenset(zip(table.column("trial_id").to_pylist(), table.column("task_key").to_pylist(), strict=True))
+
+
+def latest(table: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """One row for each combination of `keys`: the one that was finished last."""
+    if table.num_rows == 0:
+        return table
+    order = pc.sort_indices(table, sort_keys=[("finished_at", "ascending"), ("attempt", "ascending")])
+    ordered = table.take(order).append_column("_row", pa.array(range(table.num_rows), pa.int64()))
+    last = ordered.group_by(list(keys)).aggregate([("_row", "max")]).column("_row_max")
+    return ordered.take(last.take(pc.sort_indices(last))).drop_columns(["_row"])

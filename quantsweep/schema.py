@@ -1,0 +1,328 @@
+"""From plain configuration to specs: the one place where YAML becomes typed, checked objects.
+
+Input is what Hydra composed, as plain dictionaries: the base configuration and the options of each
+group that some axis names.  `Schema.resolve(candidate)` merges them as Hydra would have done for
+that candidate alone (a test checks it against Hydra), fills every default in, and builds the specs.
+Sections are memoised: a grid of 43,000 candidates builds each model, data type and task once.
+
+A value that a section does not have is dropped from that candidate (16 bit has no block size, `int`
+has no exponent bits); the plan counts what thereby became equal.  A key that no candidate of a
+grid has is a mistake, and is answered with the nearest one.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quantsweep import identity
+from quantsweep.constraints import reason_to_skip
+from quantsweep.errors import ConfigurationError, ModelError, did_you_mean
+from quantsweep.specs import (
+    BASELINE,
+    BlockSize,
+    CalibrationSpec,
+    ModelSpec,
+    QuantizationSpec,
+    TaskSpec,
+    TrialSpec,
+    canonical_json,
+    options_tuple,
+)
+
+T = TypeVar("T")
+Config = Mapping[str, Any]
+
+SECTIONS = ("model", "method", "data_type", "calibration", "task")
+"""Groups that make up a trial and its tasks; each may be an axis."""
+
+QUANTIZATION_KEYS = ("bit_width", "block_size", "block_axis", "symmetric", "scale_dtype")
+TASK_KEYS = ("limit", "num_fewshot")
+AXIS_KEYS = (*SECTIONS, *QUANTIZATION_KEYS, *TASK_KEYS, "seed")
+"""What may vary inside a sweep (besides dotted keys of sections); the rest is set once a launch."""
+
+BASELINE_BITS = 16
+
+
+# --- plain values to dataclasses --------------------------------------------------------------------------------------
+
+
+def convert(cls: type[T], data: Config, where: str) -> T:
+    """Build the dataclass `cls` from a mapping; unknown, missing and mistyped keys are ConfigurationErrors that name `where`."""
+    hints = typing.get_type_hints(cls)
+    names = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in names:
+            raise ConfigurationError(f"{where}: {did_you_mean('key', key, names)}")
+    missing = [n for n, f in names.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
+    if missing:
+        raise ConfigurationError(f"{where}: missing {', '.join(missing)}")
+    values = {key: _convert_value(hints[key], value, f"{where}.{key}") for key, value in data.items()}
+    return cls(**values)
+
+
+def _convert_value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        return convert(typing.cast("type[Any]", hint), value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert_value(args[0], item, where) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(args, value, where)
+    if origin is typing.Literal:
+        if value in args:
+            return value
+    elif isinstance(hint, type) and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    raise ConfigurationError(f"{where} must be {_type_name(hint)}, got {value!r} ({type(value).__name__})")
+
+
+def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    for arg in args:
+        if arg is type(None):
+            if value is None:
+                return None
+            continue
+        try:
+            return _convert_value(arg, value, where)
+        except ConfigurationError:
+            continue
+    raise ConfigurationError(f"{where} must be {' or '.join(_type_name(a) for a in args)}, got {value!r} ({type(value).__name__})")
+
+
+def _type_name(hint: Any) -> str:
+    if hint is type(None):
+        return "null"
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(a) for a in typing.get_args(hint))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return names.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+# --- a candidate --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """What one candidate came to: a trial with its tasks, or the reason why it means nothing."""
+
+    trial: TrialSpec | None
+    tasks: tuple[TaskSpec, ...]
+    reason: str | None
+    description: str
+
+
+class Schema:
+    """Turns candidates into trials.
+
+    base: the composed configuration with everything typed as a single value already in it.
+    options: for each section, the yaml of each option that an axis names (and each task of a suite).
+    typed: single values typed on the command line, by dotted key; they also apply to the options of an axis.
+    """
+
+    def __init__(self, base: Config, options: Mapping[str, Mapping[str, Config]], typed: Config) -> None:
+        self._base = base
+        self._options = options
+        self._typed = {key: value for key, value in typed.items() if "." in key}
+        self._memo: dict[tuple[Any, ...], Any] = {}
+        self.seen_keys: set[str] = set()
+        """Dotted axis keys that some candidate had; the plan refuses those that none had."""
+
+    # Section configuration -------------------------------------------------------------------------------------------
+
+    def section(self, name: str, candidate: Config) -> Config:
+        """The configuration of one section for one candidate, merged as Hydra would."""
+        prefix = f"{name}."
+        dotted = tuple((key, value) for key, value in candidate.items() if key.startswith(prefix))
+        memo_key = ("section", name, candidate.get(name), dotted)
+        if memo_key not in self._memo:
+            self._memo[memo_key] = self._merge_section(name, candidate.get(name), dotted)
+        merged, seen = self._memo[memo_key]
+        self.seen_keys.update(seen)
+        return typing.cast("Config", merged)
+
+    def _merge_section(self, name: str, option: str | None, dotted: tuple[tuple[str, Any], ...]) -> tuple[Config, tuple[str, ...]]:
+        config = copy.deepcopy(dict(self._base[name] if option is None else self._options[name][option]))
+        typed = () if option is None else tuple((k, v) for k, v in self._typed.items() if k.startswith(f"{name}."))
+        axis_keys = {key for key, _ in dotted}
+        applied = [key for key, value in (*(t for t in typed if t[0] not in axis_keys), *dotted) if _set_path(config, key.split(".")[1:], value)]
+        return config, tuple(applied)
+
+    def _value(self, key: str, candidate: Config) -> Any:
+        return candidate[key] if key in candidate else self._base[key]
+
+    # Specs -----------------------------------------------------------------------------------------------------------
+
+    def resolve(self, candidate: Config) -> Resolved:
+        """The trial and tasks of one candidate; raises ConfigurationError for values that cannot be."""
+        model = self.model(candidate)
+        quantization, reason = self.quantization(candidate)
+        tasks = self.tasks(candidate)
+        if model.unavailable is not None:
+            reason = f"model {model.name} is unavailable: {model.unavailable}"
+        method = self.section("method", candidate)
+        trial = TrialSpec(
+            model=model,
+            quantization=quantization,
+            calibration=self.calibration(candidate) if method["capabilities"]["needs_calibration"] else None,
+            seed=int(self._value("seed", candidate)) if method["capabilities"]["uses_seed"] else None,
+        )
+        return Resolved(trial=None if reason else trial, tasks=tasks, reason=reason, description=trial.label)
+
+    def model(self, candidate: Config) -> ModelSpec:
+        """The model of a candidate, with the identity of its content where that is known."""
+        config = self.section("model", candidate)
+        return self._memoised("model", config, lambda: build_model(config))
+
+    def quantization(self, candidate: Config) -> tuple[QuantizationSpec, str | None]:
+        """How a candidate quantizes, and the reason why that means nothing (None if it does)."""
+        method, data_type = self.section("method", candidate), self.section("data_type", candidate)
+        scalars = {key: self._value(key, candidate) for key in QUANTIZATION_KEYS}
+        none = self._options["method"][BASELINE]
+        return self._memoised("quantization", [method, data_type, scalars], lambda: build_quantization(method, data_type, scalars, none))
+
+    def calibration(self, candidate: Config) -> CalibrationSpec:
+        """The calibration text of a candidate."""
+        config = self.section("calibration", candidate)
+        return self._memoised("calibration", config, lambda: convert(CalibrationSpec, config, f"calibration {config.get('name')}"))
+
+    def tasks(self, candidate: Config) -> tuple[TaskSpec, ...]:
+        """The tasks of a candidate: one, or those of a suite, with the run's limit and few-shot count."""
+        config = self.section("task", candidate)
+        overrides = {key: self._value(key, candidate) for key in TASK_KEYS}
+        members = [self._options["task"][name] for name in config["suite"]] if "suite" in config else [config]
+        return self._memoised("tasks", [members, overrides], lambda: tuple(build_task(member, overrides) for member in members))
+
+    def _memoised(self, kind: str, config: Any, build: typing.Callable[[], T]) -> T:
+        # Sections come out of `section` as the same objects again and again: their identity is a
+        # sound and fast key, since the memo keeps them alive.
+        key = (kind, *(_memo_part(part) for part in (config if isinstance(config, list) else [config])))
+        if key not in self._memo:
+            self._memo[key] = build()
+        return typing.cast("T", self._memo[key])
+
+
+def _memo_part(part: Any) -> Any:
+    if isinstance(part, list):
+        return tuple(id(item) for item in part)
+    return tuple(part.values()) if set(part) <= {*QUANTIZATION_KEYS, *TASK_KEYS} else id(part)
+
+
+def _set_path(config: dict[str, Any], path: list[str], value: Any) -> bool:
+    """Set a nested value if its place exists; False (and nothing changed) if it does not."""
+    node: Any = config
+    for part in path[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or path[-1] not in node:
+        return False
+    node[path[-1]] = list(value) if isinstance(value, tuple) else value
+    return True
+
+
+# --- builders -------------------------------------------------------------------------------------------------------------
+
+
+def build_model(config: Config) -> ModelSpec:
+    """A ModelSpec from a model yaml; hashes local weight files (remembered between runs)."""
+    data = dict(config)
+    if data.get("name") is None:
+        data["name"] = _model_name(data)
+    spec = convert(ModelSpec, data, f"model {data['name']}")
+    if spec.unavailable is not None:
+        return spec
+    content = _content(spec.path, spec.gguf_file, spec.hub_id, spec.revision)
+    return ModelSpec(**{f.name: getattr(spec, f.name) for f in fields(spec)} | {"content": content})
+
+
+def _model_name(data: Config) -> str:
+    source = data.get("path") or data.get("hub_id")
+    if not source:
+        raise ConfigurationError("model: give model.path=/folder/of/a/model or model.hub_id=organisation/name")
+    return Path(str(source)).name
+
+
+@cache
+def _content(path: str | None, gguf_file: str | None, hub_id: str | None, revision: str | None) -> str | None:
+    if path is None:
+        return identity.hub_content(typing.cast("str", hub_id), revision)
+    try:
+        return identity.local_content(identity.resolve_path(path), gguf_file)
+    except ModelError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def build_quantization(method: Config, data_type: Config, scalars: Config, none: Config) -> tuple[QuantizationSpec, str | None]:
+    """The QuantizationSpec of one combination with every default written out, and the reason to skip it, if any."""
+    bit_width = _convert_value(int, scalars["bit_width"], "bit_width")
+    if bit_width >= BASELINE_BITS and not bit_width == BASELINE_BITS:
+        raise ConfigurationError(f"bit_width must be at most {BASELINE_BITS} (the unquantized baseline), got {bit_width}")
+    if not method["capabilities"]["needs_data_type"] or bit_width == BASELINE_BITS:
+        return QuantizationSpec(method=BASELINE, method_version=int(none["version"])), None
+    caps = data_type["capabilities"]
+    block_size = _convert_value(BlockSize, scalars["block_size"], "block_size")
+    axis = scalars["block_axis"] or caps["block_axis"]
+    spec = QuantizationSpec(
+        method=method["name"],
+        method_version=method["version"],
+        method_options=options_tuple(method["options"]),
+        data_type=data_type["name"],
+        data_type_version=data_type["version"],
+        data_type_options=options_tuple(_option_defaults(data_type, bit_width)),
+        bit_width=bit_width,
+        block_size=block_size,
+        # One scale for the whole tensor has no direction: written in one way, so that equal trials are equal.
+        block_axis="flat" if block_size == "tensor" else axis,
+        symmetric=caps["symmetric"][0] if scalars["symmetric"] is None else _convert_value(bool, scalars["symmetric"], "symmetric"),
+        scale_dtype=_convert_value(str, scalars["scale_dtype"], "scale_dtype"),
+    )
+    return spec, reason_to_skip(spec, caps, method["capabilities"])
+
+
+def _option_defaults(data_type: Config, bit_width: int) -> dict[str, Any]:
+    """Options with those defaults filled in that depend on the bit width (`defaults_by_bit_width` of the yaml)."""
+    by_width = data_type["capabilities"].get("defaults_by_bit_width", {})
+    return {
+        key: by_width[key].get(bit_width) if value is None and key in by_width else value
+        for key, value in data_type["options"].items()
+    }
+
+
+def build_task(config: Config, overrides: Config) -> TaskSpec:
+    """A TaskSpec from a task yaml; `limit` and `num_fewshot` of the run win over the yaml's where they are set."""
+    data = {**config, **{key: value for key, value in overrides.items() if value is not None}}
+    return convert(TaskSpec, data, f"task {config.get('name')}")
+
+
+# --- one trial, typed by hand --------------------------------------------------------------------------------------------
+
+
+def refuse_inapplicable(quantization: QuantizationSpec, typed: Config) -> None:
+    """For a single trial: refuse what was typed but would change nothing (an axis may; a person did not mean it)."""
+    if not quantization.is_baseline:
+        return
+    keys = [key for key in typed if key.split(".")[0] in ("data_type", *QUANTIZATION_KEYS) and not (key == "bit_width" and typed[key] == BASELINE_BITS)]
+    if keys:
+        shown = ", ".join(f"{key}={typed[key]}" for key in keys)
+        raise ConfigurationError(f"the 16-bit baseline has no {', '.join(keys)}: {shown} would change nothing. Leave it out, or give a method and a bit_width below 16")
+
+
+def unknown_key(key: str, known: typing.Iterable[str]) -> str:
+    """The message for a key that the configuration does not have."""
+    names = sorted(known)
+    near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else f" Top-level keys: {', '.join(n for n in names if '.' not in n)}"
+    return f"unknown key '{key}'.{hint}"
+
+
+def describe_value(value: Any) -> str:
+    """A value as it would be typed on the command line."""
+    return value if isinstance(value, str) else canonical_json(value)

@@ -1,0 +1,86 @@
+"""A plan's trials to shards: same model together, one resource class, bounded by predicted minutes.
+
+The prediction is a floor from arithmetic, not a measurement: a forward pass costs 2 operations a
+parameter and token, so   minutes = 2 · parameters · tokens / (operations a second · 60) + overhead.
+It only has to be right about proportions: it decides how many trials share a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from quantsweep.specs import PlannedTrial, Resources, Shard, TaskSpec
+
+EXAMPLES_OF_A_TASK = 2_000
+"""Assumed where a task has no limit."""
+TOKENS_AN_EXAMPLE = 150
+"""Assumed: four continuations of some 40 tokens, or one document window."""
+OPERATIONS_A_SECOND = {"cpu": 2e10, "gpu": 5e13}
+"""Assumed sustained rate of one worker."""
+SECONDS_A_TRIAL = 0.5
+"""Assumed for quantizing, restoring and writing."""
+UNKNOWN_PARAMETERS = 1_000_000_000
+"""Assumed where a model's yaml states no parameter count."""
+SHARDS_A_WORKER = 4
+"""Local workers get at least this many shards each (if there are trials enough), so that none idles at the end."""
+
+
+def predicted_minutes(planned: PlannedTrial) -> float:
+    """Predicted duration of one trial on one worker."""
+    model = planned.trial.model
+    rate = OPERATIONS_A_SECOND["gpu" if model.resources.gpus else "cpu"]
+    tokens = sum(_tokens(task) for task in planned.tasks)
+    return (2 * (model.parameters or UNKNOWN_PARAMETERS) * tokens / rate + SECONDS_A_TRIAL) / 60
+
+
+def _tokens(task: TaskSpec) -> int:
+    return (task.limit or EXAMPLES_OF_A_TASK) * TOKENS_AN_EXAMPLE
+
+
+def cut(trials: Iterable[PlannedTrial], *, max_minutes: float, workers: int | None = None, first_id: int = 0) -> tuple[Shard, ...]:
+    """Cut trials into shards, small models first.
+
+    max_minutes: predicted bound of a shard (a single longer trial is a shard of its own).
+    workers: for local runs, how many work side by side; shards are then cut small enough to keep them all busy.
+    """
+    ordered = sorted(trials, key=_order)
+    if workers is not None and ordered:
+        total = sum(predicted_minutes(trial) for trial in ordered)
+        max_minutes = min(max_minutes, total / (workers * SHARDS_A_WORKER))
+    shards: list[Shard] = []
+    for (_, resources), group in groupby(ordered, key=_affinity):
+        shards.extend(
+            Shard(shard_id=first_id + len(shards) + offset, resources=resources, trials=tuple(chunk))
+            for offset, chunk in enumerate(_chunks(list(group), max_minutes))
+        )
+    return tuple(shards)
+
+
+def _order(planned: PlannedTrial) -> tuple[int, str, str, bool]:
+    """Small models first (early answers), one model together, its baseline before everything else."""
+    model = planned.trial.model
+    return model.parameters or UNKNOWN_PARAMETERS, model.name, model.dtype, not planned.trial.quantization.is_baseline
+
+
+def _affinity(planned: PlannedTrial) -> tuple[object, Resources]:
+    model = planned.trial.model
+    return (model.name, model.content, model.dtype, model.unquantized), model.resources
+
+
+def _chunks(trials: Sequence[PlannedTrial], max_minutes: float) -> Iterable[list[PlannedTrial]]:
+    """Consecutive runs of about equal predicted length, none above `max_minutes` unless a single trial is."""
+    total = sum(predicted_minutes(trial) for trial in trials)
+    pieces = max(1, -(-total // max_minutes)) if max_minutes > 0 else len(trials)
+    target = total / pieces
+    chunk: list[PlannedTrial] = []
+    minutes = 0.0
+    for trial in trials:
+        cost = predicted_minutes(trial)
+        if chunk and minutes + cost > target * (1 + 1e-9):
+            yield chunk
+            chunk, minutes = [], 0.0
+        chunk.append(trial)
+        minutes += cost
+    if chunk:
+        yield chunk

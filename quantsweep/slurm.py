@@ -1,0 +1,521 @@
+"""Asking Slurm: its limits, our tasks in the queue, how finished ones ended, and cancelling.
+
+Every function here is one call (`read_limits`: a handful) of a Slurm command, which is one request
+to a daemon that the whole site shares.  Callers ask for all their jobs at once and not in a loop
+faster than every 30 s; what the sweep's own files can answer is not asked here.
+
+    scontrol show config      MaxArraySize (an array *index* stays below it), MaxJobCount
+    sacctmgr show user, qos   how many jobs may be submitted; each array task counts as one
+    squeue --me -r            pending and running tasks, and finished ones for MinJobAge (300 s)
+    sacct -X                  tasks of any age, if the site keeps accounts; seconds behind squeue
+    scancel
+
+Four rules come from how Slurm fails:
+
+- No answer is not an empty answer: a silent controller raises `SlurmUnavailable`.
+- What squeue shows goes before what sacct shows: right after a preemption sacct still says PREEMPTED
+  of a task that squeue shows as pending again.
+- A task that neither squeue nor sacct knows is *unknown*, not dead; so is a state this module has
+  never heard of (`State.UNKNOWN` is neither active nor finished).
+- Preemption and requeueing keep the job id: the same id can be running, then pending, then running.
+
+Not here: submitting (submitit does), waiting, and what is to be done about a state.
+States as in https://slurm.schedmd.com/squeue.html#SECTION_JOB-STATE-CODES and in
+`job_state_string` of Slurm's slurm_protocol_defs.c.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from quantsweep.errors import SlurmError
+
+# A controller that is down makes a client wait 9 s by itself (MessageTimeout is 10 s); a busy one may take longer.
+TIMEOUT_SECONDS = 60
+
+# One argument list may hold 2 MiB on Linux; a thousand "4294967295_4194304" are 20 kB, and scancel
+# sends one request for each id, so smaller chunks only make a failure's message shorter.
+CANCEL_CHUNK = 1000
+
+# A character that can stand in no job name that a shell script holds, while '|' can.
+SEPARATOR = "\x1f"
+
+# Which clock wrote the submission time is unknown (login node or controller), so look a little further back.
+CLOCK_SLACK = timedelta(hours=1)
+
+
+class SlurmUnavailable(SlurmError):
+    """Slurm gave no answer: command missing, controller or database down, or too slow. Jobs are unknown."""
+
+
+# -- states -----------------------------------------------------------------------------------------
+
+
+class State(enum.Enum):
+    """What Slurm says of a task: base states, and the flags that can stand in their place.
+
+    The values are (what squeue -o %T and sacct print, compact code of squeue -o %t or "").
+    """
+
+    BOOT_FAIL = ("BOOT_FAIL", "BF")
+    CANCELLED = ("CANCELLED", "CA")
+    COMPLETED = ("COMPLETED", "CD")
+    COMPLETING = ("COMPLETING", "CG")
+    CONFIGURING = ("CONFIGURING", "CF")
+    DEADLINE = ("DEADLINE", "DL")
+    EXPEDITING = ("EXPEDITING", "")
+    FAILED = ("FAILED", "F")
+    LAUNCH_FAILED = ("LAUNCH_FAILED", "")
+    NODE_FAIL = ("NODE_FAIL", "NF")
+    OUT_OF_MEMORY = ("OUT_OF_MEMORY", "OOM")
+    PENDING = ("PENDING", "PD")
+    POWER_UP_NODE = ("POWER_UP_NODE", "")
+    PREEMPTED = ("PREEMPTED", "PR")
+    RECONFIG_FAIL = ("RECONFIG_FAIL", "")
+    REQUEUED = ("REQUEUED", "RQ")
+    REQUEUE_FED = ("REQUEUE_FED", "RF")
+    REQUEUE_HOLD = ("REQUEUE_HOLD", "RH")
+    RESIZING = ("RESIZING", "RS")
+    RESV_DEL_HOLD = ("RESV_DEL_HOLD", "RD")
+    REVOKED = ("REVOKED", "RV")
+    RUNNING = ("RUNNING", "R")
+    SIGNALING = ("SIGNALING", "SI")
+    SPECIAL_EXIT = ("SPECIAL_EXIT", "SE")
+    STAGE_OUT = ("STAGE_OUT", "SO")
+    STOPPED = ("STOPPED", "ST")
+    SUSPENDED = ("SUSPENDED", "S")
+    TIMEOUT = ("TIMEOUT", "TO")
+    UPDATE_DB = ("UPDATE_DB", "")
+    UNKNOWN = ("UNKNOWN", "")
+
+    @property
+    def word(self) -> str:
+        """The state's full name, as Slurm prints it."""
+        return self.value[0]
+
+    @property
+    def is_active(self) -> bool:
+        """True while the task runs, or can still come to run without being submitted again."""
+        return self in _ACTIVE
+
+    @property
+    def is_finished(self) -> bool:
+        """True once the task has ended and Slurm will not start it again by itself."""
+        return self in _FINISHED
+
+
+_FINISHED = frozenset({
+    State.BOOT_FAIL, State.CANCELLED, State.COMPLETED, State.DEADLINE, State.FAILED, State.NODE_FAIL,
+    State.OUT_OF_MEMORY, State.PREEMPTED, State.TIMEOUT,
+})  # fmt: skip
+
+# REVOKED runs on another cluster of a federation; UPDATE_DB says nothing of the task.  As UNKNOWN, they are neither.
+_ACTIVE = frozenset(State) - _FINISHED - {State.REVOKED, State.UPDATE_DB, State.UNKNOWN}
+
+_WORDS = {state.word: state for state in State}
+_CODES = {state.value[1]: state for state in State if state.value[1]}
+
+
+def parse_state(text: str) -> State:
+    """Return the state that a word of squeue, sacct or scontrol stands for.
+
+    Takes full words, compact codes, `CANCELLED by 1000`, and words cut at a column's width
+    (`OUT_OF_ME+`) where only one state begins so.  Anything else is State.UNKNOWN.
+    """
+    word = next(iter(text.upper().split()), "")
+    if word.endswith("+"):
+        begun = {state for name, state in _WORDS.items() if name.startswith(word[:-1])} if word[:-1] else set()
+        return begun.pop() if len(begun) == 1 else State.UNKNOWN
+    return _WORDS.get(word) or _CODES.get(word) or State.UNKNOWN
+
+
+# -- the queue --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueuedTask:
+    """One task as squeue shows it: of an array (`array_task_id` set) or a job by itself (None)."""
+
+    job_id: str  # as scancel takes it: "123_4", or "123"
+    array_job_id: int
+    array_task_id: int | None
+    name: str
+    state: State
+    reason: str  # why it is pending; "" when there is none
+    node: str  # "" while pending
+
+
+def queue(names: Collection[str] | None = None, *, prefix: str = "") -> list[QueuedTask]:
+    """Return this user's tasks, one by one, in one squeue call; finished ones while Slurm remembers them.
+
+    Keeps jobs whose name is one of `names` (None: any) and begins with `prefix`.
+    Raises SlurmUnavailable when Slurm does not answer: what runs is then unknown, not nothing.
+    """
+    # No --jobs and no --name: squeue fails for an id that it has forgotten, and filters names on this side anyway.
+    layout = SEPARATOR.join(["%i", "%F", "%K", "%T", "%r", "%N", "%j"])
+    answer = _ask(["squeue", "--me", "--array", "--noheader", "--states=all", "--format", layout])
+    tasks = [_queued_task(fields) for fields in _table(answer, columns=7, separator=SEPARATOR)]
+    return [task for task in tasks if task.name.startswith(prefix) and (names is None or task.name in names)]
+
+
+def _queued_task(fields: Sequence[str]) -> QueuedTask:
+    job_id, array_job_id, task_id, state, reason, node, name = fields
+    return QueuedTask(
+        job_id=job_id,
+        array_job_id=int(array_job_id),
+        array_task_id=int(task_id) if task_id.isdigit() else None,  # "N/A" for a job that is no array
+        name=name,
+        state=parse_state(state),
+        reason="" if reason == "None" else reason,
+        node=node,
+    )
+
+
+# -- accounting -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccountedTask:
+    """One task as sacct shows it; for a requeued task, its latest run."""
+
+    state: State
+    exit_code: int
+    signal: int  # the signal that ended it, 0 for none
+    node: str  # "" if it never started
+    elapsed_seconds: int
+
+
+def accounting(array_job_ids: Collection[int], since: datetime) -> dict[tuple[int, int | None], AccountedTask] | None:
+    """Return (array job id, task id) -> how it stands, in one sacct call; None if the cluster keeps no accounts.
+
+    `since` is when the first of these jobs was submitted (local time if it names no zone): without it
+    sacct looks back to midnight only.  A job by itself has the task id None.  Tasks that the
+    database has not heard of are absent; it runs some seconds behind the controller.
+    Raises SlurmUnavailable when the database does not answer.
+    """
+    if not array_job_ids:
+        return {}
+    start = (since.astimezone() - CLOCK_SLACK).strftime("%Y-%m-%dT%H:%M:%S")
+    argv = ["sacct", "-nPX", "--jobs", ",".join(str(number) for number in sorted(array_job_ids)), "--starttime", start]
+    done = _run([*argv, "--format=JobID,State,ExitCode,NodeList,ElapsedRaw"])
+    if "accounting storage is disabled" in done.stdout + done.stderr:
+        return None
+    answer = _answer(argv, done)
+    wanted = set(array_job_ids)
+    found: dict[tuple[int, int | None], AccountedTask] = {}
+    for job_id, *rest in _table(answer, columns=5, separator="|"):
+        for key in expand_job_id(job_id):
+            # Each array task also has a number of its own: sacct, asked for job 5, may answer with task 1_1.
+            if key[0] in wanted:
+                found[key] = _accounted_task(rest)
+    return found
+
+
+def _accounted_task(fields: Sequence[str]) -> AccountedTask:
+    state, exit_code, node, elapsed = fields
+    code, _, number = exit_code.partition(":")
+    return AccountedTask(
+        state=parse_state(state),
+        exit_code=int(code or 0),
+        signal=int(number or 0),
+        node="" if node == "None assigned" else node,
+        elapsed_seconds=int(elapsed or 0),
+    )
+
+
+def expand_job_id(job_id: str) -> list[tuple[int, int | None]]:
+    """Return the (array job id, task id) pairs that a job id stands for.
+
+    >>> expand_job_id("12"), expand_job_id("12_3"), expand_job_id("12_[0-4:2,9%2]")
+    ([(12, None)], [(12, 3)], [(12, 0), (12, 2), (12, 4), (12, 9)])
+    """
+    job, _, tasks = job_id.partition("_")
+    # "12+1" is a part of a heterogeneous job.
+    number = int(job.partition("+")[0])
+    if not tasks:
+        return [(number, None)]
+    return [(number, task) for task in _expand_indices(tasks.strip("[]").partition("%")[0])]
+
+
+def _expand_indices(text: str) -> Iterator[int]:
+    for part in text.split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        yield from range(int(first), int(last or first) + 1, int(step or 1))
+
+
+# -- cancelling -------------------------------------------------------------------------------------
+
+_JOB_ID = re.compile(r"\d+(_(\d+|\[[\d,:%-]+\]))?")
+
+
+def cancel(job_ids: Sequence[str]) -> None:
+    """Cancel jobs, whole arrays ("123"), or tasks ("123_4", "123_[5-9]"); one that has ended is no error.
+
+    Raises SlurmError for a text that is no job id (before anything is cancelled) and when Slurm
+    refuses, SlurmUnavailable when it does not answer.
+    """
+    for job_id in job_ids:
+        if not _JOB_ID.fullmatch(job_id):
+            raise SlurmError(f"cannot cancel '{job_id}': not a job id. Give ids such as 123, 123_4 or 123_[5-9]")
+    for first in range(0, len(job_ids), CANCEL_CHUNK):
+        done = _run(["scancel", *job_ids[first : first + CANCEL_CHUNK]])
+        refusals = [line for line in done.stderr.splitlines() if line and not _is_already_gone(line)]
+        if refusals and (done.returncode != 0 or _SILENT.search(done.stderr)):
+            kind = SlurmUnavailable if _SILENT.search(done.stderr) else SlurmError
+            raise kind(f"scancel failed, some jobs may still run: {refusals[0]} ({len(refusals)} such lines)")
+
+
+def _is_already_gone(line: str) -> bool:
+    return "Invalid job id" in line or "already completing or completed" in line
+
+
+# -- limits -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What the cluster allows to be submitted, and where each number comes from."""
+
+    max_array_size: int  # the largest array index is one less
+    max_job_count: int  # for the whole cluster, all users; each array task counts
+    max_submit_jobs: int | None  # pending and running tasks of ours at once; None: no limit known
+    notes: tuple[str, ...]  # one sentence a limit found, or why none is known
+
+
+def read_limits(account: str | None = None, qos: str | None = None, partition: str | None = None) -> Limits:
+    """Read the limits that a submission with these options will meet; None stands for the cluster's default.
+
+    Raises SlurmUnavailable when the controller does not answer.  Limits of account and QOS are an
+    extra: without accounting, or when sacctmgr fails, `max_submit_jobs` is None and a note says why.
+    """
+    config = _read_config()
+    limit, notes = _submit_limit(config, account=account, qos=qos, partition=partition)
+    return Limits(
+        max_array_size=int(config["MaxArraySize"]),
+        max_job_count=int(config["MaxJobCount"]),
+        max_submit_jobs=limit,
+        notes=tuple(notes),
+    )
+
+
+def _read_config() -> dict[str, str]:
+    lines = (line.partition("=") for line in _ask(["scontrol", "show", "config"]).splitlines())
+    config = {key.strip(): value.strip() for key, equals, value in lines if equals}
+    if absent := {"MaxArraySize", "MaxJobCount"} - config.keys():
+        raise SlurmError(f"scontrol show config names no {', '.join(sorted(absent))}: not an answer of Slurm's that is understood here")
+    return config
+
+
+def _submit_limit(
+    config: Mapping[str, str], *, account: str | None, qos: str | None, partition: str | None
+) -> tuple[int | None, list[str]]:
+    """Return the tightest limit on submitted tasks, and the notes on all that were found."""
+    if config.get("AccountingStorageType", "").endswith("none"):
+        return None, ["the cluster keeps no accounts, so no limit on submitted jobs is known"]
+    enforced = set(config.get("AccountingStorageEnforce", "").split(","))
+    if not enforced & {"limits", "safe", "all"}:
+        return None, ["the cluster does not enforce limits (AccountingStorageEnforce), so submitted jobs are not limited"]
+    try:
+        found = _find_submit_limits(cluster=config.get("ClusterName", ""), account=account, qos=qos, partition=partition)
+    except SlurmError as error:
+        return None, [f"limits on submitted jobs are unknown: {error}"]
+    if not found:
+        return None, ["no limit on submitted jobs is set for this user, account, QOS and partition"]
+    return min(limit.value for limit in found), [f"{limit.name}={limit.value} of {limit.source}" for limit in found]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SubmitLimit:
+    value: int
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Association:
+    account: str
+    user: str  # "" for the account's own row
+    partition: str
+    parent: str
+    max_submit: str
+    grp_submit: str
+    default_qos: str
+
+
+def _find_submit_limits(*, cluster: str, account: str | None, qos: str | None, partition: str | None) -> list[_SubmitLimit]:
+    """Return the limits that bind.
+
+    Of each kind (per user, per account, of a whole group) the first one set counts, and those behind
+    it are not looked at, in the order of https://slurm.schedmd.com/resource_limits.html: QOS of the
+    partition, QOS of the job (the other way round if it has the flag OverPartQOS), association of
+    the user, accounts above it.
+    """
+    user = _user_name()
+    account = account or _default_account(user, cluster)
+    rows = _associations(user, account, cluster)
+    chain = _association_chain(rows, user, account, partition)
+    default_qos = next((row.default_qos for row in chain if row.default_qos), "")
+    table = _qos_table()
+    policies = _qos_order(table, partition=_partition_qos(partition), job=qos or default_qos or "normal")
+
+    def first_of_qos(column: str) -> list[_SubmitLimit]:
+        found = (_limit(table[name][column], column, f"QOS {name}") for name in policies)
+        return [limit for limit in found if limit][:1]
+
+    own = [_limit(row.max_submit, "MaxSubmitJobs", _describe(row)) for row in chain[:1]]
+    groups = [_limit(row.grp_submit, "GrpSubmitJobs", _describe(row)) for row in chain]
+    return [
+        *(first_of_qos("MaxSubmitJobsPerUser") or [limit for limit in own if limit]),
+        *first_of_qos("MaxSubmitJobsPerAccount"),
+        *(first_of_qos("GrpSubmitJobs") or [limit for limit in groups if limit]),
+    ]
+
+
+def _limit(text: str, name: str, source: str) -> _SubmitLimit | None:
+    # An unset limit is empty; sacctmgr of some versions writes -1.
+    return _SubmitLimit(value=int(text), name=name, source=source) if text.isdigit() else None
+
+
+def _describe(row: _Association) -> str:
+    return f"user {row.user} in account {row.account}" if row.user else f"account {row.account}"
+
+
+def _default_account(user: str, cluster: str) -> str:
+    argv = ["sacctmgr", "-nP", "show", "user", user, "withassoc", "where", f"cluster={cluster}", "format=DefaultAccount"]
+    return next((fields[0] for fields in _table(_ask(argv), columns=1, separator="|") if fields[0]), "")
+
+
+def _associations(user: str, account: str, cluster: str) -> list[_Association]:
+    """Return this user's rows and those of all accounts (`user=''`), which hold the limits of the parents."""
+    columns = "Account,User,Partition,ParentName,MaxSubmitJobs,GrpSubmitJobs,DefaultQOS"
+    base = ["sacctmgr", "-nP", "show", "assoc", f"format={columns}", "where", f"cluster={cluster}"]
+    answers = [_ask([*base, f"user={user}", f"account={account}"]), _ask([*base, "user="])]
+    keys = ("account", "user", "partition", "parent", "max_submit", "grp_submit", "default_qos")
+    rows = (dict(zip(keys, row, strict=True)) for answer in answers for row in _table(answer, columns=7, separator="|"))
+    return [_Association(**row) for row in rows]
+
+
+def _association_chain(rows: Iterable[_Association], user: str, account: str, partition: str | None) -> list[_Association]:
+    """Return the user's association with the account, then the accounts above it up to the root."""
+    listed = list(rows)
+    own = [row for row in listed if row.user == user and row.account == account and row.partition in ("", partition)]
+    # An association for one partition goes before the one for all.
+    own.sort(key=lambda row: row.partition == "")
+    accounts = {row.account: row for row in listed if not row.user}
+    chain = own[:1]
+    name = account
+    while (row := accounts.pop(name, None)) is not None:
+        chain.append(row)
+        name = row.parent
+    return chain
+
+
+def _partition_qos(partition: str | None) -> str:
+    """Return the QOS bound to a partition (None: to the default partition), "" for none."""
+    for line in _ask(["scontrol", "--oneliner", "show", "partition"]).splitlines():
+        fields = dict(field.partition("=")[::2] for field in line.split())
+        chosen = fields.get("PartitionName") == partition if partition else fields.get("Default") == "YES"
+        if chosen:
+            bound = fields.get("QoS", "N/A")
+            return "" if bound == "N/A" else bound
+    return ""
+
+
+_QOS_COLUMNS = ("Name", "MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs", "Flags")
+
+
+def _qos_table() -> dict[str, dict[str, str]]:
+    answer = _ask(["sacctmgr", "-nP", "show", "qos", f"format={','.join(_QOS_COLUMNS)}"])
+    rows = (dict(zip(_QOS_COLUMNS, fields, strict=True)) for fields in _table(answer, columns=5, separator="|"))
+    return {row["Name"]: row for row in rows}
+
+
+def _qos_order(table: Mapping[str, Mapping[str, str]], *, partition: str, job: str) -> list[str]:
+    overrides = "OverPartQOS" in table.get(job, {}).get("Flags", "")
+    order = [job, partition] if overrides else [partition, job]
+    return [name for name in order if name in table]
+
+
+def _user_name() -> str:
+    """Slurm goes by the user id; the environment's USER may say something else."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+# -- the process boundary ---------------------------------------------------------------------------
+
+
+def available() -> bool:
+    """True where jobs can be submitted: sbatch is on PATH."""
+    return shutil.which("sbatch") is not None
+
+
+def _environment() -> dict[str, str]:
+    """Our environment without what would quietly filter or reformat an answer (SQUEUE_PARTITION, SLURM_TIME_FORMAT, …)."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}
+    kept.pop("SLURM_TIME_FORMAT", None)
+    # 0: print an array's pending indices whole; the default cuts them after 64 characters.
+    return {**kept, "SLURM_BITSTR_LEN": "0", "LC_ALL": "C.UTF-8"}
+
+
+def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run one command of Slurm's; the only door to the outside, and what unit tests replace."""
+    try:
+        return subprocess.run(  # noqa: S603 - argv is built here; no shell reads it
+            list(argv), env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=TIMEOUT_SECONDS, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise SlurmUnavailable(
+            f"'{argv[0]}' is not on PATH. Load the site's Slurm module, or run on a login node (or locally, with hydra/launcher=basic)"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmUnavailable(
+            f"{argv[0]} gave no answer in {TIMEOUT_SECONDS} s; the state of its jobs is unknown. Try again later"
+        ) from None
+
+
+def _ask(argv: Sequence[str]) -> str:
+    """Return what a command printed that only asks."""
+    return _answer(argv, _run(argv))
+
+
+def _answer(argv: Sequence[str], done: subprocess.CompletedProcess[str]) -> str:
+    """Return a question's answer; whatever the reason that there is none, what was asked is unknown.
+
+    squeue of some versions ends with 0 after "Unable to contact slurm controller".
+    """
+    if done.returncode != 0 or _SILENT.search(done.stderr):
+        raise SlurmUnavailable(f"{' '.join(argv[:3])} gave no answer ({_one_line(done)}); what it was asked is unknown. Try again later")
+    return done.stdout
+
+
+# Recorded from 22.05 with slurmctld stopped, killed, and hanging, and with slurmdbd stopped.
+_SILENT = re.compile(r"unable to contact|connection refused|timed out|is not connected|problem talking to the database", re.IGNORECASE)
+
+
+def _one_line(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join((done.stderr or done.stdout).split()) or f"exit status {done.returncode}, no message"
+
+
+def _table(answer: str, *, columns: int, separator: str) -> Iterator[list[str]]:
+    """Split machine-readable output; a line that does not fit is an error, since dropping it would hide a job."""
+    for line in answer.splitlines():
+        # Printed before each cluster's part when SLURM_CLUSTERS is set.
+        if not line.strip() or line.startswith("CLUSTER: "):
+            continue
+        fields = line.split(separator, columns - 1)
+        if len(fields) != columns:
+            raise SlurmError(f"cannot read a line of Slurm's answer: '{line}' has {len(fields)} fields, {columns} were asked for")
+        yield [field.strip() for field in fields] if separator == "|" else fields

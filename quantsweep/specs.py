@@ -1,0 +1,354 @@
+"""What a trial is, as frozen dataclasses: the nouns that every other module speaks in.
+
+    TrialSpec  = ModelSpec × QuantizationSpec × CalibrationSpec × seed          one configuration
+    evaluation = one TrialSpec × one TaskSpec                                   one row group of the results
+
+Identity.  `TrialSpec.trial_id` is a hash of the canonical JSON of everything that can change a
+number, and of nothing else: model content (pinned commit or hash of the weight files), compute
+dtype, the quantization spec with every default written out, calibration, seed (only where
+something is random), and the hand-raised `version` of each method and data type.  Not in it: code
+commit, library versions, hardware, batch size, paths, resources, labels.
+`TaskSpec.task_key` identifies a task the same way: name, version, few-shot count, limit.
+
+Every class validates itself; errors name the thing, the value, the choices and the remedy.
+Options of methods and data types are mappings held as sorted tuples, so that specs are hashable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from quantsweep.errors import ConfigurationError
+
+Option = bool | int | float | str | None | tuple[Any, ...]
+Options = tuple[tuple[str, Option], ...]
+BlockSize = int | Literal["tensor"] | None
+"""Weights that share a scale: a count, "tensor" (all of them), or None (one scale an output channel)."""
+
+DTYPES = ("float16", "bfloat16", "float32")
+BLOCK_AXES = ("flat", "input")
+BASELINE = "none"
+"""The method that changes nothing: the 16-bit baseline."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, on every machine."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def content_hash(value: Any, length: int = 16) -> str:
+    """The first `length` hexadecimal digits of the SHA-256 of `canonical_json(value)`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+def options_tuple(options: Mapping[str, Any] | None) -> Options:
+    """A mapping as a sorted, hashable tuple; lists become tuples."""
+    frozen = ((key, tuple(value) if isinstance(value, list) else value) for key, value in (options or {}).items())
+    return tuple(sorted(frozen))
+
+
+def check_name(kind: str, name: str) -> None:
+    """Refuse a name that could leave its folder or confuse a file system."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"{kind} {name!r} is not a plain name: use letters, digits, '.', '_', '+', '-', and begin with a letter or digit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one shard of this model needs from a cluster; equal resources share a Slurm array.
+
+    gpus: GPUs for one worker; cpus: cores; memory_gb: host memory; minutes: time limit.
+    """
+
+    gpus: int = 0
+    cpus: int = 1
+    memory_gb: int = 4
+    minutes: int = 240
+
+    def __post_init__(self) -> None:
+        for name, least in (("gpus", 0), ("cpus", 1), ("memory_gb", 1), ("minutes", 1)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"resources.{name} must be at least {least}, got {getattr(self, name)}")
+
+    @property
+    def name(self) -> str:
+        """A short label such as `1gpu-8cpu-64G`."""
+        return f"{self.gpus}gpu-{self.cpus}cpu-{self.memory_gb}G-{self.minutes}min"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A language model: where it is, exactly which one, and how it is computed.
+
+    Exactly one of `hub_id` and `path`.  `content` is the identity of the weights: the pinned hub
+    commit, or the hash of the local files; None while it is not known (a plan may count such a
+    model, submitting refuses it).  `unavailable` is the reason why the weights cannot be had.
+    `parameters` counts all parameters, `embedding_parameters` those of input embeddings and untied
+    output heads; both serve planning only: rows carry what was counted on the loaded model.
+    `unquantized` lists name patterns (fnmatch) of linear layers kept at 16 bit.
+    """
+
+    name: str
+    family: str
+    hub_id: str | None = None
+    path: str | None = None
+    revision: str | None = None
+    gguf_file: str | None = None
+    dtype: str = "float16"
+    parameters: int | None = None
+    unquantized: tuple[str, ...] = ()
+    unavailable: str | None = None
+    content: str | None = None
+    resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        check_name("model", self.name)
+        if (self.hub_id is None) == (self.path is None) and self.unavailable is None:
+            raise ConfigurationError(f"model {self.name}: give exactly one of hub_id and path (hub_id={self.hub_id!r}, path={self.path!r})")
+        if self.dtype not in DTYPES:
+            raise ConfigurationError(f"model {self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.revision is not None and not _COMMIT.fullmatch(self.revision):
+            raise ConfigurationError(f"model {self.name}: revision {self.revision!r} is not a full commit (40 hexadecimal digits); a branch or tag may move")
+
+    def identity(self) -> dict[str, Any]:
+        """What of the model can change a number."""
+        return {
+            "content": self.content or {"hub_id": self.hub_id, "path": self.path},
+            "gguf_file": self.gguf_file,
+            "dtype": self.dtype,
+            "unquantized": sorted(self.unquantized),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationSpec:
+    """How weights are quantized; `method="none"` is the baseline and leaves everything else None.
+
+    bit_width: bits of one code.  block_size, block_axis: see the module `quantsweep.numerics.blocks`.
+    scale_dtype: what scales are stored in (and rounded to before use).
+    method_options, data_type_options: everything else that the component's yaml declares, with
+    defaults written out.  method_version, data_type_version: raised by hand when numbers change.
+    """
+
+    method: str
+    method_version: int
+    method_options: Options = ()
+    data_type: str | None = None
+    data_type_version: int | None = None
+    data_type_options: Options = ()
+    bit_width: int | None = None
+    block_size: BlockSize = None
+    block_axis: str | None = None
+    symmetric: bool | None = None
+    scale_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.is_baseline:
+            if any(v is not None for v in (self.data_type, self.bit_width, self.block_size, self.block_axis, self.symmetric, self.scale_dtype)):
+                raise ConfigurationError("method none is the unquantized baseline: it has no data_type, bit_width, block_size, block_axis, symmetric or scale_dtype")
+            return
+        if self.data_type is None or self.bit_width is None:
+            raise ConfigurationError(f"method {self.method} needs a data_type and a bit_width")
+        if self.bit_width < 1:
+            raise ConfigurationError(f"bit_width must be at least 1, got {self.bit_width}")
+        if self.block_axis not in BLOCK_AXES:
+            raise ConfigurationError(f"block_axis {self.block_axis!r} is not one of {', '.join(BLOCK_AXES)}")
+        if self.scale_dtype not in DTYPES:
+            raise ConfigurationError(f"scale_dtype {self.scale_dtype!r} is not one of {', '.join(DTYPES)}")
+        if isinstance(self.block_size, int) and self.block_size < 2:
+            raise ConfigurationError(f"block_size must be at least 2, or 'tensor', or null (one scale an output channel); got {self.block_size}")
+        if isinstance(self.block_size, str) and self.block_size != "tensor":
+            raise ConfigurationError(f"block_size {self.block_size!r} is neither a number, nor 'tensor', nor null")
+        if self.block_size is None and self.block_axis == "flat":
+            raise ConfigurationError("block_size=null means one scale an output channel, which needs block_axis=input; with block_axis=flat give a number or 'tensor'")
+
+    @property
+    def is_baseline(self) -> bool:
+        """True for the unquantized baseline."""
+        return self.method == BASELINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSpec:
+    """Text that a calibrated method may look at; None where the method looks at none."""
+
+    name: str
+    dataset: str
+    num_samples: int
+    sequence_length: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One lm-eval task as it will be run.
+
+    lm_eval_task: its name in lm-eval.  folder: where its YAML is: "mini" (bundled), or a folder
+    below lm-eval's own tasks.  version: the task version that is expected; the worker refuses another.
+    primary_metric: the headline; limit: the first `limit` examples only (None = all of them).
+    """
+
+    name: str
+    lm_eval_task: str
+    folder: str
+    version: str
+    primary_metric: str
+    higher_is_better: bool
+    num_fewshot: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name("task", self.name)
+        if self.limit is not None and self.limit < 1:
+            raise ConfigurationError(f"limit must be at least 1, or null for all examples; got {self.limit}")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigurationError(f"num_fewshot must be 0 or more, got {self.num_fewshot}")
+
+    @property
+    def task_key(self) -> str:
+        """Identity of the task, readable: `mini_cloze@1.0`, `piqa@1.0+5shot+limit100`."""
+        shots = f"+{self.num_fewshot}shot" if self.num_fewshot is not None else ""
+        return f"{self.name}@{self.version}{shots}" + (f"+limit{self.limit}" if self.limit is not None else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One configuration: what is quantized and how.  Tasks are asked of it, they are not part of it."""
+
+    model: ModelSpec
+    quantization: QuantizationSpec
+    calibration: CalibrationSpec | None = None
+    seed: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change a number, as plain JSON values."""
+        return {
+            "model": self.model.identity(),
+            "quantization": asdict(self.quantization),
+            "calibration": None if self.calibration is None else asdict(self.calibration),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def trial_id(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of `identity()`."""
+        return content_hash(self.identity())
+
+    @property
+    def label(self) -> str:
+        """A short text for people: `mini-neox-6.0m int 4-bit block 64`."""
+        q = self.quantization
+        if q.is_baseline:
+            return f"{self.model.name} baseline"
+        block = "channel" if q.block_size is None else q.block_size
+        options = "".join(f" {key}={value}" for key, value in q.data_type_options if value is not None)
+        return f"{self.model.name} {q.method} {q.data_type} {q.bit_width}-bit block {block}{options}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """A trial and the tasks that are asked of it."""
+
+    trial: TrialSpec
+    tasks: tuple[TaskSpec, ...]
+
+    def to_json(self) -> str:
+        """Text from which `from_json` makes an equal object; the form in which plans travel."""
+        return canonical_json({"trial": asdict(self.trial), "tasks": [asdict(task) for task in self.tasks]})
+
+    @classmethod
+    def from_json(cls, text: str) -> PlannedTrial:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        trial, tasks = data["trial"], data["tasks"]
+        model, quantization, calibration = trial["model"], trial["quantization"], trial["calibration"]
+        model = {**model, "resources": Resources(**model["resources"]), "unquantized": tuple(model["unquantized"])}
+        options = {key: options_tuple(dict(quantization[key])) for key in ("method_options", "data_type_options")}
+        return cls(
+            trial=TrialSpec(
+                model=ModelSpec(**model),
+                quantization=QuantizationSpec(**{**quantization, **options}),
+                calibration=None if calibration is None else CalibrationSpec(**calibration),
+                seed=trial["seed"],
+            ),
+            tasks=tuple(TaskSpec(**task) for task in tasks),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedTrial:
+    """A combination that means nothing, and why; counted and shown by the plan, never run."""
+
+    description: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How trials are run; never part of their identity.
+
+    device: "auto" (a GPU if there is one), "cpu" or "cuda".  batch_size: sequences a forward pass, or
+    None for a choice by the evaluator.  task_path: a folder of lm-eval YAMLs searched first.
+    trial_timeout_minutes: how long a trial may be silent before it is killed, or None for the
+    rule (5 x the predicted time, at least 10).  tracking: the configuration of the tracking service.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = None
+    task_path: str | None = None
+    trial_timeout_minutes: float | None = None
+    tracking: Options = ()
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigurationError(f"device {self.device!r} is not one of auto, cpu, cuda")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigurationError(f"batch_size must be at least 1, or null; got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec:
+    """Where shards run: this machine (`kind="local"`) or a Slurm cluster; the fields are those of conf/cluster/slurm.yaml."""
+
+    kind: Literal["local", "slurm"] = "local"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    gpu_option: Literal["gres", "gpus"] = "gres"
+    setup: tuple[str, ...] = ()
+    python: str | None = None
+    minutes: int | None = None
+    memory_gb: int | None = None
+    cpus: int | None = None
+    max_array_size: int | None = None
+    max_parallel: int | None = None
+    additional_parameters: Options = ()
+
+    def resources(self, model: Resources) -> Resources:
+        """What a shard asks for here: the model's resources, unless the cluster's configuration says otherwise."""
+        return Resources(
+            gpus=model.gpus,
+            cpus=self.cpus or model.cpus,
+            memory_gb=self.memory_gb or model.memory_gb,
+            minutes=self.minutes or model.minutes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Trials for one worker: one model, one resource class, bounded by predicted cost."""
+
+    shard_id: int
+    resources: Resources
+    trials: tuple[PlannedTrial, ...]

@@ -1,0 +1,55 @@
+"""Reasons read as sentences, and capabilities are the only thing they are made from."""
+
+from __future__ import annotations
+
+import pytest
+from component_cases import component, spec_of
+
+from quantsweep.constraints import reason_to_skip
+from quantsweep.specs import QuantizationSpec
+
+INT, FP = component("data_type", "int"), component("data_type", "fp")
+METHOD = component("method", "round_to_nearest")["capabilities"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (spec_of(INT, 4), None),
+        (spec_of(INT, 1), "data_type 'int' supports bit_width 2–8; got 1. Nearest: bit_width=2"),
+        (spec_of(INT, 9), "data_type 'int' supports bit_width 2–8; got 9. Nearest: bit_width=8"),
+        (spec_of(FP, 4, symmetric=False), "data_type 'fp' supports symmetric true; got false."),
+        (spec_of(FP, 4, subnormal="IEEE"), "data_type 'fp' supports subnormal appendix, body or ieee; got IEEE."),
+        (
+            spec_of(INT, 4, symmetric=False),
+            "data_type 'int' with symmetric=false supports convention gptq, awq or deepspeed; got kbit: "
+            "the other conventions have no zero point",
+        ),
+        (
+            spec_of(FP, 4, exponent_bits=4),
+            "data_type 'fp' with bit_width=4 supports exponent_bits null, 1, 2 or 3; got 4: sign and exponent must fit into the bits",
+        ),
+        (
+            spec_of(FP, 3, subnormal="ieee"),
+            "data_type 'fp' with bit_width=3, exponent_bits=null supports subnormal appendix; got ieee: "
+            "without mantissa bits there are no subnormal numbers",
+        ),
+        (QuantizationSpec(method="none", method_version=1), None),
+    ],
+)
+def test_reasons(spec: QuantizationSpec, reason: str | None) -> None:
+    """The thing, the value, the choices, the nearest one."""
+    capabilities = FP["capabilities"] if spec.data_type == "fp" else INT["capabilities"]
+    assert reason_to_skip(spec, capabilities, METHOD) == reason
+
+
+def test_methods_name_their_data_types() -> None:
+    """A method that works with some data types only."""
+    reason = reason_to_skip(spec_of(INT, 4), INT["capabilities"], {**METHOD, "data_types": ["fp", "nf"]})
+    assert reason == "method 'round_to_nearest' works with data_type fp or nf; got int"
+
+
+def test_an_option_without_a_list_is_left_to_the_code() -> None:
+    """options: {x: null} allows any value."""
+    capabilities = {**INT["capabilities"], "options": {"convention": None}, "rules": []}
+    assert reason_to_skip(spec_of(INT, 4, convention="mine"), capabilities, METHOD) is None

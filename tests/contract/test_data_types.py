@@ -1,0 +1,142 @@
+"""What every data type must do; parametrised over the registry, so a new one is tested by being there."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from component_cases import combinations, component, describe, spec_of, stems
+
+from quantsweep.constraints import reason_to_skip
+from quantsweep.data_types._base import DataType, fake_quantize, quantize_weight
+from quantsweep.errors import ConfigurationError
+from quantsweep.numerics.error import weight_error
+from quantsweep.registry import DATA_TYPES
+from quantsweep.specs import QuantizationSpec
+
+METHOD = component("method", "round_to_nearest")["capabilities"]
+WEIGHT = torch.randn(48, 80, generator=torch.Generator().manual_seed(0)) * 0.02
+NAMES = DATA_TYPES.names()
+every_data_type = pytest.mark.parametrize("name", NAMES)
+
+
+def claimed(name: str) -> list[QuantizationSpec]:
+    """All combinations that the yaml says can be run."""
+    yaml = component("data_type", name)
+    return [spec for spec in combinations(yaml) if reason_to_skip(spec, yaml["capabilities"], METHOD) is None]
+
+
+def claimed_cases() -> list[Any]:
+    """(name, spec) of everything that is claimed, with readable ids."""
+    return [pytest.param(name, spec, id=f"{name} {describe(spec)}") for name in NAMES for spec in claimed(name)]
+
+
+def refusal_of(data_type: DataType, spec: QuantizationSpec) -> str | None:
+    """What the code says against `spec`, if anything."""
+    try:
+        data_type.check_spec(spec)
+    except ConfigurationError as error:
+        return str(error)
+    return None
+
+
+def test_yamls_and_modules_are_the_same() -> None:
+    """One file and one yaml each."""
+    assert stems("data_type") == set(NAMES)
+
+
+@every_data_type
+def test_yaml_is_complete(name: str) -> None:
+    """Name, version, options with allowed defaults, capabilities of the agreed form, a comment that says what it is."""
+    yaml = component("data_type", name)
+    capabilities = yaml["capabilities"]
+    assert yaml["name"] == name
+    assert isinstance(yaml["version"], int)
+    assert set(yaml) == {"name", "version", "options", "capabilities"}
+    assert set(capabilities) - {"rules", "defaults_by_bit_width"} == {"bit_widths", "block_axes", "block_axis", "symmetric", "options"}
+    assert capabilities["block_axis"] in capabilities["block_axes"]
+    assert set(yaml["options"]) == set(capabilities["options"])
+    assert all(allowed is None or yaml["options"][key] in allowed for key, allowed in capabilities["options"].items())
+    assert all(set(rule) == {"when", "need", "because"} for rule in capabilities.get("rules", ()))
+
+
+@every_data_type
+def test_defaults_by_bit_width_are_what_null_means(name: str) -> None:
+    """Planning writes such defaults out; the code must mean the same by null."""
+    yaml = component("data_type", name)
+    for option, by_width in yaml["capabilities"].get("defaults_by_bit_width", {}).items():
+        assert set(by_width) == set(yaml["capabilities"]["bit_widths"])
+        for bit_width, value in by_width.items():
+            implicit = fake_quantize(DATA_TYPES[name], WEIGHT, spec_of(yaml, bit_width, **{option: None}))
+            assert torch.equal(implicit, fake_quantize(DATA_TYPES[name], WEIGHT, spec_of(yaml, bit_width, **{option: value})))
+
+
+@every_data_type
+def test_module_is_documented(name: str) -> None:
+    """The module opens with a lesson that names its source."""
+    DATA_TYPES[name]
+    lesson = sys.modules[f"quantsweep.data_types.{name}"].__doc__ or ""
+    assert len(lesson.splitlines()) > 5
+    assert "arXiv" in lesson or "specification" in lesson.lower()
+
+
+@every_data_type
+def test_code_refuses_what_the_yaml_does_not_claim(name: str) -> None:
+    """And accepts all the rest: planning and code draw the same line."""
+    yaml, data_type = component("data_type", name), DATA_TYPES[name]
+    for spec in combinations(yaml):
+        reason = reason_to_skip(spec, yaml["capabilities"], METHOD)
+        refusal = refusal_of(data_type, spec)
+        assert (refusal is None) == (reason is None), f"{describe(spec)}: planning says {reason!r}, the code says {refusal!r}"
+
+
+@pytest.mark.parametrize(("name", "spec"), claimed_cases())
+def test_claimed_combination(name: str, spec: QuantizationSpec) -> None:
+    """Shape, type, determinism, bounds of codes, zeros, stored bits; the input is left alone."""
+    data_type: DataType = DATA_TYPES[name]
+    weight = WEIGHT.clone()
+    quantized = quantize_weight(data_type, weight, spec)
+    found = fake_quantize(data_type, weight, spec)
+    assert torch.equal(weight, WEIGHT)
+    assert found.shape == WEIGHT.shape
+    assert found.dtype == torch.float32
+    assert torch.equal(found, fake_quantize(data_type, weight, spec))
+    assert quantized.codes_NB.dtype == torch.uint8
+    assert int(quantized.codes_NB.max()) < 2 ** (spec.bit_width or 0)
+    assert quantized.stored_bits >= (spec.bit_width or 0) * WEIGHT.numel()
+    assert weight_error(WEIGHT, found).relative < 0.6
+    assert torch.equal(fake_quantize(data_type, torch.zeros_like(WEIGHT), spec), torch.zeros_like(WEIGHT))
+
+
+@every_data_type
+def test_zero_among_others_decodes_to_zero(name: str) -> None:
+    """Pruned weights stay pruned, in the default form."""
+    weight = WEIGHT.clone()
+    weight[:, ::3] = 0
+    yaml = component("data_type", name)
+    for bit_width in yaml["capabilities"]["bit_widths"]:
+        assert not fake_quantize(DATA_TYPES[name], weight, spec_of(yaml, bit_width))[:, ::3].any()
+
+
+@every_data_type
+def test_more_bits_less_error(name: str) -> None:
+    """With default options, on enough normal weights for the finest tables to be used evenly."""
+    yaml = component("data_type", name)
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
+    specs = [spec_of(yaml, k, block_size=64) for k in yaml["capabilities"]["bit_widths"]]
+    errors = [weight_error(weight, fake_quantize(DATA_TYPES[name], weight, spec)).relative for spec in specs]
+    assert errors == sorted(errors, reverse=True)
+
+
+@every_data_type
+@pytest.mark.parametrize("block_axis", ["flat", "input"])
+def test_blocks_do_not_see_each_other(name: str, block_axis: str) -> None:
+    """Exchanging the two halves of the rows exchanges the result."""
+    yaml = component("data_type", name)
+    if block_axis not in yaml["capabilities"]["block_axes"]:
+        return
+    spec = spec_of(yaml, yaml["capabilities"]["bit_widths"][-1], block_axis=block_axis)
+    found, exchanged = fake_quantize(DATA_TYPES[name], WEIGHT, spec), fake_quantize(DATA_TYPES[name], WEIGHT.roll(24, dims=0), spec)
+    assert torch.equal(exchanged, found.roll(24, dims=0))

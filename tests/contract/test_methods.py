@@ -1,0 +1,164 @@
+"""What every method must do; parametrised over the registry, so a new one is tested by being there."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+from component_cases import component, spec_of, stems
+from torch import Tensor
+
+from quantsweep.data_types._base import fake_quantize, quantize_weight
+from quantsweep.errors import ConfigurationError, QuantizationError
+from quantsweep.methods._base import Method
+from quantsweep.numerics.error import weight_error
+from quantsweep.registry import DATA_TYPES, METHODS
+from quantsweep.specs import QuantizationSpec
+
+NAMES = METHODS.names()
+every_method = pytest.mark.parametrize("name", NAMES)
+data_free = pytest.mark.parametrize("name", [n for n in NAMES if not component("method", n)["capabilities"]["needs_calibration"]])
+BASELINE = QuantizationSpec(method="none", method_version=1)
+
+
+class FakeLayer:
+    """A layer that is a tensor, and remembers what was written."""
+
+    def __init__(self, original: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.original = original
+        self.dtype = dtype
+        self.written: Tensor | None = None
+
+    def read(self) -> Tensor:
+        """The original, a view of it: methods must not change it."""
+        return self.original
+
+    def write(self, weight_OI: Tensor) -> None:
+        """Cast and keep."""
+        self.written = weight_OI.to(self.dtype)
+
+
+def two_layers(dtype: torch.dtype = torch.float32) -> dict[str, FakeLayer]:
+    """Two layers of different shapes, one that blocks of 32 do not divide."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "up": FakeLayer(torch.randn(48, 80, generator=generator), dtype),
+        "down": FakeLayer(torch.randn(17, 33, generator=generator), dtype),
+    }
+
+
+def spec_for(name: str, bit_width: int = 4) -> QuantizationSpec:
+    """A spec that this method can do: the baseline, or int."""
+    if not component("method", name)["capabilities"]["needs_data_type"]:
+        return BASELINE
+    allowed = component("method", name)["capabilities"]["data_types"]
+    return replace(spec_of(component("data_type", "int" if allowed is None else allowed[0]), bit_width), method=name)
+
+
+def test_yamls_and_modules_are_the_same() -> None:
+    """One file and one yaml each."""
+    assert stems("method") == set(NAMES)
+
+
+@every_method
+def test_yaml_is_complete(name: str) -> None:
+    """Name, version, options, and the four capabilities that planning asks for."""
+    yaml = component("method", name)
+    assert yaml["name"] == name
+    assert isinstance(yaml["version"], int)
+    assert set(yaml) == {"name", "version", "options", "capabilities"}
+    assert set(yaml["capabilities"]) == {"needs_data_type", "needs_calibration", "uses_seed", "data_types"}
+
+
+@every_method
+def test_module_is_documented(name: str) -> None:
+    """A module says what it does."""
+    METHODS[name]
+    assert sys.modules[f"quantsweep.methods.{name}"].__doc__
+
+
+@data_free
+def test_every_layer_is_written_and_recorded(name: str) -> None:
+    """In order, with its shape; the same again gives the same; originals are left alone."""
+    method: Method = METHODS[name]
+    layers, again = two_layers(), two_layers()
+    records = method.quantize(layers, spec_for(name))
+    assert records == method.quantize(again, spec_for(name))
+    untouched = two_layers()
+    assert all(torch.equal(layers[key].original, untouched[key].original) for key in layers)
+    if not component("method", name)["capabilities"]["needs_data_type"]:
+        assert records == ()
+        assert all(layer.written is None for layer in layers.values())
+        return
+    assert [(r.layer, r.out_features, r.in_features) for r in records] == [("up", 48, 80), ("down", 17, 33)]
+    for record in records:
+        layer = layers[record.layer]
+        assert layer.written is not None
+        error = weight_error(layer.original, layer.written)
+        assert (record.relative_error, record.max_abs_error) == (error.relative, error.max_abs)
+        assert record.bits >= 4 * record.out_features * record.in_features
+
+
+@data_free
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_numbers_are_refused(name: str, bad: float) -> None:
+    """The message names the layer and counts; nothing of that layer is written."""
+    if spec_for(name).is_baseline:
+        return
+    layers = two_layers()
+    layers["down"].original[3, 4] = bad
+    with pytest.raises(QuantizationError, match="layer down: 1 of 561 weights are NaN or infinite"):
+        METHODS[name].quantize(layers, spec_for(name))
+    assert layers["down"].written is None
+
+
+def test_errors_are_those_of_the_compute_dtype() -> None:
+    """At 8 bits with small blocks, the cast to bfloat16 is most of the error, and it is counted."""
+    spec = spec_for("round_to_nearest", 8)
+    (exact, _), (cast, _) = (METHODS["round_to_nearest"].quantize(two_layers(dtype), spec) for dtype in (torch.float32, torch.bfloat16))
+    assert cast.relative_error > 1.05 * exact.relative_error
+    assert cast.bits == exact.bits
+
+
+def test_round_to_nearest_is_the_data_type_alone() -> None:
+    """Weight and bits are those of the data type."""
+    layers = two_layers()
+    for data_type in ("int", "fp", "quantile", "dynamic"):
+        spec = spec_of(component("data_type", data_type), 4)
+        for record in METHODS["round_to_nearest"].quantize(layers, spec):
+            layer = layers[record.layer]
+            assert layer.written is not None
+            assert torch.equal(layer.written, fake_quantize(DATA_TYPES[data_type], layer.original, spec))
+            assert record.bits == quantize_weight(DATA_TYPES[data_type], layer.original, spec).stored_bits
+
+
+def test_round_to_nearest_names_the_layer_of_an_error() -> None:
+    """A scale beyond float16, too few weights for quantiles, something that is no matrix, a result that overflows."""
+    method = METHODS["round_to_nearest"]
+    with pytest.raises(QuantizationError, match="layer big: a block needs a scale of 100000, beyond the largest float16"):
+        method.quantize({"big": FakeLayer(torch.full((2, 2), 1e5))}, spec_for("round_to_nearest"))
+    with pytest.raises(QuantizationError, match="layer small: data_type 'quantile' needs at least 256 weights, got 4"):
+        method.quantize({"small": FakeLayer(torch.ones(2, 2))}, spec_of(component("data_type", "quantile"), 4))
+    with pytest.raises(QuantizationError, match="layer bias: a weight of shape"):
+        method.quantize({"bias": FakeLayer(torch.ones(2))}, spec_for("round_to_nearest"))
+    spec = spec_of(component("data_type", "int"), 4, scale_dtype="float32")
+    with pytest.raises(QuantizationError, match=r"layer wide: .* does not fit torch\.float16"):
+        method.quantize({"wide": FakeLayer(torch.full((2, 2), 1e5), torch.float16)}, spec)
+
+
+def test_round_to_nearest_refuses_before_anything_is_written() -> None:
+    """An impossible spec, or no data type at all, touches no layer."""
+    layers = two_layers()
+    for spec in (spec_of(component("data_type", "fp"), 4, exponent_bits=4), BASELINE):
+        with pytest.raises(ConfigurationError):
+            METHODS["round_to_nearest"].quantize(layers, spec)
+    assert all(layer.written is None for layer in layers.values())
+
+
+def test_records_are_frozen() -> None:
+    """A record is a fact."""
+    (record, _) = METHODS["round_to_nearest"].quantize(two_layers(), spec_for("round_to_nearest"))
+    with pytest.raises(FrozenInstanceError):
+        record.bits = 0

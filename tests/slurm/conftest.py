@@ -1,0 +1,69 @@
+"""One real cluster for the whole session, and a clean queue in it for each test.
+
+Where Slurm is not installed the tests are skipped, so that a laptop can run the rest of the suite;
+with QUANTSWEEP_REQUIRE_SLURM set (as in CI) they fail instead, so that nobody mistakes a skip for
+a pass.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import TEMPORARY_PREFIX, Cluster, missing_programs, reap_orphans
+
+# Not tmp_path, whose names are too long for Unix sockets; mkdtemp makes a folder that only its owner can read.
+TEMPORARY = Path("/tmp")
+
+
+def _why_not() -> str | None:
+    """Say why no cluster can be started here, None if one can."""
+    if missing := missing_programs():
+        return f"Slurm is not installed here (missing: {', '.join(missing)}); .ci/install_slurm.sh installs it"
+    if os.geteuid() != 0:
+        return "starting a Slurm cluster needs root"
+    return None
+
+
+@pytest.fixture(scope="session")
+def cluster_root() -> Iterator[Path]:
+    """A folder for a cluster; also decides whether these tests run, are skipped, or fail."""
+    if reason := _why_not():
+        if os.environ.get("QUANTSWEEP_REQUIRE_SLURM"):
+            pytest.fail(f"QUANTSWEEP_REQUIRE_SLURM is set, but {reason}")
+        pytest.skip(reason)
+    reap_orphans(TEMPORARY)
+    root = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=TEMPORARY))
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(cluster_root: Path) -> Iterator[Cluster]:
+    """The session's cluster: 4 nodes, arrays of up to 101, QOS `tight`, partitions main, low, high and limited."""
+    with Cluster(
+        root=cluster_root / "main",
+        max_array_size=101,
+        qos={"tight": {"MaxSubmitJobsPerUser": "50"}},
+        partitions={"limited": "QOS=tight PreemptMode=OFF"},
+        preemption=True,
+    ) as started:
+        yield started
+
+
+@pytest.fixture
+def in_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cluster]:
+    """The session's cluster as this process's own: SLURM_CONF set, work in a new folder, queue empty afterwards."""
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH_"))]:
+        monkeypatch.delenv(name)
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    # sbatch writes slurm-<id>.out where it is called.
+    monkeypatch.chdir(tmp_path)
+    yield cluster
+    cluster.cancel_all()

@@ -1,0 +1,184 @@
+"""What a trial's configuration resolves to is what Hydra would compose for that trial alone; mistakes are named."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from quantsweep.errors import ConfigurationErrors
+from quantsweep.hydra_plugin.composition import Request, check_command_line, compose_base, expand_shorthand, make_request, plain, search_folders
+from quantsweep.paths import product_root
+from quantsweep.plan import expand
+from quantsweep.schema import SECTIONS
+
+GRIDS = [
+    ["model=mini-neox-0.3m,mini-opt-1.1m", "data_type=int,fp,quantile", "bit_width=range(3,9)", "block_size=64,1024,tensor"],
+    ["model=glob(mini-*)", "method=none,round_to_nearest", "model.dtype=float32,float16", "task=mini_ppl,mini"],
+    ["data_type=fp", "data_type.options.exponent_bits=2,3", "data_type.options.subnormal=appendix,ieee", "seed=0,1", "limit=5"],
+    ["model=mini-neox-0.3m", "model.dtype=bfloat16", "bit_width=4", "symmetric=true", "num_fewshot=0,2", "scale_dtype=float32"],
+]
+
+
+def request(*arguments: str) -> Request:
+    expanded = expand_shorthand(arguments)
+    cfg = compose_base(expanded)
+    return make_request(cfg, search_folders(cfg.hydra), expanded)
+
+
+def as_override(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize("arguments", GRIDS, ids=["formats", "models", "options", "scalars"])
+def test_candidates_equal_hydras_own_composition(arguments: list[str]) -> None:
+    asked = request(*arguments)
+    fixed = [a for a in arguments if a.split("=")[0] not in {axis.key for axis in asked.grids[0].axes}]
+    candidates = list(asked.grids[0].candidates())
+    for candidate in random.Random(0).sample(candidates, min(8, len(candidates))):
+        overrides = [*fixed, *(f"{key}={as_override(value)}" for key, value in candidate.items())]
+        with initialize_config_dir(config_dir=str(product_root() / "conf"), version_base="1.3"):
+            alone = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+        assert isinstance(alone, dict)
+        for section in SECTIONS:
+            assert asked.schema.section(section, candidate) == alone[section]
+        for key, value in candidate.items():
+            if "." not in key and key not in SECTIONS:
+                assert alone[key] == value
+
+
+def test_a_study_is_refined_on_the_command_line() -> None:
+    whole = expand(*schema_and_grids("+sweeps=quickstart"))
+    assert len(whole.trials) == 175
+    one = expand(*schema_and_grids("+sweeps=quickstart", "model=mini-neox-0.3m", "bit_width=5"))
+    assert len(one.trials) == 4 * 2 + 1
+    assert {p.trial.quantization.bit_width for p in one.trials} == {5, None}
+
+
+def schema_and_grids(*arguments: str) -> tuple[Any, Any]:
+    asked = request(*arguments)
+    return asked.schema, asked.grids
+
+
+def test_sixteen_bit_has_no_block_size_and_is_merged() -> None:
+    expansion = expand(*schema_and_grids("bit_width=4,16", "block_size=64,128,256"))
+    assert len(expansion.trials) == 4
+    assert expansion.duplicates == 2
+
+
+def test_default_options_written_out_are_the_same_trial() -> None:
+    expansion = expand(*schema_and_grids("data_type=fp", "data_type.options.exponent_bits=null,2,3"))
+    assert len(expansion.trials) == 2
+    assert expansion.duplicates == 1
+
+
+def test_an_option_that_a_data_type_does_not_have_is_merged_on_an_axis() -> None:
+    expansion = expand(*schema_and_grids("data_type=int,fp", "data_type.options.exponent_bits=2,3"))
+    assert len(expansion.trials) == 3
+    assert expansion.duplicates == 1
+
+
+def test_tasks_on_an_axis_are_evaluations_of_one_trial() -> None:
+    expansion = expand(*schema_and_grids("task=mini_ppl,mini_cloze"))
+    assert [[task.name for task in p.tasks] for p in expansion.trials] == [["mini_ppl", "mini_cloze"]]
+
+
+def test_a_meaningless_combination_is_skipped_with_its_reason() -> None:
+    expansion = expand(*schema_and_grids("data_type=int,fp", "bit_width=2,4"))
+    assert len(expansion.trials) == 3
+    [(reason, (count, _))] = expansion.skipped.items()
+    assert "fp" in reason
+    assert count == 1
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["bit_width=1,4"], "2–8"),
+    (["bit_width=4,foo"], "bit_width must be a whole number, got 'foo'"),
+    (["block_size=1,64"], "block_size must be at least 2"),
+    (["block_size=null,64"], "needs block_axis=input"),
+    (["bit_width=3,17"], "at most 16"),
+    (["limit=0,5"], "limit must be at least 1"),
+    (["model.dtype=float8,float16"], "float8"),
+    (["data_type=int", "data_type.options.exponent_bits=2,3"], "data_type.options.exponent_bits"),
+])
+def test_impossible_values_are_refused(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        expand(*schema_and_grids(*arguments))
+    assert said in str(caught.value)
+
+
+def test_all_mistakes_on_a_command_line_are_said_at_once_with_the_nearest_names() -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        check_command_line(["data_type=quantil", "bit_widht=4", "-m", "model=mini-neox-0.3,mini-opt-1.1m", "+sweeps=quickstar", "model.dtpye=float16"])
+    text = str(caught.value)
+    for near in ("'quantile'", "'bit_width'", "'mini-neox-0.3m'", "'quickstart'", "'model.dtype'"):
+        assert near in text
+    assert len(caught.value.problems) == 5
+
+
+@pytest.mark.parametrize(("study", "said"), [
+    ("{grids: [{axes: {modle: [a]}}]}", "'model'"),
+    ("{grids: [{axes: {data_type: [quantil]}}]}", "'quantile'"),
+    ("{grids: [{axes: {bit_width: []}}]}", "no values"),
+    ("{grids: []}", "study.grids"),
+    ("{grids: [{axis: {bit_width: [4]}}]}", "`axes`"),
+    ("{gird: 1, grids: [{axes: {bit_width: [4]}}]}", "gird"),
+    ("{grids: [{axes: {model: glob(zzz*)}}]}", "matches no model"),
+])
+def test_mistakes_in_a_study_are_named_with_its_file(tmp_path: Path, study: str, said: str) -> None:
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "broken.yaml").write_text(f"# @package _global_\nsweep: broken\nstudy: {study}\n")
+    with initialize_config_dir(config_dir=str(product_root() / "conf"), version_base="1.3"):
+        arguments = ["+sweeps=broken", f"hydra.searchpath=[file://{tmp_path}]"]
+        cfg = compose("config", overrides=arguments, return_hydra_config=True)
+        with pytest.raises(ConfigurationErrors) as caught:
+            make_request(cfg, search_folders(cfg.hydra), arguments)
+    assert said in str(caught.value)
+    assert "sweeps/broken.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((product_root() / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_study_that_comes_with_the_product_plans(path: Path) -> None:
+    expansion = expand(*schema_and_grids(f"+sweeps={path.stem}"))
+    assert expansion.trials
+
+
+def test_the_k_bit_study_has_the_published_scale() -> None:
+    expansion = expand(*schema_and_grids("+sweeps=k_bit_inference"))
+    assert sum(len(p.tasks) for p in expansion.trials) > 35_000
+
+
+def test_shorthand_for_folders_and_hub_names(tmp_path: Path) -> None:
+    assert expand_shorthand([f"model={tmp_path}"])[0] == "model=local"
+    assert expand_shorthand(["model=org/name"]) == ["model=hub", "model.hub_id=org/name"]
+    assert expand_shorthand(["model=mini-neox-0.3m"]) == ["model=mini-neox-0.3m"]
+
+
+def test_a_folder_may_stand_on_the_model_axis() -> None:
+    folder = product_root() / "quantsweep" / "mini" / "models" / "mini-neox-0.3m"
+    expansion = expand(*schema_and_grids(f"model={folder},mini-neox-0.9m", "model.dtype=float32"))
+    assert [p.trial.model.name for p in expansion.trials] == ["mini-neox-0.3m", "mini-neox-0.9m"]
+
+
+def test_a_copy_of_a_model_is_the_same_trial_wherever_it_lies(tmp_path: Path) -> None:
+    import shutil
+
+    source = product_root() / "quantsweep" / "mini" / "models" / "mini-neox-0.3m"
+    copy = tmp_path / "mini-neox-0.3m"
+    shutil.copytree(source, copy)
+    ids = [expand(*schema_and_grids(f"model={folder}")).trials[0].trial.trial_id for folder in (source, copy)]
+    assert ids[0] == ids[1]
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-2] + b"\x00\x01")
+    from quantsweep.schema import _content
+
+    _content.cache_clear()
+    assert expand(*schema_and_grids(f"model={copy}")).trials[0].trial.trial_id != ids[0]
+
+
+def test_plain_leaves_hydra_out() -> None:
+    assert "hydra" not in plain(compose_base([]))

@@ -1,0 +1,121 @@
+"""The bundled tasks load through lm-eval from any directory, and the card's numbers are theirs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantsweep.mini import ROOT, TASK_NAMES, TASKS_DIR
+from quantsweep.mini.baselines import Trigram
+from quantsweep.mini.card import REFERENCE_LIMIT, judge, render
+from quantsweep.mini.evaluate import accuracy, ratio, run_lm_eval, summarise
+from quantsweep.mini.items import FUNCTION_WORDS
+from quantsweep.mini.vocabulary import VOCABULARY_SIZE
+
+CARD = json.loads((ROOT / "card.json").read_text(encoding="utf-8"))
+
+
+def rows(name: str) -> list[dict]:
+    text = (TASKS_DIR / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def smallest() -> dict:
+    """lm-eval's samples of the smallest model on the first examples of each task."""
+    return run_lm_eval("mini-neox-0.3m", limit=REFERENCE_LIMIT)
+
+
+def test_lm_eval_finds_the_tasks_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    manager = TaskManager(include_path=str(TASKS_DIR), include_defaults=False)
+    assert set(TASK_NAMES) <= set(manager.all_tasks)
+    loaded = manager.load(list(TASK_NAMES))["tasks"]
+    for name, count in zip(TASK_NAMES, CARD["tasks"]["examples"].values(), strict=True):
+        assert len(list(loaded[name].test_docs())) == count
+
+
+def test_the_smallest_model_reproduces_the_card(smallest: dict) -> None:
+    found = summarise(smallest)["bits_per_byte"].value
+    # Sums of a few thousand fp32 log-probabilities; the order of additions differs between machines.
+    assert found == pytest.approx(CARD["models"]["mini-neox-0.3m"][f"bits_per_byte_first_{REFERENCE_LIMIT}"], abs=2e-4)
+
+
+def test_prompts_have_the_forms_of_lambada_and_hellaswag(smallest: dict) -> None:
+    context, target = smallest["mini_cloze"][0]["arguments"][0]
+    assert context + target == smallest["mini_cloze"][0]["doc"]["text"]
+    assert target.startswith(" ")
+    endings = [arguments[1] for arguments in smallest["mini_continuation"][0]["arguments"]]
+    assert endings == [" " + choice for choice in smallest["mini_continuation"][0]["doc"]["choices"]]
+
+
+def test_task_data_are_the_cards() -> None:
+    for name, digest in CARD["tasks"]["sha256"].items():
+        assert hashlib.sha256((TASKS_DIR / "data" / f"{name}.jsonl").read_bytes()).hexdigest() == digest
+
+
+def test_cloze_words_are_content_words() -> None:
+    found = rows("cloze")
+    assert len(found) >= 2_000
+    for row in found:
+        before, _, word = row["text"].rpartition(" ")
+        assert len(word) >= 3
+        assert word.isalpha()
+        assert word.islower()
+        assert word not in FUNCTION_WORDS
+        assert len(before.split()) >= 5
+    assert 0.15 < np.mean([row["repeated"] for row in found]) < 0.6
+
+
+def test_continuations_have_four_different_endings_and_no_favoured_place() -> None:
+    found = rows("continuation")
+    assert len(found) >= 2_000
+    assert all(len(set(row["choices"])) == 4 for row in found)
+    assert all(len(row["query"].split()) >= 12 for row in found)
+    places = np.bincount([row["label"] for row in found], minlength=4) / len(found)
+    assert places == pytest.approx([0.25] * 4, abs=0.03)
+    longest = np.mean([max(range(4), key=lambda i: len(row["choices"][i])) == row["label"] for row in found])
+    assert longest == pytest.approx(0.25, abs=0.05), "length must not tell the true ending"
+
+
+def test_ppl_documents_need_more_than_one_window() -> None:
+    assert len(rows("ppl")) >= 300
+    assert CARD["tasks"]["ppl_longer_than_context"] >= 100
+
+
+def test_every_gate_holds() -> None:
+    assert CARD["gates"] == judge(CARD)
+    assert [gate for gate, passed in CARD["gates"].items() if not passed] == []
+
+
+def test_the_card_is_rendered_from_its_numbers() -> None:
+    assert (ROOT / "CARD.md").read_text(encoding="utf-8") == render(CARD)
+
+
+def test_accuracy_has_the_binomial_error() -> None:
+    estimate = accuracy(np.array([1.0, 0.0, 0.0, 0.0]))
+    assert estimate.value == 0.25
+    assert estimate.standard_error == pytest.approx((0.25 * 0.75 / 3) ** 0.5)
+
+
+def test_ratio_has_no_error_when_documents_agree() -> None:
+    estimate = ratio(np.array([2.0, 4.0, 8.0]), np.array([1.0, 2.0, 4.0]))
+    assert (estimate.value, estimate.standard_error, estimate.n) == (2.0, 0.0, 3)
+
+
+def test_trigram_probabilities_sum_to_one_and_prefer_what_was_seen() -> None:
+    stream = np.random.default_rng(0).integers(1, 50, size=5_000)
+    model = Trigram(np.concatenate([stream, [7, 8, 9] * 50]))
+    every = np.arange(VOCABULARY_SIZE)
+    unigram = model.unigrams.probability(np.zeros_like(every), every, np.full(len(every), 1 / VOCABULARY_SIZE))
+    bigram = model.bigrams.probability(np.full_like(every, 8), every, unigram)
+    trigram = model.trigrams.probability(np.full_like(every, 7 * VOCABULARY_SIZE + 8), every, bigram)
+    assert [unigram.sum(), bigram.sum(), trigram.sum()] == pytest.approx([1.0, 1.0, 1.0])
+    assert trigram.argmax() == 9

@@ -1,0 +1,110 @@
+"""Identity: everything that can change a number, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantsweep.errors import ConfigurationError
+from quantsweep.specs import (
+    CalibrationSpec,
+    ModelSpec,
+    PlannedTrial,
+    QuantizationSpec,
+    Resources,
+    TaskSpec,
+    TrialSpec,
+    canonical_json,
+    check_name,
+    options_tuple,
+)
+
+MODEL = ModelSpec(name="m", family="f", path="/a", content="sha256:1", parameters=10)
+QUANTIZATION = QuantizationSpec(
+    method="round_to_nearest", method_version=1, data_type="fp", data_type_version=1, data_type_options=(("exponent_bits", 2),),
+    bit_width=4, block_size=64, block_axis="flat", symmetric=True, scale_dtype="float16",
+)
+TRIAL = TrialSpec(model=MODEL, quantization=QUANTIZATION)
+TASK = TaskSpec(name="t", lm_eval_task="t", folder="mini", version="1.0", primary_metric="acc", higher_is_better=True)
+
+
+def changed(**changes: object) -> str:
+    model = {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(ModelSpec)}}
+    quantization = {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(QuantizationSpec)}}
+    rest = {k: v for k, v in changes.items() if k in ("seed", "calibration")}
+    return dataclasses.replace(
+        TRIAL, model=dataclasses.replace(MODEL, **model), quantization=dataclasses.replace(QUANTIZATION, **quantization), **rest
+    ).trial_id
+
+
+@pytest.mark.parametrize("changes", [
+    {"content": "sha256:2"}, {"dtype": "float32"}, {"unquantized": ("*.0.*",)}, {"bit_width": 5}, {"block_size": 128}, {"block_size": "tensor"},
+    {"block_axis": "input"}, {"symmetric": False}, {"scale_dtype": "float32"}, {"data_type": "int"}, {"data_type_version": 2}, {"method_version": 2},
+    {"data_type_options": (("exponent_bits", 3),)}, {"method_options": (("a", 1),)}, {"seed": 1},
+    {"calibration": CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)},
+], ids=lambda c: next(iter(c)))
+def test_what_can_change_a_number_changes_the_id(changes: dict[str, object]) -> None:
+    assert changed(**changes) != TRIAL.trial_id
+
+
+@pytest.mark.parametrize("changes", [
+    {"name": "other"}, {"family": "other"}, {"path": "/elsewhere"}, {"parameters": 11}, {"resources": Resources(gpus=1)},
+], ids=lambda c: next(iter(c)))
+def test_labels_places_and_resources_do_not(changes: dict[str, object]) -> None:
+    assert changed(**changes) == TRIAL.trial_id
+
+
+def test_the_id_of_a_trial_is_fixed() -> None:
+    """A change here orphans every row that was ever written: raise a version instead, or migrate."""
+    assert TRIAL.trial_id == "4bc07d0501712459"
+
+
+def test_task_keys() -> None:
+    assert TASK.task_key == "t@1.0"
+    assert dataclasses.replace(TASK, num_fewshot=5, limit=100).task_key == "t@1.0+5shot+limit100"
+
+
+@given(seed=st.none() | st.integers(0, 2**40), limit=st.none() | st.integers(1, 10**6), block=st.sampled_from([64, "tensor"]),
+       option=st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5))
+def test_json_round_trip(seed: int | None, limit: int | None, block: int | str, option: object) -> None:
+    quantization = dataclasses.replace(QUANTIZATION, block_size=block, method_options=options_tuple({"x": option}))  # type: ignore[arg-type]
+    calibration = CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)
+    planned = PlannedTrial(
+        trial=TrialSpec(model=dataclasses.replace(MODEL, unquantized=("a*",)), quantization=quantization, seed=seed, calibration=calibration),
+        tasks=(dataclasses.replace(TASK, limit=limit),),
+    )
+    again = PlannedTrial.from_json(planned.to_json())
+    assert again == planned
+    assert again.trial.trial_id == planned.trial.trial_id
+
+
+def test_canonical_json_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json({"x": float("nan")})
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "-x", "x\n"])
+def test_names_cannot_leave_their_folder(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="plain name"):
+        check_name("sweep", name)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"block_size": 1}, "at least 2"), ({"block_size": None}, "needs block_axis=input"), ({"block_axis": "output"}, "flat, input"),
+    ({"scale_dtype": "float8"}, "float16"), ({"bit_width": 0}, "at least 1"), ({"data_type": None}, "needs a data_type"),
+    ({"method": "none"}, "unquantized baseline"),
+])
+def test_impossible_quantization_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        dataclasses.replace(QUANTIZATION, **changes)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"revision": "main"}, "full commit"), ({"hub_id": "a/b"}, "exactly one"), ({"path": None}, "exactly one"), ({"name": "a/b"}, "plain name"),
+])
+def test_impossible_models_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        dataclasses.replace(MODEL, **changes)
