@@ -38,7 +38,7 @@ def _tokens(task: TaskSpec) -> int:
     return (task.limit or EXAMPLES_OF_A_TASK) * TOKENS_AN_EXAMPLE
 
 
-def cut(trials: Iterable[PlannedTrial], *, max_minutes: float, workers: int | None = None, first_id: int = 0) -> tuple[Shard, ...]:
+def cut(trials: Iterable[PlannedTrial], *, max_minutes: float, workers: int | None = None) -> tuple[Shard, ...]:
     """Cut trials into shards, small models first.
 
     max_minutes: predicted bound of a shard (a single longer trial is a shard of its own).
@@ -48,13 +48,12 @@ def cut(trials: Iterable[PlannedTrial], *, max_minutes: float, workers: int | No
     if workers is not None and ordered:
         total = sum(predicted_minutes(trial) for trial in ordered)
         max_minutes = min(max_minutes, total / (workers * SHARDS_A_WORKER))
-    shards: list[Shard] = []
-    for (_, resources), group in groupby(ordered, key=_affinity):
-        shards.extend(
-            Shard(shard_id=first_id + len(shards) + offset, resources=resources, trials=tuple(chunk))
-            for offset, chunk in enumerate(_chunks(list(group), max_minutes))
-        )
-    return tuple(shards)
+    pieces = [
+        (resources, tuple(chunk))
+        for (_, resources), group in groupby(ordered, key=_affinity)
+        for chunk in _chunks(list(group), max_minutes)
+    ]
+    return tuple(Shard(shard_id=number, resources=resources, trials=chunk) for number, (resources, chunk) in enumerate(pieces))
 
 
 def _order(planned: PlannedTrial) -> tuple[int, str, str, bool]:

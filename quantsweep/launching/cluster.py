@@ -72,7 +72,7 @@ def submit(plan_path: Path, shard_ids: Sequence[int], cluster: ClusterSpec) -> S
     folder = SweepFolder(plan_path.resolve().parent.parent)
     folder.check()
     limits = slurm.read_limits(cluster.account, cluster.qos, cluster.partition)
-    fits = list(shard_ids)[: room(limits, len(slurm.queue()))]
+    fits = list(shard_ids)[: room(limits, sum(task.state.is_active for task in slurm.queue()))]
     resources = {shard_id: cluster.resources(read_shard(plan_path, shard_id).resources) for shard_id in fits}
     groups = group_shards(resources.items(), array_size(cluster, limits))
     submission = new_submission(folder, plan_path, (ids for _, ids in groups))

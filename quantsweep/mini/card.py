@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from quantsweep.mini import MODEL_NAMES, NEOX_MODELS, OPT_MODELS, ROOT, TASK_NAMES, model_path
 from quantsweep.mini.baselines import chance, most_frequent_word, task_texts, trigram_bits_per_byte
-from quantsweep.mini.corpus import OVERLAP_WORDS, SOURCES, SPLIT_SEED, Section, ngrams, overlap_share, sha256, split_corpus, split_raw
+from quantsweep.mini.corpus import OVERLAP_WORDS, SOURCES, SPLIT_SEED, Section, Split, ngrams, overlap_share, sha256, split_corpus, split_raw
 from quantsweep.mini.evaluate import run_lm_eval, summarise
 from quantsweep.mini.family import recipe
 from quantsweep.mini.train import BATCH_WINDOWS, LOG_PATH, WARMUP_STEPS, WEIGHT_DECAY, encode, training_tokens
@@ -47,7 +47,7 @@ def measure_data() -> Card:
     raw, splits = split_raw(), split_corpus()
     train13, train8 = ngrams(splits["train"], OVERLAP_WORDS), ngrams(splits["train"], 8)
 
-    def overlap(sections: Mapping[str, Sequence[Section]], split: str) -> dict[str, float]:
+    def overlap(sections: Mapping[Split, Sequence[Section]], split: Split) -> dict[str, float]:
         return {
             "13gram": overlap_share(sections[split], train13, OVERLAP_WORDS),
             "8gram": overlap_share(sections[split], train8, 8),

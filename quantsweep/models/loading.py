@@ -16,8 +16,7 @@ model's files where they can be (`originals.py`).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +26,6 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from quantsweep.errors import ModelError
 from quantsweep.identity import model_files, resolve_path
@@ -35,6 +33,7 @@ from quantsweep.models.blocks import is_transposed, quantizable_linears
 from quantsweep.models.gguf import converted_folder
 from quantsweep.models.layers import LinearLayer
 from quantsweep.models.originals import FileTensors, original_of
+from quantsweep.models.progress import no_progress_bars
 from quantsweep.specs import ModelSpec
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -109,18 +108,6 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec:
         num_quantizable=sum(layer.out_features * layer.in_features for layer in layers.values()),
         max_length=_max_length(model.config, tokenizer),
     )
-
-
-@contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Hold back the bars of transformers: a log has no use for them."""
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if had_bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

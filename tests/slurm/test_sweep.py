@@ -1,0 +1,135 @@
+"""The product on a real Slurm cluster: submit, detach, cancel half-way, resume, and submit nothing when all is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import quantsweep
+from quantsweep.launching.submissions import flying_tasks, read_submissions
+from quantsweep.paths import SweepFolder
+from tests.conftest import Launch
+from tests.slurm.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm]
+SLURM = ("cluster=slurm", "cluster.partition=main")
+STUDY = ("-m", "+sweeps=quickstart", "model=mini-neox-0.3m,mini-opt-0.4m,mini-neox-0.9m", "bit_width=range(3,9)", "limit=4", "shard_minutes=0.2")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.5)
+
+
+def num_done(folder: Path) -> int:
+    if not any((folder / "trials").glob("*.parquet")):
+        return 0
+    return int((quantsweep.load_trials(folder).status == "done").sum())
+
+
+def diagnosis(folder: Path) -> str:
+    logs = sorted(folder.glob("logs/slurm/*/*.out"))[:2] + sorted(folder.glob("logs/*.log"))[:2]
+    return "\n".join(f"{log}:\n{log.read_text()[-1500:]}" for log in logs)
+
+
+def test_a_small_sweep_runs_on_slurm_and_is_then_done(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
+    """The smoke test of `make test`."""
+    arguments = ("-m", "model=mini-neox-0.3m", "bit_width=4,8", "task=mini_ppl", "limit=4", "sweep=smoke", *SLURM)
+    assert "submitted 1 shards in 1 arrays" in launch(*arguments).stdout
+    folder = tmp_path / "results" / "smoke"
+    wait_until(lambda: num_done(folder) == 2 or not flying_tasks(SweepFolder(folder)), 180)
+    assert num_done(folder) == 2, diagnosis(folder)
+    trials = quantsweep.load_trials(folder)
+    assert trials.slurm_job.str.fullmatch(r"\d+(_\d+)?").all()
+    again = launch(*arguments)
+    assert "nothing left to run" in again.stdout
+    assert "submitted" not in again.stdout
+
+
+@pytest.mark.long
+def test_cancel_half_way_and_resume(in_cluster: Cluster, launch: Launch, quantsweep_command: Launch, tmp_path: Path) -> None:
+    plan = json.loads(quantsweep_command("plan", *STUDY[1:], *SLURM, "--json").stdout)
+    assert plan["trials"] == 3 * (4 * 6 * 2 + 1) == 147
+    first = launch(*STUDY, *SLURM)
+    assert f"submitted {plan['shards']} shards" in first.stdout
+    folder = tmp_path / "results" / "quickstart"
+    wait_until(lambda: num_done(folder) >= 147 // 3, 600)
+    in_flight = launch(*STUDY, *SLURM)
+    assert "submitted" not in in_flight.stdout, "what is in flight is not submitted twice"
+    assert "in flight 0" not in in_flight.stdout
+    status = json.loads(quantsweep_command("status", "quickstart", "--json").stdout)
+    assert status["running"] > 0
+    assert status["done"] + status["running"] + status["waiting"] + status["failed"] + status["to_launch"] >= 147
+    assert "cancelled" in quantsweep_command("cancel", "quickstart").stdout
+    wait_until(lambda: not flying_tasks(SweepFolder(folder)), 120)
+    cancelled_at = quantsweep.load_results(folder)
+    assert 147 // 3 <= num_done(folder) < 147
+
+    resumed = launch(*STUDY, *SLURM)
+    assert "submitted" in resumed.stdout
+    wait_until(lambda: num_done(folder) == 147 or not flying_tasks(SweepFolder(folder)), 900)
+    assert num_done(folder) == 147, diagnosis(folder)
+    results = quantsweep.load_results(folder)
+    assert not results.duplicated(["trial_id", "task_key", "metric"]).any()
+    assert results.groupby("trial_id").task_key.nunique().eq(3).all()
+    kept = results.merge(cancelled_at, on=["trial_id", "task_key", "metric", "attempt"])
+    assert len(kept) == len(cancelled_at), "what was written before the cancel stays, and is not evaluated again"
+
+    finished = launch(*STUDY, *SLURM)
+    assert "nothing left to run" in finished.stdout
+    assert len(in_cluster.run(["squeue", "-h"]).stdout.split()) == 0
+    status = json.loads(quantsweep_command("status", "quickstart", "--json").stdout)
+    assert (status["done"], status["evaluations_done"], status["to_launch"]) == (147, 441, 0)
+
+
+@pytest.mark.long
+def test_arrays_are_split_where_the_cluster_says(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
+    """MaxArraySize is 101 here: 130 shards become two arrays, each numbered from 0."""
+    arguments = ("-m", "model=mini-neox-0.3m", "data_type=int,fp,quantile,dynamic", "bit_width=range(3,9)", "block_size=range(32,224,32)",
+                 "limit=1", "task=mini_ppl", "shard_minutes=0.001", "sweep=split", *SLURM)
+    said = launch(*arguments).stdout
+    assert "submitted 144 shards in 2 arrays" in said
+    folder = SweepFolder(tmp_path / "results" / "split")
+    [submission] = read_submissions(folder)
+    assert [len(array.shard_ids) for array in submission.arrays] == [101, 43]
+    assert len({task.shard_id for task in flying_tasks(folder)}) > 100
+    in_cluster.cancel_all()
+
+
+@pytest.mark.long
+def test_a_submit_limit_is_respected_and_the_rest_follows(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
+    """QOS `tight` allows 50 jobs: one launch submits what fits with head-room, and says so."""
+    arguments = ("-m", "model=mini-neox-0.3m", "data_type=int,fp", "bit_width=range(3,9)", "block_size=range(32,224,32)", "limit=1", "task=mini_ppl",
+                 "shard_minutes=0.001", "sweep=tight", *SLURM, "cluster.qos=tight")
+    said = launch(*arguments).stdout
+    assert "submitted 45 shards" in said
+    assert "27 shards wait for room" in said
+    assert "in flight 45" in launch(*arguments).stdout
+    in_cluster.cancel_all()
+
+
+@pytest.mark.long
+def test_a_refusal_is_said_in_words_and_leaves_nothing_behind(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
+    refused = launch("-m", "model=mini-neox-0.3m", "bit_width=4,8", "limit=1", "sweep=refused", "cluster=slurm", "cluster.partition=nowhere", expect=1)
+    assert "cluster.partition=" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert flying_tasks(SweepFolder(tmp_path / "results" / "refused")) == []
+
+
+@pytest.mark.long
+def test_no_answer_from_slurm_is_not_an_empty_queue(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
+    arguments = ("-m", "model=mini-neox-0.3m", "bit_width=4,8", "limit=1", "sweep=silent", *SLURM)
+    launch(*arguments)
+    in_cluster.stop_controller()
+    try:
+        refused = launch(*arguments, expect=1)
+    finally:
+        in_cluster.start_controller()
+    assert "submitted" not in refused.stdout
+    in_cluster.cancel_all()

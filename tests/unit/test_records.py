@@ -1,0 +1,174 @@
+"""The tables: what is written is what is read, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import quantsweep
+from quantsweep import records
+from quantsweep.errors import ResultsError
+from quantsweep.paths import SweepFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+EXAMPLES: dict[pa.DataType, Any] = {
+    pa.string(): "x", pa.int32(): 1, pa.int64(): 2, pa.float64(): 0.5, pa.bool_(): True, pa.timestamp("us", tz="UTC"): NOW,
+    pa.list_(pa.bool_()): [True], pa.list_(pa.float32()): [0.5], pa.list_(pa.int32()): [3],
+}
+
+
+def row(table: str, **values: Any) -> dict[str, Any]:
+    base = {c.name: EXAMPLES[c.type] for c in records.COLUMNS[table]}
+    return base | {"data_type_options": '{"exponent_bits":2}', "method_options": "{}"} | values
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    made = SweepFolder(tmp_path / "sweep")
+    made.create()
+    return made
+
+
+@pytest.mark.parametrize("table", records.COLUMNS)
+def test_what_is_written_is_what_is_read(folder: SweepFolder, table: str) -> None:
+    written = row(table)
+    records.Writer(folder, "w").add(table, [written])
+    assert records.read_table(folder.path, table).to_pylist() == [written]
+    assert len(pd.read_parquet(folder.table(table))) == 1
+
+
+def test_a_row_with_other_columns_is_refused(folder: SweepFolder) -> None:
+    with pytest.raises(ResultsError, match=r"missing \['value'\], unknown \['valeu'\]"):
+        records.Writer(folder, "w").add("metrics", [{k: v for k, v in row("metrics").items() if k != "value"} | {"valeu": 1}])
+
+
+def test_every_row_is_durable_when_add_returns_and_files_are_few(folder: SweepFolder) -> None:
+    writer = records.Writer(folder, "w")
+    for n in range(records.MAX_ROWS["samples"] * 2 + 5):
+        writer.add("samples", [row("samples", trial_id=str(n))])
+        if n % 50 == 0:
+            assert pq.read_table(folder.table("samples")).num_rows == n + 1
+    assert len(os.listdir(folder.table("samples"))) == 3
+    assert len(set(records.read_table(folder.path, "samples").column("trial_id").to_pylist())) == n + 1
+
+
+def test_a_full_disk_leaves_what_was_there(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = records.Writer(folder, "w")
+    writer.add("metrics", [row("metrics")])
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            writer.add("metrics", [row("metrics", trial_id="lost")])
+    assert records.read_table(folder.path, "metrics").num_rows == 1
+    writer.add("metrics", [row("metrics", trial_id="later")])
+    assert set(records.read_table(folder.path, "metrics").column("trial_id").to_pylist()) == {"x", "later"}
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """On a file system of 256 kB, if this process may mount one."""
+    import subprocess
+
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root; the same error is injected in test_a_full_disk_leaves_what_was_there")
+    try:
+        small = SweepFolder(mount / "sweep")
+        small.create()
+        writer, written = records.Writer(small, "w"), 0
+        with pytest.raises(OSError, match="No space"):  # noqa: PT012 - the loop is what fills the disk
+            while True:
+                writer.add("metrics", [row("metrics", trial_id=os.urandom(500).hex())])
+                written += 1
+        assert records.read_table(small.path, "metrics").num_rows == written > 0
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)  # a traceback may still hold a file
+
+
+def test_unfinished_files_are_not_read(folder: SweepFolder) -> None:
+    records.Writer(folder, "w").add("metrics", [row("metrics")])
+    (folder.table("metrics") / ".half.parquet.tmp").write_bytes(b"PAR1")
+    (folder.table("metrics") / ".half.parquet").write_bytes(b"PAR1")
+    assert records.read_table(folder.path, "metrics").num_rows == 1
+    assert len(pd.read_parquet(folder.table("metrics"))) == 1
+
+
+def test_a_damaged_file_is_said_by_name(folder: SweepFolder) -> None:
+    records.Writer(folder, "w").add("metrics", [row("metrics")])
+    (folder.table("metrics") / "damaged.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(ResultsError, match=r"damaged\.parquet"):
+        records.read_done(folder.path)
+
+
+attempts = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["t@1", "u@1"]), st.integers(0, 5), st.floats(-1, 1)), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(attempts)
+def test_load_results_has_each_evaluation_once_and_the_latest(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, int, float]]) -> None:
+    folder = SweepFolder(tmp_path_factory.mktemp("s") / "sweep")
+    folder.create()
+    latest: dict[tuple[str, str], tuple[int, float]] = {}
+    for trial, task, when, value in rows:
+        if any(w == when for (t, k), (w, _) in latest.items() if (t, k) == (trial, task)):
+            continue  # two attempts in the same microsecond: either may stand
+        records.Writer(folder, "w").add("metrics", [row("metrics", trial_id=trial, task_key=task, value=value, finished_at=NOW + timedelta(seconds=when))])
+        latest[trial, task] = max(latest.get((trial, task), (-1, 0.0)), (when, value))
+    frame = quantsweep.load_results(folder.path)
+    assert {(r.trial_id, r.task_key): r.value for r in frame.itertuples()} == {key: value for key, (_, value) in latest.items()}
+    assert len(frame) == len(latest)
+    assert records.read_done(folder.path) == frozenset(latest)
+
+
+def test_options_become_columns_and_sweeps_can_be_joined(folder: SweepFolder, tmp_path: Path) -> None:
+    other = SweepFolder(tmp_path / "other")
+    other.create()
+    for place in (folder, other):
+        records.Writer(place, "w").add("metrics", [row("metrics")])
+    frame = quantsweep.load_results([folder.path, other.path])
+    assert list(frame.sweep) == ["sweep", "other"]
+    assert list(frame.data_type_exponent_bits) == [2, 2]
+
+
+def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="not the folder of a sweep"):
+        quantsweep.load_results(tmp_path)
+
+
+def test_an_empty_sweep_is_an_empty_frame(folder: SweepFolder) -> None:
+    assert quantsweep.load_results(folder.path).empty
+    assert quantsweep.load_samples(str(folder.path)).empty
+
+
+def dictionary() -> str:
+    """The tables of results/README.md, from the schema."""
+    parts = []
+    for table, columns in records.COLUMNS.items():
+        lines = [f"## {table}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
+        lines += [f"| `{c.name}` | {c.type} | {c.unit} | {c.meaning} |" for c in columns]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def test_the_data_dictionary_is_the_schema() -> None:
+    path = ROOT / "results" / "README.md"
+    text = path.read_text()
+    start = text.index("## metrics")
+    if os.environ.get("QUANTSWEEP_REWRITE_GOLDEN"):
+        path.write_text(text[:start] + dictionary())
+    assert text[start:] == dictionary(), "rewrite with QUANTSWEEP_REWRITE_GOLDEN=1"
