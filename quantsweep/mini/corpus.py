@@ -305,8 +305,8 @@ def word_ngrams(text: str, n: int) -> npt.NDArray[np.uint64]:
     count = len(words) - n + 1
     if count <= 0:
         return np.empty(0, dtype=np.uint64)
-    known: dict[str, int] = {}
-    ids = np.array([known.get(w) or known.setdefault(w, _word_hash(w)) for w in words], dtype=np.uint64)
+    hashed = {word: _word_hash(word) for word in set(words)}
+    ids = np.fromiter(map(hashed.__getitem__, words), dtype=np.uint64, count=len(words))
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(n):
         hashes *= np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplication loses nothing; wraps at 2**64

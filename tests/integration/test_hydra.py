@@ -13,7 +13,6 @@ from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, Launche
 import quantsweep
 from tests.conftest import Launch
 
-pytest_plugins = ["hydra.extra.pytest_plugin"]
 WAIT = ["hydra.launcher.wait=true"]
 
 
