@@ -306,7 +306,8 @@ def _tasks(card: Card) -> str:
 
 - `mini_cloze` ({n["cloze"]:,}): the last word of a passage of two to six sentences and at most 120 tokens; a lower-case content word of three or
   more letters. In {100 * tasks["cloze_repeated_share"]:.1f} % of the examples the word stands earlier in the passage. No person checked that the words can be guessed.
-- `mini_continuation` ({n["continuation"]:,}): the next sentence among four; the wrong ones follow other passages of the same source and are near in length.
+- `mini_continuation` ({n["continuation"]:,}): the next sentence among four; the wrong ones follow other passages of the same source,
+  are near in length, and the true one is the shortest, second, third and longest equally often.
 - `mini_ppl` ({n["ppl"]:,}): documents of 200 to 400 tokens; {tasks["ppl_longer_than_context"]} are longer than the context of {CONTEXT_LENGTH} and take two windows.
 
 The order is shuffled with a fixed seed: the first N examples are a fair sample.

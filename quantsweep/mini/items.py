@@ -11,7 +11,8 @@ those whose last word stands earlier in the passage are taken first, up to half 
 because such a word can be guessed from the passage alone. The share is written in the card.
 
 The three wrong endings of a continuation are the true endings of other items: same source, another
-section, nearest in length. Topic of the source and length therefore give nothing away.
+section, near in length, the true one equally often of each rank in length. Neither the source nor the
+length gives anything away.
 
 No sentence is used twice within a task, wrong endings aside. Between tasks the same text is used again.
 The order is shuffled with a fixed seed, so that the first N examples are a fair sample.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import random
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -31,7 +33,9 @@ ITEM_SEED = 7
 NUM_CLOZE = 2_400
 NUM_CONTINUATION = 2_400
 NUM_DOCUMENTS = 400
+MIN_PASSAGE_WORDS = 12
 MAX_PASSAGE_TOKENS = 120
+NEAREST = 12  # endings on either side in length from which wrong ones are drawn
 MIN_DOCUMENT_TOKENS, MAX_DOCUMENT_TOKENS = 200, 400
 # Sources of continuous prose; glosses and dictionary entries have no sentence that follows from another.
 PROSE = ("sotu", "kjv_bible", "jane_austen", "moby_dick", "jargon_file", "nltk_inaugural", "devils_dictionary")
@@ -155,7 +159,7 @@ def _cloze_of(stretch: Stretch, count: CountTokens) -> Iterator[ClozeItem]:
             for match in guessable_ends(stretch.sentences[end]):
                 before = "".join(stretch.sentences[start:end]) + stretch.sentences[end][: match.start()]
                 repeated = re.search(rf"\b{match['word']}\b", before.lower()) is not None
-                if repeated == want_repeated:
+                if repeated == want_repeated and len(before.split()) >= MIN_PASSAGE_WORDS:
                     used[start : end + 1] = [True] * (end + 1 - start)
                     text = (before + match["word"]).strip()
                     yield ClozeItem(text=text, repeated=repeated, source=stretch.source)
@@ -169,8 +173,7 @@ def _passage_start(stretch: Stretch, used: Sequence[bool], end: int, count: Coun
         if count("".join(stretch.sentences[start - 1 : end + 1])) > MAX_PASSAGE_TOKENS:
             break
         start -= 1
-    words = "".join(stretch.sentences[start : end + 1]).split()
-    return start if start < end and not used[end] and len(words) >= 12 else None
+    return start if start < end and not used[end] else None
 
 
 # --------------------------------------------------------------------------------------------- continuation
@@ -204,20 +207,30 @@ def _pairs_of(stretch: Stretch, count: CountTokens) -> Iterator[_Pair]:
         while first < end - 2 and count("".join(stretch.sentences[first:end])) > MAX_PASSAGE_TOKENS:
             first += 1
         query = "".join(stretch.sentences[first:end]).strip()
-        if count(query) <= MAX_PASSAGE_TOKENS and len(query.split()) >= 12:
+        if count(query) <= MAX_PASSAGE_TOKENS and len(query.split()) >= MIN_PASSAGE_WORDS:
             yield _Pair(source=stretch.source, section=stretch.section, query=query, ending=ending)
             start = end + 1
 
 
 def _with_distractors(pair: _Pair, pairs: Sequence[_Pair], rng: random.Random) -> ContinuationItem | None:
-    """The item with three endings drawn from the 24 nearest in length; None if the source has too few."""
-    others = sorted(
-        {p.ending for p in pairs if p.source == pair.source and p.section != pair.section} - {pair.ending},
-        key=lambda ending: (abs(len(ending) - len(pair.ending)), ending),
-    )[:24]
-    if len(others) < 3:
+    """The item with three endings near in length; None at the ends of a source's range of lengths.
+
+    Drawing the nearest on both sides alike would leave the true ending in the middle: the longest of four
+    in one item of eight. So its rank in length is drawn first, and as many shorter and longer endings.
+    """
+
+    def length(ending: str) -> tuple[int, str]:
+        return len(ending), ending
+
+    others = {p.ending for p in pairs if p.source == pair.source and p.section != pair.section} - {pair.ending}
+    ordered = sorted(others, key=length)
+    place = bisect_left(ordered, length(pair.ending), key=length)
+    shorter, longer = ordered[max(0, place - NEAREST) : place], ordered[place : place + NEAREST]
+    num_shorter = rng.randrange(4)
+    if len(shorter) < 3 or len(longer) < 3:
         return None
-    wrong = rng.sample(others, 3)
+    wrong = rng.sample(shorter, num_shorter) + rng.sample(longer, 3 - num_shorter)
+    rng.shuffle(wrong)
     label = rng.randrange(4)
     choices = [*wrong[:label], pair.ending, *wrong[label:]]
     return ContinuationItem(query=pair.query, choices=choices, label=label, source=pair.source)

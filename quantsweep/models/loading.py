@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,6 +38,12 @@ from quantsweep.models.progress import no_progress_bars
 from quantsweep.specs import ModelSpec
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+_LOAD_OPTIONS: dict[str, Any] = {
+    "use_safetensors": True,
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,  # reported with the missing weights instead, by us, and refused
+}
 
 # Where configurations keep the longest context, and what lm-eval assumes when neither they nor the
 # tokenizer tell; the order is lm-eval's, so that both cut long texts at the same token.
@@ -135,10 +142,8 @@ def _load_weights(spec: ModelSpec, source: _Source, device: str) -> PreTrainedMo
     from_pretrained: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]
     try:
         with no_progress_bars():
-            model, info = from_pretrained(
-                source.name, dtype=_DTYPES[spec.dtype], use_safetensors=True, output_loading_info=True, **source.arguments, **placement
-            )
-    except (OSError, ValueError) as error:
+            model, info = from_pretrained(source.name, dtype=_DTYPES[spec.dtype], **_LOAD_OPTIONS, **source.arguments, **placement)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model {spec.name} cannot be loaded from {source.name}: {error}") from error
     _check_complete(spec, info)
     model.eval()  # type: ignore[no-untyped-call]

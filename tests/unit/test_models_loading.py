@@ -1,0 +1,242 @@
+"""Loading: what is refused and how it is said, what is counted, where originals come from, GGUF conversion."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from quantsweep.errors import ModelError
+from quantsweep.mini import model_path
+from quantsweep.models import gguf
+from quantsweep.models.blocks import decoder_blocks, quantizable_linears
+from quantsweep.models.loading import _max_length, load_model, wrap_model
+from quantsweep.models.originals import FileTensors, original_of
+from quantsweep.specs import ModelSpec
+
+MINI = model_path("mini-neox-0.3m")
+SPEC = ModelSpec(name="m", family="f", path=str(MINI), dtype="float32")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of a bundled model that a test may spoil."""
+    return Path(shutil.copytree(MINI, tmp_path / "model"))
+
+
+def spoil(folder: Path, **changes: torch.Tensor | None) -> None:
+    file = folder / "model.safetensors"
+    tensors = {**load_file(file), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file, metadata={"format": "pt"})
+
+
+class TestRefusals:
+    def test_a_checkpoint_that_lacks_a_weight(self, folder: Path) -> None:
+        spoil(folder, **{"gpt_neox.layers.1.mlp.dense_h_to_4h.weight": None})
+        with pytest.raises(ModelError, match=r"model m: 1 weights are missing in the checkpoint \(gpt_neox\.layers\.1\.mlp\.dense_h_to_4h\.weight"):
+            load_model(replace(SPEC, path=str(folder)), "cpu")
+
+    def test_a_weight_of_another_shape(self, folder: Path) -> None:
+        spoil(folder, **{"gpt_neox.layers.1.mlp.dense_h_to_4h.weight": torch.zeros(3, 3)})
+        with pytest.raises(ModelError, match=r"1 weights are mismatched"):
+            load_model(replace(SPEC, path=str(folder)), "cpu")
+
+    def test_a_file_that_was_not_copied_whole(self, folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:100_000])
+        with pytest.raises(ModelError, match="model m cannot be loaded from"):
+            load_model(replace(SPEC, path=str(folder)), "cpu")
+
+    def test_files_that_are_not_there(self, folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(ModelError, match=r"holds no \*\.safetensors"):
+            load_model(replace(SPEC, path=str(folder)), "cpu")
+
+    def test_an_architecture_that_transformers_does_not_know(self, folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "no_such_type"}))
+        with pytest.raises(ModelError, match="no_such_type"):
+            load_model(replace(SPEC, path=str(folder)), "cpu")
+
+    def test_a_hub_model_without_network(self) -> None:
+        with pytest.raises(ModelError, match="cannot be loaded from no-such-org/no-such-model"):
+            load_model(ModelSpec(name="m", family="f", hub_id="no-such-org/no-such-model", revision="a" * 40), "cpu")
+
+    def test_a_model_without_public_weights(self) -> None:
+        with pytest.raises(ModelError, match="model m cannot be loaded: behind a request form"):
+            load_model(ModelSpec(name="m", family="f", unavailable="behind a request form"), "cpu")
+
+
+class TestUnquantized:
+    def test_patterns_leave_layers_out(self) -> None:
+        loaded = load_model(replace(SPEC, unquantized=("*.mlp.*", "gpt_neox.layers.0.*")), "cpu")
+        assert set(loaded.layers) == {f"gpt_neox.layers.{i}.attention.{kind}" for i in (1, 2, 3) for kind in ("query_key_value", "dense")}
+
+    def test_a_pattern_that_matches_nothing(self) -> None:
+        with pytest.raises(ModelError, match=r"unquantized pattern '\*\.lm_head' matches no linear layer; .* gpt_neox\.layers\.0\."):
+            load_model(replace(SPEC, unquantized=("*.lm_head",)), "cpu")
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2, 2)
+        self.experts = nn.Parameter(torch.zeros(4, 2, 2))
+
+
+class TestBlocks:
+    def test_the_outer_list_is_taken_not_the_experts(self) -> None:
+        class Block(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(8))
+
+        model = nn.Module()
+        model.inner = nn.Module()
+        model.inner.layers = nn.ModuleList(Block() for _ in range(2))
+        assert decoder_blocks(model)[0] == "inner.layers"
+        assert len(quantizable_linears(model)) == 16
+
+    def test_fused_experts_are_refused_unless_named(self) -> None:
+        model = nn.Module()
+        model.layers = nn.ModuleList(Experts() for _ in range(2))
+        with pytest.raises(ModelError, match=r"2 weights in the decoder blocks have more than two dimensions \(layers\.0\.experts"):
+            quantizable_linears(model)
+        assert set(quantizable_linears(model, ("*.experts",))) == {"layers.0.gate", "layers.1.gate"}
+
+    def test_a_model_without_blocks(self) -> None:
+        with pytest.raises(ModelError, match="Sequential has no list of decoder blocks"):
+            decoder_blocks(nn.Sequential(nn.Linear(2, 2)))
+
+
+class TestOriginals:
+    @pytest.fixture
+    def files(self, tmp_path: Path) -> FileTensors:
+        save_file({"h.weight": torch.ones(2, 2), "m.g.weight": torch.full((2, 2), 2.0)}, tmp_path / "a.safetensors")
+        return FileTensors(tmp_path)
+
+    @pytest.mark.parametrize(("name", "value"), [("m.h.weight", 1.0), ("h.weight", 1.0), ("g.weight", 2.0), ("m.g.weight", 2.0)])
+    def test_names_with_and_without_the_base_prefix(self, files: FileTensors, name: str, value: float) -> None:
+        parameter = torch.full((2, 2), value, dtype=torch.float16)
+        assert original_of(name, parameter, files, "m").dtype == torch.float32  # the file's, not a clone
+
+    @pytest.mark.parametrize("parameter", [torch.zeros(2, 2), torch.ones(4), torch.ones(2, 2) + 2**-20])
+    def test_other_values_and_shapes_are_cloned(self, files: FileTensors, parameter: torch.Tensor) -> None:
+        original = original_of("h.weight", parameter, files, "m")
+        assert torch.equal(original, parameter)
+        assert original.data_ptr() != parameter.data_ptr()
+
+    def test_a_model_without_files_is_cloned_and_restored(self) -> None:
+        source = load_model(SPEC, "cpu")
+        loaded = wrap_model(source.model, source.tokenizer, SPEC, None)
+        layer = next(iter(loaded.layers.values()))
+        before = layer.read()
+        layer.write(torch.zeros_like(before))
+        assert loaded.restore() == 1
+        assert torch.equal(layer.module.weight.float(), before)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer_length", "expected"),
+    [
+        (transformers.GPT2Config(n_positions=77), 5, 77),
+        (transformers.LlamaConfig(max_position_embeddings=99), 5, 99),
+        (transformers.BloomConfig(), 123, 123),
+        (transformers.BloomConfig(), int(1e30), 2048),
+    ],
+)
+def test_max_length_is_lm_evals(config: transformers.PretrainedConfig, tokenizer_length: int, expected: int) -> None:
+    from lm_eval.models.utils import resolve_max_length
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MINI)
+    tokenizer.model_max_length = tokenizer_length
+    assert _max_length(config, tokenizer) == expected == resolve_max_length(config, tokenizer)
+
+
+class TestGguf:
+    @pytest.fixture(autouse=True)
+    def own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        pytest.importorskip("gguf")
+        return write_tiny_gguf(tmp_path / "tiny.gguf")
+
+    def test_a_file_is_converted_once_and_loads(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        spec = ModelSpec(name="g", family="f", path=str(file.parent), gguf_file=file.name, dtype="float32")
+        loaded = load_model(spec, "cpu")
+        assert len(loaded.layers) == 7
+        name = "model.layers.0.mlp.down_proj"
+        torch.testing.assert_close(loaded.layers[name].read(), torch.arange(16 * 32).reshape(16, 32) / 512)
+        monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("converted again"))
+        assert list(load_model(spec, "cpu").layers) == list(loaded.layers)
+
+    def test_the_cache_holds_whole_folders_only(self, file: Path) -> None:
+        folder = gguf.converted_folder(file.parent, file.name)
+        assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {entry.name for entry in folder.iterdir()}
+
+    def test_a_second_process_that_was_quicker_wins(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def convert_while_another_finishes(_file: Path, folder: Path) -> None:
+            (folder / "ours").write_bytes(b"")
+            other = folder.parent / "other"
+            other.mkdir()
+            (other / "theirs").write_bytes(b"")
+            other.rename(target)
+
+        target = gguf.cache_dir() / "gguf" / gguf.local_content(file.parent, file.name).removeprefix("sha256:")[:16]
+        monkeypatch.setattr(gguf, "_write_safetensors", convert_while_another_finishes)
+        folder = gguf.converted_folder(file.parent, file.name)
+        assert [entry.name for entry in folder.iterdir()] == ["theirs"]
+        assert list(folder.parent.iterdir()) == [folder]
+
+    def test_a_file_that_is_no_gguf(self, tmp_path: Path) -> None:
+        pytest.importorskip("gguf")
+        (tmp_path / "bad.gguf").write_bytes(b"not a gguf file at all" * 10)
+        with pytest.raises(ModelError, match=r"bad\.gguf cannot be read as a GGUF model"):
+            gguf.converted_folder(tmp_path, "bad.gguf")
+
+
+def write_tiny_gguf(file: Path) -> Path:
+    """One decoder block of LLaMA with simple weights and a byte-level tokenizer of 260 tokens."""
+    import gguf as gguf_package
+    import numpy as np
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    hidden, inner, tokens = 16, 32, [*bytes_to_unicode().values(), "<s>", "</s>", "th", "he"]
+    writer = gguf_package.GGUFWriter(str(file), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges(["t h", "h e"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    shapes = {"token_embd": (len(tokens), hidden), "output_norm": (hidden,), "output": (len(tokens), hidden)}
+    shapes |= {f"blk.0.attn_{part}": (hidden, hidden) for part in ("q", "k", "v", "output")}
+    shapes |= {"blk.0.ffn_gate": (inner, hidden), "blk.0.ffn_up": (inner, hidden), "blk.0.ffn_down": (hidden, inner)}
+    shapes |= {"blk.0.attn_norm": (hidden,), "blk.0.ffn_norm": (hidden,)}
+    for name, shape in shapes.items():
+        size = int(np.prod(shape))
+        writer.add_tensor(f"{name}.weight", (np.arange(size, dtype=np.float32) / size).reshape(shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
