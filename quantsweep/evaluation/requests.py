@@ -59,9 +59,17 @@ class Encoder:
             self._recorder = _Recorder(loaded)
 
     def encode(self, task: Task, spec: TaskSpec) -> Requests:
-        """Render and tokenize the requests of `task`; raises EvaluationError for an answer without tokens."""
-        with quiet():
-            task.build_all_requests(limit=spec.limit)
+        """Render and tokenize the requests of `task`.
+
+        Raises EvaluationError when lm-eval cannot render them (more few-shot examples than there are), or
+        when an answer has no tokens.
+        """
+        try:
+            with quiet():
+                task.build_all_requests(limit=spec.limit)
+        except ValueError as error:
+            shots = task.get_config("num_fewshot")
+            raise EvaluationError(f"task {spec.name}: lm-eval cannot render its requests (num_fewshot={shots}): {error}") from error
         documents = _by_document(task.instances)
         spans: list[Span] = []
         first_span = [0]

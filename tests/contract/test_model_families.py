@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,8 +71,8 @@ def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def loaded(spec: ModelSpec) -> Iterator[LoadedModel]:
-    yield load_model(spec, "cpu")
+def loaded(spec: ModelSpec) -> LoadedModel:
+    return load_model(spec, "cpu")
 
 
 def family_of(loaded: LoadedModel) -> str:

@@ -15,7 +15,8 @@ from quantsweep.specs import TaskSpec
 CONF = Path(__file__).resolve().parents[2] / "conf" / "task"
 BUILT_IN = Path(lm_eval.tasks.__file__).parent
 
-WORDS = "the king of the sea went down to the house and said to all the people that the day was good".split()
+SENTENCE = "the king of the sea went down to the house and said to all the people that the day was good"
+WORDS = SENTENCE.split()
 # By task: lm-eval's YAML, the split that is scored, and rows in the columns of the original data.
 LOCAL: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     "lambada_openai": ("lambada/lambada_openai.yaml", "test", [{"text": " ".join(WORDS[: 8 + i])} for i in range(8)]),
@@ -27,12 +28,18 @@ LOCAL: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     "winogrande": (
         "winogrande/default.yaml",
         "validation",
-        [{"sentence": "The man saw the king and _ said no " + WORDS[i], "option1": "man", "option2": "king", "answer": "12"[i % 2]} for i in range(6)],
+        [
+            {"sentence": "The man saw the king and _ said no " + WORDS[i], "option1": "man", "option2": "king", "answer": "12"[i % 2]}
+            for i in range(6)
+        ],
     ),
     "copa": (
         "super_glue/copa/default.yaml",
         "validation",
-        [{"premise": "The sea rose.", "choice1": "It was day.", "choice2": "He went.", "question": q, "label": i} for i, q in enumerate(("cause", "effect"))],
+        [
+            {"premise": "The sea rose.", "choice1": "It was day.", "choice2": "He went.", "question": question, "label": label}
+            for label, question in ((0, "cause"), (1, "effect")) * 3
+        ],
     ),
     "wikitext": ("wikitext/wikitext.yaml", "test", [{"page": " ".join(WORDS * n) + " ."} for n in (1, 3, 20, 30)]),
 }  # fmt: skip
@@ -50,6 +57,6 @@ def write_local_tasks(folder: Path) -> Path:
     return folder
 
 
-def spec_of(name: str, **changes: Any) -> TaskSpec:
+def spec_of(name: str, /, **changes: Any) -> TaskSpec:
     """The spec that conf/task/<name>.yaml describes."""
     return replace(TaskSpec(**yaml.safe_load((CONF / f"{name}.yaml").read_text())), **changes)

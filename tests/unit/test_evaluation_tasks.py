@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from evaluation_cases import CONF, LOCAL, spec_of, write_local_tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -17,8 +18,6 @@ from quantsweep import evaluation
 from quantsweep.errors import EvaluationError
 from quantsweep.evaluation.tasks import _LM_EVAL_TASKS, _MINI_TASKS, data_revision, load_task
 from quantsweep.specs import TaskSpec
-
-from .evaluation_cases import CONF, LOCAL, spec_of, write_local_tasks
 
 FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))}
 TASKS = {stem: content for stem, content in FILES.items() if "suite" not in content}

@@ -12,6 +12,7 @@ from quantsweep.mini.corpus import (
     Section,
     assign,
     contained,
+    distinct,
     drop_overlap,
     ngrams,
     passages,
@@ -31,10 +32,10 @@ def test_held_out_texts_share_no_13_words_with_the_training_text_or_each_other()
     for path in (EVALUATION_TEXT, CALIBRATION_TEXT):
         text = path.read_text(encoding="utf-8")
         found = [word_ngrams(p, OVERLAP_WORDS) for section in text.split(SECTION_BREAK) for p in passages(section)]
-        distinct = np.unique(np.concatenate(found))
-        assert len(distinct) > 30_000
-        assert contained(distinct, seen).sum() == 0, f"{path.name} repeats 13 words of a split before it"
-        seen = np.union1d(seen, distinct)
+        held_out = distinct(found)
+        assert len(held_out) > 30_000
+        assert contained(held_out, seen).sum() == 0, f"{path.name} repeats 13 words of a split before it"
+        seen = distinct([seen, held_out])
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
