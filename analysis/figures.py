@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - the backend has to be chosen first
+import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +42,13 @@ def _panel(axis: Axes, rows: pd.DataFrame, block_size: int) -> None:
     curves[BASELINE_BITS] = rows[rows["method"] == "none"]
     for bits, group in sorted(curves.items()):
         points = group.groupby("model")[["total_model_bits", "value", "stderr"]].mean().sort_values("total_model_bits")
-        axis.errorbar(np.log2(points["total_model_bits"]), points["value"], yerr=points["stderr"], marker="o", markersize=4, capsize=2,
-                      label=f"{bits}-bit" if bits != BASELINE_BITS else "16-bit baseline")
+        axis.errorbar(
+            np.log2(points["total_model_bits"]),
+            points["value"],
+            yerr=points["stderr"],
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label=f"{bits}-bit" if bits != BASELINE_BITS else "16-bit baseline",
+        )
     axis.grid(alpha=0.25)

@@ -106,7 +106,9 @@ def _device(wanted: str) -> str:
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device=cuda was asked for, and torch sees no GPU here. Use device=auto or device=cpu, or ask the cluster for a GPU")
+        raise ModelError(
+            "device=cuda was asked for, and torch sees no GPU here. Use device=auto or device=cpu, or ask the cluster for a GPU"
+        )
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -115,7 +117,9 @@ def _device_facts(device: str) -> dict[str, str | None]:
         return {"device": _processor(), "driver": None}
     import torch
 
-    done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
     return {"device": torch.cuda.get_device_name(), "driver": done.stdout.split("\n")[0].strip() or None}
 
 

@@ -71,5 +71,7 @@ def did_you_mean(kind: str, name: object, choices: Iterable[str], *, limit: int 
     known = sorted(choices)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    shown = known if len(known) <= limit else [*difflib.get_close_matches(str(name), known, n=limit, cutoff=0.0), f"… ({len(known)} in all)"]
+    shown = (
+        known if len(known) <= limit else [*difflib.get_close_matches(str(name), known, n=limit, cutoff=0.0), f"… ({len(known)} in all)"]
+    )
     return f"unknown {kind} '{name}'.{hint} Available: {', '.join(shown) or '(none)'}"

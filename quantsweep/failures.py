@@ -71,12 +71,18 @@ def from_exit(returncode: int | None) -> Failure:
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         kind = KILLED if number in (signal.SIGKILL, signal.SIGTERM) else CRASHED
         return Failure(failure_class=kind, message=f"the process that ran the trial died of {name}", fingerprint=_hash([kind, name]))
-    return Failure(failure_class=CRASHED, message=f"the process that ran the trial ended with exit code {returncode}", fingerprint=_hash(["exit", str(returncode)]))
+    return Failure(
+        failure_class=CRASHED,
+        message=f"the process that ran the trial ended with exit code {returncode}",
+        fingerprint=_hash(["exit", str(returncode)]),
+    )
 
 
 def hung(minutes: float) -> Failure:
     """The trial said nothing for `minutes` and was killed."""
-    return Failure(failure_class=HUNG, message=f"nothing was heard of the trial for {minutes:.1f} minutes; it was killed", fingerprint=_hash([HUNG]))
+    return Failure(
+        failure_class=HUNG, message=f"nothing was heard of the trial for {minutes:.1f} minutes; it was killed", fingerprint=_hash([HUNG])
+    )
 
 
 def is_disk_full(error: OSError) -> bool:

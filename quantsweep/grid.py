@@ -34,6 +34,7 @@ class Grid:
         """How many candidates the grid has."""
         return prod(len(axis.values) for axis in self.axes)
 
+    @property
     def keys(self) -> tuple[str, ...]:
         """The keys of the axes, in order."""
         return tuple(axis.key for axis in self.axes)
@@ -45,7 +46,7 @@ class Grid:
         >>> [c["a"] for c in grid.candidates()], [c["b"] for c in grid.candidates()]
         ([1, 1, 2, 2], ['x', 'y', 'x', 'y'])
         """
-        keys = self.keys()
+        keys = self.keys
         for values in itertools.product(*(axis.values for axis in self.axes)):
             yield dict(zip(keys, values, strict=True))
 
@@ -59,7 +60,7 @@ def refine(grids: tuple[Grid, ...], overrides: Mapping[str, tuple[Any, ...]]) ->
     """
     for key, values in overrides.items():
         axis = Axis(key=key, values=values)
-        if any(key in grid.keys() for grid in grids):
+        if any(key in grid.keys for grid in grids):
             grids = tuple(_replace_axis(grid, axis) for grid in grids)
         else:
             grids = tuple(replace(grid, axes=(*grid.axes, axis)) for grid in grids)

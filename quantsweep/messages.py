@@ -26,16 +26,20 @@ MAX_REASONS = 5
 def plan_text(plan: Plan, *, title: str) -> str:
     """The plan as `quantsweep plan` and every launch print it."""
     counts = plan.counts()
-    lines = [title]
-    lines.append(f"  trials      {counts['trials']:>9,}   = {counts['evaluations']:,} evaluations ({counts['duplicates']:,} duplicates merged, {counts['skipped']:,} skipped)")
-    lines.append(f"  done        {counts['done']:>9,}   in flight {counts['in_flight']:,}   to run {counts['to_run']:,} ({counts['evaluations_to_run']:,} evaluations)")
+    merged = f"{counts['duplicates']:,} duplicates merged, {counts['skipped']:,} skipped"
+    left = f"in flight {counts['in_flight']:,}   to run {counts['to_run']:,} ({counts['evaluations_to_run']:,} evaluations)"
+    lines = [
+        title,
+        f"  trials      {counts['trials']:>9,}   = {counts['evaluations']:,} evaluations ({merged})",
+        f"  done        {counts['done']:>9,}   {left}",
+    ]
     reasons = skipped_summary(plan.expansion)
     lines += [f"  skipped     {reason}" for reason in reasons[:MAX_REASONS]]
     if len(reasons) > MAX_REASONS:
         lines.append(f"  skipped     … and {len(reasons) - MAX_REASONS} more reasons")
     if plan.shards:
         lines.append(f"  shards      {counts['shards']:>9,}   {_classes(plan.shards)}")
-        lines.append(f"  predicted   {plan.predicted_hours():>9,.1f}   worker-hours (arithmetic on model sizes, not a measurement)")
+        lines.append(f"  predicted   {plan.predicted_hours():>9,.2f}   worker-hours (arithmetic on model sizes, not a measurement)")
     if plan.unpinned:
         lines.append(f"  not pinned  {', '.join(plan.unpinned)}: submitting needs model.revision=<40 hexadecimal digits> or a folder")
     if counts["to_run"] == 0:
@@ -50,8 +54,12 @@ def _classes(shards: Iterable[Shard]) -> str:
 
 def submitted_text(summary: SubmitSummary, *, sweep: str) -> str:
     """After a submission to Slurm."""
-    text = f"submitted {summary.shards} shards in {len(summary.array_job_ids)} arrays ({', '.join(map(str, summary.array_job_ids))}). You can log out.   status: quantsweep status {sweep}"
-    limits = f"MaxArraySize {summary.limits.max_array_size}, MaxJobCount {summary.limits.max_job_count}, MaxSubmitJobs {summary.limits.max_submit_jobs or 'none known'}"
+    known = summary.limits
+    numbers = ", ".join(map(str, summary.array_job_ids))
+    text = f"submitted {summary.shards} shards in {len(summary.array_job_ids)} arrays ({numbers}). You can log out."
+    text += f"   status: quantsweep status {sweep}"
+    submit = known.max_submit_jobs or "none known"
+    limits = f"MaxArraySize {known.max_array_size}, MaxJobCount {known.max_job_count}, MaxSubmitJobs {submit}"
     if summary.refusal is not None:
         text += f"\n  then Slurm said no: {summary.refusal}"
     if summary.waiting:
@@ -62,7 +70,8 @@ def submitted_text(summary: SubmitSummary, *, sweep: str) -> str:
 def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
     """After a run on this machine."""
     rate = summary.evaluations / summary.seconds if summary.seconds else 0.0
-    text = f"{summary.done} trials done, {summary.failed} failed, {summary.evaluations} evaluations in {summary.seconds:.0f} s ({rate:.1f} a second).   results: {folder}"
+    text = f"{summary.done} trials done, {summary.failed} failed, {summary.evaluations} evaluations in {summary.seconds:.0f} s"
+    text += f" ({rate:.1f} a second).   results: {folder}"
     if summary.interrupted:
         text += "\n  interrupted; every finished task is kept. The same command goes on from here"
     if summary.failed:
@@ -74,10 +83,26 @@ def results_text(folder: Path, trial_ids: list[str]) -> str:
     """The rows of some trials as a table; what failed is said below it."""
     metrics = records.latest(_of(records.read_table(folder, "metrics"), trial_ids), ("trial_id", "task_key", "metric"))
     rows = metrics.select(["model", "task", "metric", "value", "stderr", "num_samples", "bits_per_weight"]).to_pylist()
-    failed = [r for r in records.latest(_of(records.read_table(folder, "trials"), trial_ids), ("trial_id",)).to_pylist() if r["status"] == "failed"]
-    lines = table(("model", "task", "metric", "value", "± stderr", "n", "bits a weight"), [
-        (r["model"], r["task"], r["metric"], _number(r["value"]), _number(r["stderr"]), str(r["num_samples"]), f"{r['bits_per_weight']:.3f}") for r in rows
-    ])
+    failed = [
+        r
+        for r in records.latest(_of(records.read_table(folder, "trials"), trial_ids), ("trial_id",)).to_pylist()
+        if r["status"] == "failed"
+    ]
+    lines = table(
+        ("model", "task", "metric", "value", "± stderr", "n", "bits a weight"),
+        [
+            (
+                r["model"],
+                r["task"],
+                r["metric"],
+                _number(r["value"]),
+                _number(r["stderr"]),
+                str(r["num_samples"]),
+                f"{r['bits_per_weight']:.3f}",
+            )
+            for r in rows
+        ],
+    )
     lines += [f"failed: {r['label']}: {r['failure_class']}: {r['failure_message']}" for r in failed]
     return "\n".join(lines)
 
@@ -96,21 +121,26 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]
     """Lines of a plain text table; columns after the first three are numbers and stand to the right."""
     everything = [header, *rows]
     widths = [max(len(row[i]) for row in everything) for i in range(len(header))]
-    return ["  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in everything]
+    return [
+        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in everything
+    ]
 
 
 def status_text(status: Mapping[str, Any]) -> str:
     """The state of a sweep, from the facts that `quantsweep status --json` prints."""
+    counts = "   ".join(f"{key.replace('_', ' ')} {status[key]:,}" for key in ("done", "running", "waiting", "failed", "to_launch"))
     lines = [
         f"{status['sweep']}",
-        f"  trials      {status['trials']:>9,}   done {status['done']:,}   running {status['running']:,}   waiting {status['waiting']:,}   failed {status['failed']:,}   to launch {status['to_launch']:,}",
+        f"  trials      {status['trials']:>9,}   {counts}",
         f"  evaluations {status['evaluations']:>9,}   done {status['evaluations_done']:,}",
     ]
     for failure in status["failures"]:
         lines.append(f"  failed      {failure['count']:>9,}   {failure['class']} [{failure['fingerprint']}]: {failure['message']}")
         lines.append(f"                          quantsweep logs {failure['trial_id']} --sweep {status['sweep']}")
     if status["evaluations_done"]:
-        lines.append(f"  rate        {status['evaluations_per_hour']:>9,.0f}   evaluations an hour of worker time;   {status['worker_hours']:.2f} worker-hours used")
+        used = f"{status['worker_hours']:.2f} worker-hours used"
+        lines.append(f"  rate        {status['evaluations_per_hour']:>9,.0f}   evaluations an hour of worker time;   {used}")
     if status["to_launch"]:
         lines.append("  the launch command, typed again, runs what is missing or failed")
     return "\n".join(lines)

@@ -27,10 +27,10 @@ def product_root() -> Path:
 class SweepFolder:
     """The rooms of `results/<sweep>/`.
 
-        plan/      one Parquet a launch: what was asked, and which shard runs it; submissions (JSON)
-        trials/ metrics/ samples/ layers/     Parquet, one file a worker, only ever replaced whole
-        logs/      one file a shard; the trials table holds each trial's place in it
-        code/      uncommitted changes that rows refer to by hash
+    plan/      one Parquet a launch: what was asked, and which shard runs it; submissions (JSON)
+    trials/ metrics/ samples/ layers/     Parquet, one file a worker, only ever replaced whole
+    logs/      one file a shard; the trials table holds each trial's place in it
+    code/      uncommitted changes that rows refer to by hash
     """
 
     path: Path
@@ -77,12 +77,16 @@ class SweepFolder:
             raise ResultsError(f"results folder {self.path} is not writable. Give another with results_dir=…")
         mode = self.path.stat().st_mode
         if mode & stat.S_IWOTH:
-            raise ResultsError(f"results folder {self.path} is writable by everybody, and jobs trust what is in it. Run: chmod o-w '{self.path}'")
+            raise ResultsError(
+                f"results folder {self.path} is writable by everybody, and jobs trust what is in it. Run: chmod o-w '{self.path}'"
+            )
 
     def _check_parent(self) -> None:
         parent = next(p for p in self.path.parents if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise ResultsError(f"results folder {self.path} cannot be made: {parent} is not a writable folder. Give another with results_dir=…")
+            raise ResultsError(
+                f"results folder {self.path} cannot be made: {parent} is not a writable folder. Give another with results_dir=…"
+            )
 
 
 def sweep_folder(results_dir: str | Path, sweep: str) -> SweepFolder:

@@ -27,14 +27,16 @@ from quantsweep.schema import Schema
 from quantsweep.shards import cut, predicted_minutes
 from quantsweep.specs import PlannedTrial, RunSettings, Shard, canonical_json, options_tuple
 
-PLAN_SCHEMA = pa.schema([
-    ("trial_id", pa.string()),
-    ("shard_id", pa.int32()),
-    ("label", pa.string()),
-    ("tasks", pa.list_(pa.string())),
-    ("planned", pa.string()),
-    ("to_run", pa.string()),
-])
+PLAN_SCHEMA = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("shard_id", pa.int32()),
+        ("label", pa.string()),
+        ("tasks", pa.list_(pa.string())),
+        ("planned", pa.string()),
+        ("to_run", pa.string()),
+    ]
+)
 """trial_id; shard that runs it (null: nothing left to do); label; all task keys; PlannedTrial as JSON: whole, and what is left."""
 
 Done = frozenset[tuple[str, str]]
@@ -164,7 +166,7 @@ class _Verdicts:
         # When all candidates of a grid are refused for one value, the other axes' values look useless too:
         # the reason names the culprit, and one message a reason is enough.
         reasons = dict.fromkeys(f"{self._reasons[item]} ({self.grid.origin})" for item in bad)
-        keys = [k for k in self.grid.keys() if "." in k and k not in schema.seen_keys]
+        keys = [k for k in self.grid.keys if "." in k and k not in schema.seen_keys]
         return [*reasons, *(f"no candidate of this grid has the key '{k}' ({self.grid.origin})" for k in keys)]
 
 
@@ -200,14 +202,16 @@ def write_plan(folder: Path, plan: Plan) -> Path:
     rows = []
     for planned in plan.trials:
         shard_id, left = shard_of.get(planned.trial.trial_id, (None, None))
-        rows.append({
-            "trial_id": planned.trial.trial_id,
-            "shard_id": shard_id,
-            "label": planned.trial.label,
-            "tasks": [task.task_key for task in planned.tasks],
-            "planned": planned.to_json(),
-            "to_run": None if left is None else left.to_json(),
-        })
+        rows.append(
+            {
+                "trial_id": planned.trial.trial_id,
+                "shard_id": shard_id,
+                "label": planned.trial.label,
+                "tasks": [task.task_key for task in planned.tasks],
+                "planned": planned.to_json(),
+                "to_run": None if left is None else left.to_json(),
+            }
+        )
     metadata = {"sweep": plan.sweep, "settings": asdict(plan.settings), "counts": plan.counts()}
     table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA).replace_schema_metadata({"quantsweep": canonical_json(metadata)})
     path = folder / f"plan-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**9:09d}-{os.getpid()}.parquet"
@@ -264,5 +268,3 @@ def skipped_summary(expansion: Expansion) -> list[str]:
     """One line a reason, the most frequent first."""
     counts = Counter({reason: count for reason, (count, _) in expansion.skipped.items()})
     return [f"{count:,} × {reason} (for example {expansion.skipped[reason][1]})" for reason, count in counts.most_common()]
-
-

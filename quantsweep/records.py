@@ -223,7 +223,9 @@ class Writer:
         schema = arrow_schema(table)
         for row in rows:
             if set(row) != set(schema.names):
-                raise ResultsError(f"row of table {table}: missing {sorted(set(schema.names) - set(row))}, unknown {sorted(set(row) - set(schema.names))}")
+                raise ResultsError(
+                    f"row of table {table}: missing {sorted(set(schema.names) - set(row))}, unknown {sorted(set(row) - set(schema.names))}"
+                )
         new = pa.Table.from_pylist(list(rows), schema=schema)
         held = self._tables.get(table)
         if held is not None and held.num_rows + new.num_rows > MAX_ROWS[table]:
@@ -252,7 +254,9 @@ def read_table(folder: Path, table: str, columns: Iterable[str] | None = None) -
     try:
         return ds.dataset(files, schema=schema, format="parquet").to_table(columns=names)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ResultsError(f"{_damaged(files) or room} cannot be read: {error}. Move it away; the evaluations in it will run again") from error
+        raise ResultsError(
+            f"{_damaged(files) or room} cannot be read: {error}. Move it away; the evaluations in it will run again"
+        ) from error
 
 
 def _damaged(files: list[str]) -> str | None:

@@ -154,7 +154,9 @@ class Schema:
         config = copy.deepcopy(dict(self._base[name] if option is None else self._options[name][option]))
         typed = () if option is None else tuple((k, v) for k, v in self._typed.items() if k.startswith(f"{name}."))
         axis_keys = {key for key, _ in dotted}
-        applied = [key for key, value in (*(t for t in typed if t[0] not in axis_keys), *dotted) if _set_path(config, key.split(".")[1:], value)]
+        applied = [
+            key for key, value in (*(t for t in typed if t[0] not in axis_keys), *dotted) if _set_path(config, key.split(".")[1:], value)
+        ]
         return config, tuple(applied)
 
     def _value(self, key: str, candidate: Config) -> Any:
@@ -291,8 +293,7 @@ def _option_defaults(data_type: Config, bit_width: int) -> dict[str, Any]:
     """Options with those defaults filled in that depend on the bit width (`defaults_by_bit_width` of the yaml)."""
     by_width = data_type["capabilities"].get("defaults_by_bit_width", {})
     return {
-        key: by_width[key].get(bit_width) if value is None and key in by_width else value
-        for key, value in data_type["options"].items()
+        key: by_width[key].get(bit_width) if value is None and key in by_width else value for key, value in data_type["options"].items()
     }
 
 
@@ -309,17 +310,28 @@ def refuse_inapplicable(quantization: QuantizationSpec, typed: Config) -> None:
     """For a single trial: refuse what was typed but would change nothing (an axis may; a person did not mean it)."""
     if not quantization.is_baseline:
         return
-    keys = [key for key in typed if key.split(".")[0] in ("data_type", *QUANTIZATION_KEYS) and not (key == "bit_width" and typed[key] == BASELINE_BITS)]
+    keys = [
+        key
+        for key in typed
+        if key.split(".")[0] in ("data_type", *QUANTIZATION_KEYS) and not (key == "bit_width" and typed[key] == BASELINE_BITS)
+    ]
     if keys:
         shown = ", ".join(f"{key}={typed[key]}" for key in keys)
-        raise ConfigurationError(f"the 16-bit baseline has no {', '.join(keys)}: {shown} would change nothing. Leave it out, or give a method and a bit_width below 16")
+        raise ConfigurationError(
+            f"the 16-bit baseline has no {', '.join(keys)}: {shown} would change nothing. "
+            "Leave it out, or give a method and a bit_width below 16"
+        )
 
 
 def unknown_key(key: str, known: typing.Iterable[str]) -> str:
     """The message for a key that the configuration does not have."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else f" Top-level keys: {', '.join(n for n in names if '.' not in n)}"
+    hint = (
+        f" Did you mean {' or '.join(repr(n) for n in near)}?"
+        if near
+        else f" Top-level keys: {', '.join(n for n in names if '.' not in n)}"
+    )
     return f"unknown key '{key}'.{hint}"
 
 

@@ -472,7 +472,7 @@ def _environment() -> dict[str, str]:
 def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run one command of Slurm's; the only door to the outside, and what unit tests replace."""
     try:
-        return subprocess.run(  # noqa: S603 - argv is built here; no shell reads it
+        return subprocess.run(
             list(argv), env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
             errors="replace", timeout=TIMEOUT_SECONDS, check=False,
         )  # fmt: skip

@@ -59,7 +59,9 @@ def options_tuple(options: Mapping[str, Any] | None) -> Options:
 def check_name(kind: str, name: str) -> None:
     """Refuse a name that could leave its folder or confuse a file system."""
     if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{kind} {name!r} is not a plain name: use letters, digits, '.', '_', '+', '-', and begin with a letter or digit")
+        raise ConfigurationError(
+            f"{kind} {name!r} is not a plain name: use letters, digits, '.', '_', '+', '-', and begin with a letter or digit"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,9 @@ class ModelSpec:
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"model {self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.revision is not None and not _COMMIT.fullmatch(self.revision):
-            raise ConfigurationError(f"model {self.name}: revision {self.revision!r} is not a full commit (40 hexadecimal digits); a branch or tag may move")
+            raise ConfigurationError(
+                f"model {self.name}: revision {self.revision!r} is not a full commit (40 hexadecimal digits); a branch or tag may move"
+            )
 
     def identity(self) -> dict[str, Any]:
         """What of the model can change a number."""
@@ -153,8 +157,13 @@ class QuantizationSpec:
 
     def __post_init__(self) -> None:
         if self.is_baseline:
-            if any(v is not None for v in (self.data_type, self.bit_width, self.block_size, self.block_axis, self.symmetric, self.scale_dtype)):
-                raise ConfigurationError("method none is the unquantized baseline: it has no data_type, bit_width, block_size, block_axis, symmetric or scale_dtype")
+            if any(
+                v is not None for v in (self.data_type, self.bit_width, self.block_size, self.block_axis, self.symmetric, self.scale_dtype)
+            ):
+                raise ConfigurationError(
+                    "method none is the unquantized baseline: "
+                    "it has no data_type, bit_width, block_size, block_axis, symmetric or scale_dtype"
+                )
             return
         if self.data_type is None or self.bit_width is None:
             raise ConfigurationError(f"method {self.method} needs a data_type and a bit_width")
@@ -165,11 +174,16 @@ class QuantizationSpec:
         if self.scale_dtype not in DTYPES:
             raise ConfigurationError(f"scale_dtype {self.scale_dtype!r} is not one of {', '.join(DTYPES)}")
         if isinstance(self.block_size, int) and self.block_size < 2:
-            raise ConfigurationError(f"block_size must be at least 2, or 'tensor', or null (one scale an output channel); got {self.block_size}")
+            raise ConfigurationError(
+                f"block_size must be at least 2, or 'tensor', or null (one scale an output channel); got {self.block_size}"
+            )
         if isinstance(self.block_size, str) and self.block_size != "tensor":
             raise ConfigurationError(f"block_size {self.block_size!r} is neither a number, nor 'tensor', nor null")
         if self.block_size is None and self.block_axis == "flat":
-            raise ConfigurationError("block_size=null means one scale an output channel, which needs block_axis=input; with block_axis=flat give a number or 'tensor'")
+            raise ConfigurationError(
+                "block_size=null means one scale an output channel, which needs block_axis=input; "
+                "with block_axis=flat give a number or 'tensor'"
+            )
 
     @property
     def is_baseline(self) -> bool:

@@ -16,8 +16,23 @@ from quantsweep.specs import RunSettings
 
 log = logging.getLogger(__name__)
 
-TABLE_COLUMNS = ("trial_id", "model", "method", "data_type", "bit_width", "granularity", "block_size", "data_type_options", "bits_per_weight",
-                 "total_model_bits", "task", "metric", "value", "stderr", "num_samples")
+TABLE_COLUMNS = (
+    "trial_id",
+    "model",
+    "method",
+    "data_type",
+    "bit_width",
+    "granularity",
+    "block_size",
+    "data_type_options",
+    "bits_per_weight",
+    "total_model_bits",
+    "task",
+    "metric",
+    "value",
+    "stderr",
+    "num_samples",
+)
 
 
 class Tracker(Protocol):

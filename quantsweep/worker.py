@@ -219,7 +219,10 @@ class _ShardRun:
                 counts[status] += 1
                 observer(planned, status, evaluations)
                 if row is not None and row["failure_class"] == failures.DISK_FULL:
-                    raise ResultsError(f"disk full while writing {self._folder.path}: {row['failure_message']}. Make space, then launch again; nothing that was written is lost")
+                    raise ResultsError(
+                        f"disk full while writing {self._folder.path}: {row['failure_message']}. "
+                        "Make space, then launch again; nothing that was written is lost"
+                    )
         finally:
             tracker.finish()
         return ShardSummary(done=counts["done"], failed=counts["failed"], skipped=len(left) - len(todo), stopped=self._stop.is_set())
@@ -273,8 +276,14 @@ class _ShardRun:
         self._add(attempt, "samples", [{**common, **result["samples"]}])
         shared = {key: result[key] for key in ("num_samples", "data_revision", "num_tokens", "batch_size")}
         rows = [
-            {**common, **shared, **attempt.sizes, "evaluate_seconds": result["seconds"],
-             "metric": metric["name"], **{key: metric[key] for key in ("value", "stderr", "higher_is_better", "is_primary")}}
+            {
+                **common,
+                **shared,
+                **attempt.sizes,
+                "evaluate_seconds": result["seconds"],
+                "metric": metric["name"],
+                **{key: metric[key] for key in ("value", "stderr", "higher_is_better", "is_primary")},
+            }
             for metric in result["metrics"]
         ]
         self._add(attempt, "metrics", rows)
@@ -288,8 +297,15 @@ class _ShardRun:
             if failure is not None:
                 log.write(f"{failure.traceback or ''}--- failed: {failure.failure_class}: {failure.message}\n".encode())
             end = log.tell()
-        failed = {f"failure_{name}": getattr(failure, key, None) for name, key in
-                  (("class", "failure_class"), ("message", "message"), ("fingerprint", "fingerprint"), ("traceback", "traceback"))}
+        failed = {
+            f"failure_{name}": getattr(failure, key, None)
+            for name, key in (
+                ("class", "failure_class"),
+                ("message", "message"),
+                ("fingerprint", "fingerprint"),
+                ("traceback", "traceback"),
+            )
+        }
         row = {
             **self._common(attempt),
             "label": attempt.planned.trial.label,
@@ -297,7 +313,10 @@ class _ShardRun:
             **failed,
             "num_tasks": attempt.num_tasks,
             "started_at": attempt.started_at,
-            **{key: attempt.facts.get(key) for key in ("load_seconds", "quantize_seconds", "restore_seconds", "peak_memory_bytes", "energy_joules")},
+            **{
+                key: attempt.facts.get(key)
+                for key in ("load_seconds", "quantize_seconds", "restore_seconds", "peak_memory_bytes", "energy_joules")
+            },
             "evaluate_seconds": attempt.evaluate_seconds,
             "write_seconds": attempt.write_seconds,
             "log": attempt.log,

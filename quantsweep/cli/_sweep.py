@@ -23,7 +23,8 @@ def find_sweep(arguments: argparse.Namespace) -> SweepFolder:
     for candidate in (Path(arguments.results_dir) / arguments.sweep, Path(arguments.sweep)):
         if (candidate / "plan").is_dir():
             return SweepFolder(candidate.resolve())
-    raise ResultsError(f"{did_you_mean('sweep', arguments.sweep, sweep_names(arguments))} (in {arguments.results_dir}; give another place with --results-dir)")
+    place = f"in {arguments.results_dir}; give another place with --results-dir"
+    raise ResultsError(f"{did_you_mean('sweep', arguments.sweep, sweep_names(arguments))} ({place})")
 
 
 def sweep_names(arguments: argparse.Namespace) -> list[str]:

@@ -32,7 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _find(arguments: argparse.Namespace) -> tuple[dict[str, Any], SweepFolder]:
     names = sweep_names(arguments)
-    folders = [find_sweep(arguments)] if arguments.sweep else [SweepFolder((Path(arguments.results_dir) / name).resolve()) for name in names]
+    folders = (
+        [find_sweep(arguments)] if arguments.sweep else [SweepFolder((Path(arguments.results_dir) / name).resolve()) for name in names]
+    )
     columns = ["trial_id", "label", "status", "host", "log", "log_start", "log_end", "finished_at", "attempt"]
     found: dict[str, tuple[dict[str, Any], SweepFolder]] = {}
     for folder in folders:
@@ -41,5 +43,6 @@ def _find(arguments: argparse.Namespace) -> tuple[dict[str, Any], SweepFolder]:
                 found[row["trial_id"]] = (row, folder)
     if len(found) != 1:
         what = "no trial that has ended" if not found else f"{len(found)} trials"
-        raise ResultsError(f"{what} begins with '{arguments.trial}' in {', '.join(str(f.path) for f in folders) or arguments.results_dir}; trial ids are in the column trial_id")
+        places = ", ".join(str(folder.path) for folder in folders) or arguments.results_dir
+        raise ResultsError(f"{what} begins with '{arguments.trial}' in {places}; trial ids are in the column trial_id")
     return next(iter(found.values()))

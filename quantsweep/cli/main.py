@@ -25,11 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="quantsweep",
-        description="Plan and watch sweeps of language-model quantization. Launching is `python launch.py …`; reading results is `quantsweep.load_results` in Python.",
+        description="Plan and watch sweeps of language-model quantization. Launching is `python launch.py …`; "
+        "reading results is `quantsweep.load_results` in Python.",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, text in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = subparsers.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name in argv[:1]:
             importlib.import_module(f"quantsweep.cli.{name}").configure(sub)
     arguments, rest = parser.parse_known_args(argv)

@@ -29,9 +29,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         plan = prepared.plan
         skipped = {reason: count for reason, (count, _) in plan.expansion.skipped.items()}
-        facts = {**plan.counts(), "array_tasks": len(plan.shards) if arrays is not None else 0, "arrays": arrays or 0,
-                 "skipped_reasons": skipped, "unpinned": list(plan.unpinned), "predicted_worker_hours": plan.predicted_hours(),
-                 "sweep": plan.sweep, "folder": str(prepared.folder.path)}
+        facts = {
+            **plan.counts(),
+            "array_tasks": len(plan.shards) if arrays is not None else 0,
+            "arrays": arrays or 0,
+            "skipped_reasons": skipped,
+            "unpinned": list(plan.unpinned),
+            "predicted_worker_hours": plan.predicted_hours(),
+            "sweep": plan.sweep,
+            "folder": str(prepared.folder.path),
+        }
         print(json.dumps(facts, indent=2))
         return 0
     print(plan_text(prepared.plan, title=prepared.title))

@@ -73,8 +73,13 @@ def _by_fingerprint(failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     counts = Counter(row["failure_fingerprint"] for row in failed)
     first = {row["failure_fingerprint"]: row for row in reversed(failed)}
     return [
-        {"count": count, "fingerprint": fingerprint, "class": first[fingerprint]["failure_class"],
-         "message": first[fingerprint]["failure_message"], "trial_id": first[fingerprint]["trial_id"]}
+        {
+            "count": count,
+            "fingerprint": fingerprint,
+            "class": first[fingerprint]["failure_class"],
+            "message": first[fingerprint]["failure_message"],
+            "trial_id": first[fingerprint]["trial_id"],
+        }
         for fingerprint, count in counts.most_common()
     ]
 

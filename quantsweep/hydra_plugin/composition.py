@@ -10,8 +10,6 @@ Mistakes in names and keys are found here before Hydra meets them, all at once, 
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,18 @@ from quantsweep.paths import product_root
 from quantsweep.schema import AXIS_KEYS, SECTIONS, Schema, unknown_key
 
 GROUPS = (*SECTIONS, "cluster", "tracking")
-LAUNCH_KEYS = ("sweep", "results_dir", "task_path", "device", "batch_size", "workers", "shard_minutes", "trial_timeout_minutes", "cluster", "tracking")
+LAUNCH_KEYS = (
+    "sweep",
+    "results_dir",
+    "task_path",
+    "device",
+    "batch_size",
+    "workers",
+    "shard_minutes",
+    "trial_timeout_minutes",
+    "cluster",
+    "tracking",
+)
 """Set once a launch; sweeping over them is refused."""
 CONFIG_NAME = "config"
 
@@ -161,7 +170,9 @@ def search_folders(hydra: Any) -> list[Path]:
 def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str]) -> Request:
     """The request behind a composed configuration and the overrides that were typed."""
     base = plain(cfg)
-    overrides = [o for o in OverridesParser.create().parse_overrides(list(arguments)) if o.key_or_group != "sweeps" and not o.is_hydra_override()]
+    overrides = [
+        o for o in OverridesParser.create().parse_overrides(list(arguments)) if o.key_or_group != "sweeps" and not o.is_hydra_override()
+    ]
     problems: list[str] = []
     axes, typed = _split(overrides, folders, problems)
     grids = refine(_study_grids(base, _study_origin(arguments), folders, problems), axes) if base["study"] else _command_line_grid(axes)
@@ -179,7 +190,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(without, resolve=True)  # type: ignore[return-value]
 
 
-def _split(overrides: Iterable[Override], folders: Sequence[Path], problems: list[str]) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any]]:
+def _split(
+    overrides: Iterable[Override], folders: Sequence[Path], problems: list[str]
+) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any]]:
     """Sweeps become axes; single values are `typed` (Hydra has composed them already)."""
     axes: dict[str, tuple[Any, ...]] = {}
     typed: dict[str, Any] = {}
@@ -200,7 +213,7 @@ def _split(overrides: Iterable[Override], folders: Sequence[Path], problems: lis
 
 def _fix_typed(grids: tuple[Grid, ...], typed: Mapping[str, Any]) -> tuple[Grid, ...]:
     """A single value typed for an axis of the study replaces that axis (elsewhere Hydra has composed it already)."""
-    axis_keys = {key for grid in grids for key in grid.keys()}
+    axis_keys = {key for grid in grids for key in grid.keys}
     return refine(grids, {key: (_hashable(value),) for key, value in typed.items() if key in axis_keys})
 
 
@@ -218,9 +231,8 @@ def _study_grids(base: Mapping[str, Any], origin: str, folders: Sequence[Path], 
     if not isinstance(study, Mapping) or not isinstance(study.get("grids"), list) or not study["grids"]:
         problems.append(f"{origin}: study.grids must be a list of grids, each with its axes")
         return ()
-    for key in study:
-        if key not in ("title", "paper", "grids"):
-            problems.append(f"{origin}: {did_you_mean('key', key, ('title', 'paper', 'grids'))}")
+    known = ("title", "paper", "grids")
+    problems.extend(f"{origin}: {did_you_mean('key', key, known)}" for key in study if key not in known)
     return tuple(_study_grid(grid, f"{origin}, grid {number}", folders, problems) for number, grid in enumerate(study["grids"], 1))
 
 
@@ -319,7 +331,9 @@ def _load_option(folders: Sequence[Path], section: str, name: str) -> dict[str, 
         raise ConfigurationError(did_you_mean(section, name, known))
     config = _load(folders, f"{section}/{name}")
     if "defaults" in config:
-        raise ConfigurationError(f"conf/{section}/{name}.yaml has a defaults list; components are plain files, so that a grid composes each of them once")
+        raise ConfigurationError(
+            f"conf/{section}/{name}.yaml has a defaults list; components are plain files, so that a grid composes each of them once"
+        )
     return config
 
 
@@ -336,5 +350,5 @@ def _option_names(group: str, folders: Sequence[Path]) -> list[str]:
     """Names of a group's options in all folders of the search path; empty for a key that is no group."""
     if not group.replace("_", "").isalnum():
         return []
-    found = {Path(file).stem for folder in folders for file in glob.glob(os.path.join(folder, group, "*.yaml"))}
+    found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
     return sorted(found)

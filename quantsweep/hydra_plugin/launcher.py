@@ -25,8 +25,8 @@ from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.prepare import cluster_spec
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.local import num_workers, run_local
-from quantsweep.plan import read_settings, read_shard
 from quantsweep.messages import local_text, submitted_text
+from quantsweep.plan import read_settings, read_shard
 from quantsweep.specs import ClusterSpec, Resources
 
 
@@ -64,7 +64,9 @@ class QuantsweepLauncher(Launcher):
         folder = Path(str(self._config.hydra.sweep.dir)) / ".submitit" / "%j"
         executor = _executor(folder, cluster)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
-        jobs = executor.map_array(self._run_job, [list(o) for o in job_overrides], list(numbers), [Singleton.get_state()] * len(job_overrides))
+        jobs = executor.map_array(
+            self._run_job, [list(o) for o in job_overrides], list(numbers), [Singleton.get_state()] * len(job_overrides)
+        )
         return [job.results()[0] for job in jobs]
 
     def _run_job(self, overrides: list[str], number: int, state: dict[Any, Any]) -> JobReturn:

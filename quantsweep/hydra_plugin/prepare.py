@@ -68,7 +68,9 @@ def refuse_unpinned(plan: Plan) -> None:
         )
 
 
-def _plan(base: Mapping[str, Any], folder: SweepFolder, settings: RunSettings, cluster: ClusterSpec, expansion: Expansion, workers: int) -> Plan:
+def _plan(
+    base: Mapping[str, Any], folder: SweepFolder, settings: RunSettings, cluster: ClusterSpec, expansion: Expansion, workers: int
+) -> Plan:
     return build_plan(
         expansion,
         sweep=folder.name,
@@ -103,7 +105,12 @@ def run_settings(base: Mapping[str, Any]) -> RunSettings:
         task_path = str(Path(task_path).expanduser().resolve())
         if not Path(task_path).is_dir():
             raise ConfigurationError(f"task_path {task_path} is not a folder; give a folder of lm-eval task YAMLs")
-    data = {"device": base["device"], "batch_size": base["batch_size"], "task_path": task_path, "trial_timeout_minutes": base["trial_timeout_minutes"]}
+    data = {
+        "device": base["device"],
+        "batch_size": base["batch_size"],
+        "task_path": task_path,
+        "trial_timeout_minutes": base["trial_timeout_minutes"],
+    }
     settings = convert(RunSettings, data, "settings")
     tracking = dict(base["tracking"])
     if tracking.get("kind") not in ("none", "wandb"):

@@ -22,9 +22,9 @@ from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
 from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
 from quantsweep.launching.lock import launch_lock
+from quantsweep.messages import plan_text
 from quantsweep.paths import sweep_folder
 from quantsweep.plan import write_plan
-from quantsweep.messages import plan_text
 
 
 class QuantsweepSweeper(Sweeper):

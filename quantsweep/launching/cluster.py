@@ -77,7 +77,7 @@ def submit(plan_path: Path, shard_ids: Sequence[int], cluster: ClusterSpec) -> S
     groups = group_shards(resources.items(), array_size(cluster, limits))
     submission = new_submission(folder, plan_path, (ids for _, ids in groups))
     refusal: str | None = None
-    for index, (needs, ids) in enumerate(groups):
+    for index, (needs, _) in enumerate(groups):
         try:
             submission = _submit_array(plan_path, folder, submission, index, needs, cluster)
         except SlurmError as error:
@@ -97,7 +97,9 @@ def submit(plan_path: Path, shard_ids: Sequence[int], cluster: ClusterSpec) -> S
     )
 
 
-def _submit_array(plan: Path, folder: SweepFolder, submission: Submission, index: int, needs: Resources, cluster: ClusterSpec) -> Submission:
+def _submit_array(
+    plan: Path, folder: SweepFolder, submission: Submission, index: int, needs: Resources, cluster: ClusterSpec
+) -> Submission:
     array = submission.arrays[index]
     executor = submitit.SlurmExecutor(folder=folder.logs / "slurm" / array.job_name, **_interpreter(cluster))
     executor.update_parameters(**sbatch_parameters(cluster, needs, array.job_name, num_tasks=len(array.shard_ids)))
@@ -150,5 +152,3 @@ def _reason(error: FailedJobError) -> str:
         "Invalid qos": "give cluster.qos=… (see: sacctmgr show qos)",
     }
     return next((f"{meaning} [{word}]" for word, meaning in known.items() if word.lower() in text.lower()), text)
-
-

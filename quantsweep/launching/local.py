@@ -187,7 +187,11 @@ class _Display:
         self._said = now
         rate = self._count / (now - self._started)
         left = (self._total - self._count) / rate
-        print(f"{self._count}/{self._total} trials  {rate:.2f} a second  about {left / 60:.1f} min left  {self._failed} failed", file=sys.stderr, flush=True)
+        print(
+            f"{self._count}/{self._total} trials  {rate:.2f} a second  about {left / 60:.1f} min left  {self._failed} failed",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def say(self, text: str) -> None:
         """A line beside the bar."""
@@ -203,6 +207,14 @@ def _display(total: int) -> Iterator[_Display]:
     if not console.is_terminal:
         yield _Display(total, None)
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[now]}"))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
     with Progress(*columns, console=console) as progress:
         yield _Display(total, progress)

@@ -107,4 +107,7 @@ def _is_alive(pid: int) -> bool:
 
 def _held_message(path: Path, holder: dict[str, Any]) -> str:
     who = f"process {holder.get('pid')} on {holder.get('host')}"
-    return f"sweep {path.parent.parent.name} is being launched or run by {who}. Wait for it, or stop it; a dead launch frees its lock ({path}) by itself within {LIFE_SECONDS / 60:.0f} minutes"
+    return (
+        f"sweep {path.parent.parent.name} is being launched or run by {who}. Wait for it, or stop it; "
+        f"a dead launch frees its lock ({path}) by itself within {LIFE_SECONDS / 60:.0f} minutes"
+    )

@@ -85,7 +85,10 @@ def _read(path: Path) -> Submission:
         arrays = tuple(SubmittedArray(**{**a, "shard_ids": tuple(a["shard_ids"])}) for a in content["arrays"])
         return Submission(path=path, plan=content["plan"], arrays=arrays, closed=content["closed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultsError(f"submission {path} cannot be read ({error}): what is in the queue is therefore unknown. Look with squeue, then move the file away") from error
+        raise ResultsError(
+            f"submission {path} cannot be read ({error}): what is in the queue is therefore unknown. "
+            "Look with squeue, then move the file away"
+        ) from error
 
 
 def flying_tasks(folder: SweepFolder) -> list[FlyingTask]:

@@ -77,8 +77,18 @@ def test_a_fault_costs_one_trial(launch: Launch, quantsweep_command: Launch, tmp
     code, cause = FAULTS[fault]
     (faulty / "faulty.py").write_text(CODE.replace("FAULT", code))
     (faulty / "flag").touch()
-    arguments = ("-m", "model=mini-neox-0.3m", "bit_width=3,4,8", "task=mini_ppl,faulty", "limit=4", "workers=1", f"task_path={faulty}",
-                 f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "sweep=faults", "trial_timeout_minutes=0.5")
+    arguments = (
+        "-m",
+        "model=mini-neox-0.3m",
+        "bit_width=3,4,8",
+        "task=mini_ppl,faulty",
+        "limit=4",
+        "workers=1",
+        f"task_path={faulty}",
+        f"hydra.searchpath=[file://{tmp_path / 'conf'}]",
+        "sweep=faults",
+        "trial_timeout_minutes=0.5",
+    )
     first = launch(*arguments)
     assert "2 trials done, 1 failed" in first.stdout
     folder = tmp_path / "results" / "faults"
@@ -87,7 +97,10 @@ def test_a_fault_costs_one_trial(launch: Launch, quantsweep_command: Launch, tmp
     assert failed.failure_class == cause
     assert failed.failure_fingerprint
     assert failed.num_tasks == 1, "the task before the fault has its row"
-    assert quantsweep.load_results(folder).query("metric == 'bits_per_byte'").groupby("task").size().to_dict() == {"mini_ppl": 3, "faulty": 2}
+    assert quantsweep.load_results(folder).query("metric == 'bits_per_byte'").groupby("task").size().to_dict() == {
+        "mini_ppl": 3,
+        "faulty": 2,
+    }
     log = quantsweep_command("logs", failed.trial_id[:10]).stdout
     assert failed.failure_class in log
     assert "a bug" in log or fault != "raise"
@@ -106,7 +119,9 @@ def test_weights_are_the_original_ones_after_each_trial(launch: Launch, tmp_path
     base = ("-m", "model=mini-opt-0.4m", "task=mini_ppl", "limit=10", "workers=1")
     launch(*base, "bit_width=16,3,4,8", "sweep=together")
     launch(*base, "bit_width=8,3", "sweep=apart")
-    together, apart = (quantsweep.load_results(tmp_path / "results" / name).set_index(["trial_id", "metric"]).value for name in ("together", "apart"))
+    together, apart = (
+        quantsweep.load_results(tmp_path / "results" / name).set_index(["trial_id", "metric"]).value for name in ("together", "apart")
+    )
     assert len(apart) == 2 * 3
     assert (together.loc[apart.index] == apart).all()
 

@@ -139,7 +139,15 @@ def test_kill_9_of_everything_loses_nothing_that_was_written(tmp_path: Path, lau
         children = children_of(process.pid)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        wait_for(lambda children=children: not any(Path(f"/proc/{pid}/stat").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1][:3] for pid in children), 20)
+        wait_for(
+            lambda children=children: (
+                not any(
+                    Path(f"/proc/{pid}/stat").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1][:3]
+                    for pid in children
+                )
+            ),
+            20,
+        )
     before = quantsweep.load_results(folder)
     last = launch(*arguments)
     after = quantsweep.load_results(folder)
@@ -187,17 +195,20 @@ def test_a_local_folder_works_wherever_a_hub_id_does(tmp_path: Path, launch: Lau
     assert "my-model" in done.stdout
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (("data_type=quantil",), "Did you mean 'quantile'?"),
-    (("bit_width=1",), "supports bit_width 2–8"),
-    (("bit_width=16", "block_size=64"), "would change nothing"),
-    (("model=organisation/name",), "model.revision="),
-    (("-m", "model=pythia-70m", "bit_width=4,8"), "pythia-70m"),
-    (("-m", "sweep=../../etc", "bit_width=4,8"), "plain name"),
-    (("model=/no/such/folder",), "does not exist"),
-    (("task_path=/no/such/folder",), "not a folder"),
-    (("-m", "device=cpu,cuda"), "cannot be an axis"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("data_type=quantil",), "Did you mean 'quantile'?"),
+        (("bit_width=1",), "supports bit_width 2–8"),
+        (("bit_width=16", "block_size=64"), "would change nothing"),
+        (("model=organisation/name",), "model.revision="),
+        (("-m", "model=pythia-70m", "bit_width=4,8"), "pythia-70m"),
+        (("-m", "sweep=../../etc", "bit_width=4,8"), "plain name"),
+        (("model=/no/such/folder",), "does not exist"),
+        (("task_path=/no/such/folder",), "not a folder"),
+        (("-m", "device=cpu,cuda"), "cannot be an axis"),
+    ],
+)
 def test_mistakes_are_refused_before_anything_runs(launch: Launch, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
     refused = launch(*arguments, expect=1)
     assert said in refused.stderr
@@ -228,7 +239,9 @@ def test_the_dry_run_of_the_k_bit_study(quantsweep_command: Launch) -> None:
 
 
 def test_wandb_offline_logs_a_run_a_shard(tmp_path: Path, launch: Launch) -> None:
-    launch("-m", SMALLEST, "bit_width=4,8", "task=mini_ppl", "limit=4", "workers=1", "tracking=wandb", "tracking.mode=offline", "sweep=tracked")
+    launch(
+        "-m", SMALLEST, "bit_width=4,8", "task=mini_ppl", "limit=4", "workers=1", "tracking=wandb", "tracking.mode=offline", "sweep=tracked"
+    )
     folder = tmp_path / "results" / "tracked"
     assert len(list((folder / "logs" / "wandb").glob("offline-run-*"))) >= 1
     assert set(quantsweep.load_trials(folder).status) == {"done"}

@@ -17,7 +17,14 @@ from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm]
 SLURM = ("cluster=slurm", "cluster.partition=main")
-STUDY = ("-m", "+sweeps=quickstart", "model=mini-neox-0.3m,mini-opt-0.4m,mini-neox-0.9m", "bit_width=range(3,9)", "limit=4", "shard_minutes=0.2")
+STUDY = (
+    "-m",
+    "+sweeps=quickstart",
+    "model=mini-neox-0.3m,mini-opt-0.4m,mini-neox-0.9m",
+    "bit_width=range(3,9)",
+    "limit=4",
+    "shard_minutes=0.2",
+)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
@@ -92,8 +99,18 @@ def test_cancel_half_way_and_resume(in_cluster: Cluster, launch: Launch, quantsw
 @pytest.mark.long
 def test_arrays_are_split_where_the_cluster_says(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
     """MaxArraySize is 101 here: 130 shards become two arrays, each numbered from 0."""
-    arguments = ("-m", "model=mini-neox-0.3m", "data_type=int,fp,quantile,dynamic", "bit_width=range(3,9)", "block_size=range(32,224,32)",
-                 "limit=1", "task=mini_ppl", "shard_minutes=0.001", "sweep=split", *SLURM)
+    arguments = (
+        "-m",
+        "model=mini-neox-0.3m",
+        "data_type=int,fp,quantile,dynamic",
+        "bit_width=range(3,9)",
+        "block_size=range(32,224,32)",
+        "limit=1",
+        "task=mini_ppl",
+        "shard_minutes=0.001",
+        "sweep=split",
+        *SLURM,
+    )
     said = launch(*arguments).stdout
     assert "submitted 144 shards in 2 arrays" in said
     folder = SweepFolder(tmp_path / "results" / "split")
@@ -106,8 +123,19 @@ def test_arrays_are_split_where_the_cluster_says(in_cluster: Cluster, launch: La
 @pytest.mark.long
 def test_a_submit_limit_is_respected_and_the_rest_follows(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
     """QOS `tight` allows 50 jobs: one launch submits what fits with head-room, and says so."""
-    arguments = ("-m", "model=mini-neox-0.3m", "data_type=int,fp", "bit_width=range(3,9)", "block_size=range(32,224,32)", "limit=1", "task=mini_ppl",
-                 "shard_minutes=0.001", "sweep=tight", *SLURM, "cluster.qos=tight")
+    arguments = (
+        "-m",
+        "model=mini-neox-0.3m",
+        "data_type=int,fp",
+        "bit_width=range(3,9)",
+        "block_size=range(32,224,32)",
+        "limit=1",
+        "task=mini_ppl",
+        "shard_minutes=0.001",
+        "sweep=tight",
+        *SLURM,
+        "cluster.qos=tight",
+    )
     said = launch(*arguments).stdout
     assert "submitted 45 shards" in said
     assert "27 shards wait for room" in said
@@ -117,7 +145,9 @@ def test_a_submit_limit_is_respected_and_the_rest_follows(in_cluster: Cluster, l
 
 @pytest.mark.long
 def test_a_refusal_is_said_in_words_and_leaves_nothing_behind(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
-    refused = launch("-m", "model=mini-neox-0.3m", "bit_width=4,8", "limit=1", "sweep=refused", "cluster=slurm", "cluster.partition=nowhere", expect=1)
+    refused = launch(
+        "-m", "model=mini-neox-0.3m", "bit_width=4,8", "limit=1", "sweep=refused", "cluster=slurm", "cluster.partition=nowhere", expect=1
+    )
     assert "cluster.partition=" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert flying_tasks(SweepFolder(tmp_path / "results" / "refused")) == []

@@ -17,25 +17,59 @@ PACKAGE = ROOT / "quantsweep"
 FORBIDDEN = {
     # (files, relative to the package) → third-party modules that they may not import, at any depth of the file
     ("errors.py", "specs.py", "registry.py", "constraints.py", "failures.py", "slurm.py", "identity.py"): {
-        "torch", "hydra", "pandas", "transformers", "pyarrow", "omegaconf", "submitit", "lm_eval"},
+        "torch",
+        "hydra",
+        "pandas",
+        "transformers",
+        "pyarrow",
+        "omegaconf",
+        "submitit",
+        "lm_eval",
+    },
     ("schema.py", "grid.py", "plan.py", "shards.py", "records.py", "files.py", "worker.py", "messages.py"): {
-        "torch", "transformers", "submitit", "hydra", "lm_eval"},
+        "torch",
+        "transformers",
+        "submitit",
+        "hydra",
+        "lm_eval",
+    },
     ("hydra_plugin", "_plugins", "launching", "cli"): {"torch", "transformers", "lm_eval"},
     ("numerics", "data_types", "methods"): {"hydra", "transformers", "pyarrow", "pandas", "omegaconf", "lm_eval"},
     ("models", "evaluation", "child.py"): {"hydra", "omegaconf", "submitit"},
 }
 LAYERS = [  # lowest first: a module may import its own layer and those below it
-    ("errors",), ("specs", "registry"), ("constraints", "identity", "slurm", "failures", "files"), ("grid", "schema", "paths"),
-    ("numerics",), ("data_types",), ("methods",), ("models",), ("evaluation",),
-    ("shards",), ("plan",), ("records",), ("results",), ("environment", "tracking"), ("child",), ("worker",),
-    ("launching",), ("messages",), ("hydra_plugin",), ("cli", "_plugins"),
+    ("errors",),
+    ("specs", "registry"),
+    ("constraints", "identity", "slurm", "failures", "files"),
+    ("grid", "schema", "paths"),
+    ("numerics",),
+    ("data_types",),
+    ("methods",),
+    ("models",),
+    ("evaluation",),
+    ("shards",),
+    ("plan",),
+    ("records",),
+    ("results",),
+    ("environment", "tracking"),
+    ("child",),
+    ("worker",),
+    ("launching",),
+    ("messages",),
+    ("hydra_plugin",),
+    ("cli", "_plugins"),
 ]
 
 
 def imports(path: Path) -> set[str]:
     """Absolute names of the modules that a file imports, those under TYPE_CHECKING left out."""
     tree = ast.parse(path.read_text())
-    skip = {id(node) for block in ast.walk(tree) if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING" for node in ast.walk(block)}
+    skip = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
     found: set[str] = set()
     for node in ast.walk(tree):
         if id(node) in skip:
@@ -86,13 +120,16 @@ def test_nothing_of_the_product_imports_the_training_scripts() -> None:
             assert not any(module.startswith("quantsweep.mini") for module in imports(path)), path
 
 
-@pytest.mark.parametrize(("code", "heavy"), [
-    ("import quantsweep", {"torch", "hydra", "pandas", "pyarrow", "transformers"}),
-    # (pyarrow.dataset imports pandas by itself, so whoever reads tables has it)
-    ("import quantsweep.hydra_plugin.sweeper, quantsweep.hydra_plugin.launcher", {"torch", "transformers", "lm_eval", "wandb"}),
-    ("import quantsweep.cli.main, quantsweep.cli.status", {"torch", "transformers", "lm_eval", "hydra"}),
-    ("import quantsweep.worker", {"torch", "transformers", "lm_eval", "hydra", "wandb"}),
-])
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import quantsweep", {"torch", "hydra", "pandas", "pyarrow", "transformers"}),
+        # (pyarrow.dataset imports pandas by itself, so whoever reads tables has it)
+        ("import quantsweep.hydra_plugin.sweeper, quantsweep.hydra_plugin.launcher", {"torch", "transformers", "lm_eval", "wandb"}),
+        ("import quantsweep.cli.main, quantsweep.cli.status", {"torch", "transformers", "lm_eval", "hydra"}),
+        ("import quantsweep.worker", {"torch", "transformers", "lm_eval", "hydra", "wandb"}),
+    ],
+)
 def test_imports_are_lean(code: str, heavy: set[str]) -> None:
     probe = f"{code}; import sys; print([m for m in {sorted(heavy)!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -11,7 +11,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from quantsweep.errors import ConfigurationErrors
-from quantsweep.hydra_plugin.composition import Request, check_command_line, compose_base, expand_shorthand, make_request, plain, search_folders
+from quantsweep.hydra_plugin.composition import (
+    Request,
+    check_command_line,
+    compose_base,
+    expand_shorthand,
+    make_request,
+    plain,
+    search_folders,
+)
 from quantsweep.paths import product_root
 from quantsweep.plan import expand
 from quantsweep.schema import SECTIONS
@@ -95,16 +103,19 @@ def test_a_meaningless_combination_is_skipped_with_its_reason() -> None:
     assert count == 1
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["bit_width=1,4"], "2–8"),
-    (["bit_width=4,foo"], "bit_width must be a whole number, got 'foo'"),
-    (["block_size=1,64"], "block_size must be at least 2"),
-    (["block_size=null,64"], "needs block_axis=input"),
-    (["bit_width=3,17"], "at most 16"),
-    (["limit=0,5"], "limit must be at least 1"),
-    (["model.dtype=float8,float16"], "float8"),
-    (["data_type=int", "data_type.options.exponent_bits=2,3"], "data_type.options.exponent_bits"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bit_width=1,4"], "2–8"),
+        (["bit_width=4,foo"], "bit_width must be a whole number, got 'foo'"),
+        (["block_size=1,64"], "block_size must be at least 2"),
+        (["block_size=null,64"], "needs block_axis=input"),
+        (["bit_width=3,17"], "at most 16"),
+        (["limit=0,5"], "limit must be at least 1"),
+        (["model.dtype=float8,float16"], "float8"),
+        (["data_type=int", "data_type.options.exponent_bits=2,3"], "data_type.options.exponent_bits"),
+    ],
+)
 def test_impossible_values_are_refused(arguments: list[str], said: str) -> None:
     with pytest.raises(ConfigurationErrors) as caught:
         expand(*schema_and_grids(*arguments))
@@ -113,22 +124,27 @@ def test_impossible_values_are_refused(arguments: list[str], said: str) -> None:
 
 def test_all_mistakes_on_a_command_line_are_said_at_once_with_the_nearest_names() -> None:
     with pytest.raises(ConfigurationErrors) as caught:
-        check_command_line(["data_type=quantil", "bit_widht=4", "-m", "model=mini-neox-0.3,mini-opt-1.1m", "+sweeps=quickstar", "model.dtpye=float16"])
+        check_command_line(
+            ["data_type=quantil", "bit_widht=4", "-m", "model=mini-neox-0.3,mini-opt-1.1m", "+sweeps=quickstar", "model.dtpye=float16"]
+        )
     text = str(caught.value)
     for near in ("'quantile'", "'bit_width'", "'mini-neox-0.3m'", "'quickstart'", "'model.dtype'"):
         assert near in text
     assert len(caught.value.problems) == 5
 
 
-@pytest.mark.parametrize(("study", "said"), [
-    ("{grids: [{axes: {modle: [a]}}]}", "'model'"),
-    ("{grids: [{axes: {data_type: [quantil]}}]}", "'quantile'"),
-    ("{grids: [{axes: {bit_width: []}}]}", "no values"),
-    ("{grids: []}", "study.grids"),
-    ("{grids: [{axis: {bit_width: [4]}}]}", "`axes`"),
-    ("{gird: 1, grids: [{axes: {bit_width: [4]}}]}", "gird"),
-    ("{grids: [{axes: {model: glob(zzz*)}}]}", "matches no model"),
-])
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        ("{grids: [{axes: {modle: [a]}}]}", "'model'"),
+        ("{grids: [{axes: {data_type: [quantil]}}]}", "'quantile'"),
+        ("{grids: [{axes: {bit_width: []}}]}", "no values"),
+        ("{grids: []}", "study.grids"),
+        ("{grids: [{axis: {bit_width: [4]}}]}", "`axes`"),
+        ("{gird: 1, grids: [{axes: {bit_width: [4]}}]}", "gird"),
+        ("{grids: [{axes: {model: glob(zzz*)}}]}", "matches no model"),
+    ],
+)
 def test_mistakes_in_a_study_are_named_with_its_file(tmp_path: Path, study: str, said: str) -> None:
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "broken.yaml").write_text(f"# @package _global_\nsweep: broken\nstudy: {study}\n")

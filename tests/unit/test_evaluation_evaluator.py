@@ -316,9 +316,7 @@ class TestScoring:
             evaluator.evaluate(spec_of("copa", num_fewshot=99))
 
     def test_answers_that_cannot_be_scored_are_named(self, loaded: LoadedModel, tmp_path: Path) -> None:
-        (tmp_path / "empty.yaml").write_text(
-            f"include: {_MINI_TASKS}/mini_cloze.yaml\ntask: empty\ntag: null\ndoc_to_target: ''\n"
-        )
+        (tmp_path / "empty.yaml").write_text(f"include: {_MINI_TASKS}/mini_cloze.yaml\ntask: empty\ntag: null\ndoc_to_target: ''\n")
         spec = spec_of("mini_cloze", name="empty", lm_eval_task="empty", limit=2)
         with pytest.raises(EvaluationError, match="task empty, document 0: an answer of 0 tokens cannot be scored"):
             Evaluator(loaded, task_path=tmp_path).evaluate(spec)

@@ -15,16 +15,19 @@ class OutOfMemoryError(RuntimeError):
     """Stands for torch's, which is known by its name."""
 
 
-@pytest.mark.parametrize(("error", "cause"), [
-    (OutOfMemoryError("CUDA out of memory"), failures.OUT_OF_GPU_MEMORY),
-    (MemoryError(), failures.OUT_OF_HOST_MEMORY),
-    (OSError(errno.ENOSPC, "No space left on device"), failures.DISK_FULL),
-    (ModelError("gone"), failures.MODEL_OR_DATA),
-    (EvaluationError("other version"), failures.MODEL_OR_DATA),
-    (FileNotFoundError("data"), failures.MODEL_OR_DATA),
-    (QuantizationError("NaN"), failures.QUANTIZATION),
-    (KeyError("bug"), failures.BUG),
-])
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (OutOfMemoryError("CUDA out of memory"), failures.OUT_OF_GPU_MEMORY),
+        (MemoryError(), failures.OUT_OF_HOST_MEMORY),
+        (OSError(errno.ENOSPC, "No space left on device"), failures.DISK_FULL),
+        (ModelError("gone"), failures.MODEL_OR_DATA),
+        (EvaluationError("other version"), failures.MODEL_OR_DATA),
+        (FileNotFoundError("data"), failures.MODEL_OR_DATA),
+        (QuantizationError("NaN"), failures.QUANTIZATION),
+        (KeyError("bug"), failures.BUG),
+    ],
+)
 def test_exceptions_are_classified(error: Exception, cause: str) -> None:
     assert failures.from_exception(error).failure_class == cause
     assert cause in failures.CLASSES
@@ -36,7 +39,9 @@ def test_the_torch_error_has_the_name_we_look_for() -> None:
     assert torch.OutOfMemoryError.__name__ == "OutOfMemoryError"
 
 
-@pytest.mark.parametrize(("code", "cause"), [(-signal.SIGSEGV, failures.CRASHED), (-signal.SIGKILL, failures.KILLED), (3, failures.CRASHED)])
+@pytest.mark.parametrize(
+    ("code", "cause"), [(-signal.SIGSEGV, failures.CRASHED), (-signal.SIGKILL, failures.KILLED), (3, failures.CRASHED)]
+)
 def test_deaths_are_classified(code: int, cause: str) -> None:
     assert failures.from_exit(code).failure_class == cause
 

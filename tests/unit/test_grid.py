@@ -25,7 +25,7 @@ def test_a_grid_is_the_product_of_its_axes(axes: dict[str, list[int]]) -> None:
 def test_an_axis_of_the_study_is_replaced_where_it_is_and_added_nowhere_else() -> None:
     quantized, baseline = refine((grid(model=["a"], bit_width=[3, 4]), grid(model=["a"], method=["none"])), {"bit_width": (8,)})
     assert [c["bit_width"] for c in quantized.candidates()] == [8]
-    assert "bit_width" not in baseline.keys()
+    assert "bit_width" not in baseline.keys
 
 
 def test_a_new_key_is_an_axis_of_every_grid() -> None:

@@ -16,13 +16,19 @@ from quantsweep.specs import ModelSpec, PlannedTrial, Resources, RunSettings, Ta
 from tests.unit.test_specs import QUANTIZATION
 
 TASKS = tuple(
-    TaskSpec(name=name, lm_eval_task=name, folder="mini", version="1.0", primary_metric="acc", higher_is_better=True, limit=10) for name in ("t", "u")
+    TaskSpec(name=name, lm_eval_task=name, folder="mini", version="1.0", primary_metric="acc", higher_is_better=True, limit=10)
+    for name in ("t", "u")
 )
 
 
 def trial(model: int, bits: int, tasks: tuple[TaskSpec, ...] = TASKS) -> PlannedTrial:
     spec = ModelSpec(
-        name=f"m{model}", family="f", path=f"/{model}", content=f"sha256:{model}", parameters=10 ** (5 + model % 5), resources=Resources(gpus=model % 2)
+        name=f"m{model}",
+        family="f",
+        path=f"/{model}",
+        content=f"sha256:{model}",
+        parameters=10 ** (5 + model % 5),
+        resources=Resources(gpus=model % 2),
     )
     return PlannedTrial(trial=TrialSpec(model=spec, quantization=dataclasses.replace(QUANTIZATION, bit_width=bits)), tasks=tasks)
 
@@ -45,7 +51,14 @@ def test_every_trial_is_in_exactly_one_shard_of_its_model(planned: list[PlannedT
 
 def plan(planned: list[PlannedTrial], **changes: object) -> Plan:
     expansion = Expansion(trials=tuple(planned), duplicates=0, skipped={}, candidates=len(planned))
-    arguments = {"sweep": "s", "done": frozenset(), "in_flight": frozenset(), "settings": RunSettings(), "shard_minutes": 60.0, "workers": None}
+    arguments = {
+        "sweep": "s",
+        "done": frozenset(),
+        "in_flight": frozenset(),
+        "settings": RunSettings(),
+        "shard_minutes": 60.0,
+        "workers": None,
+    }
     return build_plan(expansion, **{**arguments, **changes})  # type: ignore[arg-type]
 
 

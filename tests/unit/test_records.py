@@ -23,8 +23,15 @@ from quantsweep.paths import SweepFolder
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EXAMPLES: dict[pa.DataType, Any] = {
-    pa.string(): "x", pa.int32(): 1, pa.int64(): 2, pa.float64(): 0.5, pa.bool_(): True, pa.timestamp("us", tz="UTC"): NOW,
-    pa.list_(pa.bool_()): [True], pa.list_(pa.float32()): [0.5], pa.list_(pa.int32()): [3],
+    pa.string(): "x",
+    pa.int32(): 1,
+    pa.int64(): 2,
+    pa.float64(): 0.5,
+    pa.bool_(): True,
+    pa.timestamp("us", tz="UTC"): NOW,
+    pa.list_(pa.bool_()): [True],
+    pa.list_(pa.float32()): [0.5],
+    pa.list_(pa.int32()): [3],
 }
 
 
@@ -115,19 +122,25 @@ def test_a_damaged_file_is_said_by_name(folder: SweepFolder) -> None:
         records.read_done(folder.path)
 
 
-attempts = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["t@1", "u@1"]), st.integers(0, 5), st.floats(-1, 1)), min_size=1, max_size=12)
+attempts = st.lists(
+    st.tuples(st.sampled_from("ab"), st.sampled_from(["t@1", "u@1"]), st.integers(0, 5), st.floats(-1, 1)), min_size=1, max_size=12
+)
 
 
 @settings(max_examples=40, deadline=None)
 @given(attempts)
-def test_load_results_has_each_evaluation_once_and_the_latest(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, int, float]]) -> None:
+def test_load_results_has_each_evaluation_once_and_the_latest(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, int, float]]
+) -> None:
     folder = SweepFolder(tmp_path_factory.mktemp("s") / "sweep")
     folder.create()
     latest: dict[tuple[str, str], tuple[int, float]] = {}
     for trial, task, when, value in rows:
         if any(w == when for (t, k), (w, _) in latest.items() if (t, k) == (trial, task)):
             continue  # two attempts in the same microsecond: either may stand
-        records.Writer(folder, "w").add("metrics", [row("metrics", trial_id=trial, task_key=task, value=value, finished_at=NOW + timedelta(seconds=when))])
+        records.Writer(folder, "w").add(
+            "metrics", [row("metrics", trial_id=trial, task_key=task, value=value, finished_at=NOW + timedelta(seconds=when))]
+        )
         latest[trial, task] = max(latest.get((trial, task), (-1, 0.0)), (when, value))
     frame = quantsweep.load_results(folder.path)
     assert {(r.trial_id, r.task_key): r.value for r in frame.itertuples()} == {key: value for key, (_, value) in latest.items()}

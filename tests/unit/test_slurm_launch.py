@@ -26,9 +26,16 @@ def test_one_array_a_resource_class_split_at_the_limit() -> None:
     assert groups == [(LARGE, (0, 3, 6, 9)), (SMALL, (1, 2, 4, 5)), (SMALL, (7, 8))]
 
 
-@pytest.mark.parametrize(("known", "queued", "expected"), [
-    (limits(), 0, 5_000), (limits(), 4_000, 1_000), (limits(max_submit_jobs=50), 0, 45), (limits(max_submit_jobs=50), 60, 0), (limits(max_submit_jobs=1), 0, 1),
-])
+@pytest.mark.parametrize(
+    ("known", "queued", "expected"),
+    [
+        (limits(), 0, 5_000),
+        (limits(), 4_000, 1_000),
+        (limits(max_submit_jobs=50), 0, 45),
+        (limits(max_submit_jobs=50), 60, 0),
+        (limits(max_submit_jobs=1), 0, 1),
+    ],
+)
 def test_room_leaves_some_for_others(known: Limits, queued: int, expected: int) -> None:
     assert room(known, queued) == expected
 
@@ -40,11 +47,17 @@ def test_the_users_array_size_can_only_be_smaller() -> None:
 
 def test_the_script_that_slurm_gets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The golden sbatch text: every option of the cluster's yaml in its place."""
-    import submitit
 
     spec = ClusterSpec(
-        kind="slurm", partition="gpu", account="lab", qos="long", constraint="a100", exclude="bad01", setup=("module load cuda",),
-        max_parallel=20, additional_parameters=(("mail_type", "END"),),
+        kind="slurm",
+        partition="gpu",
+        account="lab",
+        qos="long",
+        constraint="a100",
+        exclude="bad01",
+        setup=("module load cuda",),
+        max_parallel=20,
+        additional_parameters=(("mail_type", "END"),),
     )
     parameters = slurm_cluster.sbatch_parameters(spec, Resources(gpus=2, cpus=8, memory_gb=64, minutes=90), "qs-sweep-0", num_tasks=3)
     executor = submitit.SlurmExecutor(folder="/results/logs/slurm/qs-sweep-0", python="/env/bin/python")

@@ -24,8 +24,16 @@ from quantsweep.specs import (
 
 MODEL = ModelSpec(name="m", family="f", path="/a", content="sha256:1", parameters=10)
 QUANTIZATION = QuantizationSpec(
-    method="round_to_nearest", method_version=1, data_type="fp", data_type_version=1, data_type_options=(("exponent_bits", 2),),
-    bit_width=4, block_size=64, block_axis="flat", symmetric=True, scale_dtype="float16",
+    method="round_to_nearest",
+    method_version=1,
+    data_type="fp",
+    data_type_version=1,
+    data_type_options=(("exponent_bits", 2),),
+    bit_width=4,
+    block_size=64,
+    block_axis="flat",
+    symmetric=True,
+    scale_dtype="float16",
 )
 TRIAL = TrialSpec(model=MODEL, quantization=QUANTIZATION)
 TASK = TaskSpec(name="t", lm_eval_task="t", folder="mini", version="1.0", primary_metric="acc", higher_is_better=True)
@@ -40,19 +48,43 @@ def changed(**changes: object) -> str:
     ).trial_id
 
 
-@pytest.mark.parametrize("changes", [
-    {"content": "sha256:2"}, {"dtype": "float32"}, {"unquantized": ("*.0.*",)}, {"bit_width": 5}, {"block_size": 128}, {"block_size": "tensor"},
-    {"block_axis": "input"}, {"symmetric": False}, {"scale_dtype": "float32"}, {"data_type": "int"}, {"data_type_version": 2}, {"method_version": 2},
-    {"data_type_options": (("exponent_bits", 3),)}, {"method_options": (("a", 1),)}, {"seed": 1},
-    {"calibration": CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)},
-], ids=lambda c: next(iter(c)))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"content": "sha256:2"},
+        {"dtype": "float32"},
+        {"unquantized": ("*.0.*",)},
+        {"bit_width": 5},
+        {"block_size": 128},
+        {"block_size": "tensor"},
+        {"block_axis": "input"},
+        {"symmetric": False},
+        {"scale_dtype": "float32"},
+        {"data_type": "int"},
+        {"data_type_version": 2},
+        {"method_version": 2},
+        {"data_type_options": (("exponent_bits", 3),)},
+        {"method_options": (("a", 1),)},
+        {"seed": 1},
+        {"calibration": CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)},
+    ],
+    ids=lambda c: next(iter(c)),
+)
 def test_what_can_change_a_number_changes_the_id(changes: dict[str, object]) -> None:
     assert changed(**changes) != TRIAL.trial_id
 
 
-@pytest.mark.parametrize("changes", [
-    {"name": "other"}, {"family": "other"}, {"path": "/elsewhere"}, {"parameters": 11}, {"resources": Resources(gpus=1)},
-], ids=lambda c: next(iter(c)))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"family": "other"},
+        {"path": "/elsewhere"},
+        {"parameters": 11},
+        {"resources": Resources(gpus=1)},
+    ],
+    ids=lambda c: next(iter(c)),
+)
 def test_labels_places_and_resources_do_not(changes: dict[str, object]) -> None:
     assert changed(**changes) == TRIAL.trial_id
 
@@ -67,13 +99,19 @@ def test_task_keys() -> None:
     assert dataclasses.replace(TASK, num_fewshot=5, limit=100).task_key == "t@1.0+5shot+limit100"
 
 
-@given(seed=st.none() | st.integers(0, 2**40), limit=st.none() | st.integers(1, 10**6), block=st.sampled_from([64, "tensor"]),
-       option=st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5))
+@given(
+    seed=st.none() | st.integers(0, 2**40),
+    limit=st.none() | st.integers(1, 10**6),
+    block=st.sampled_from([64, "tensor"]),
+    option=st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+)
 def test_json_round_trip(seed: int | None, limit: int | None, block: int | str, option: object) -> None:
     quantization = dataclasses.replace(QUANTIZATION, block_size=block, method_options=options_tuple({"x": option}))  # type: ignore[arg-type]
     calibration = CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)
     planned = PlannedTrial(
-        trial=TrialSpec(model=dataclasses.replace(MODEL, unquantized=("a*",)), quantization=quantization, seed=seed, calibration=calibration),
+        trial=TrialSpec(
+            model=dataclasses.replace(MODEL, unquantized=("a*",)), quantization=quantization, seed=seed, calibration=calibration
+        ),
         tasks=(dataclasses.replace(TASK, limit=limit),),
     )
     again = PlannedTrial.from_json(planned.to_json())
@@ -92,19 +130,32 @@ def test_names_cannot_leave_their_folder(name: str) -> None:
         check_name("sweep", name)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"block_size": 1}, "at least 2"), ({"block_size": None}, "needs block_axis=input"), ({"block_axis": "output"}, "flat, input"),
-    ({"scale_dtype": "float8"}, "float16"), ({"bit_width": 0}, "at least 1"), ({"data_type": None}, "needs a data_type"),
-    ({"method": "none"}, "unquantized baseline"),
-])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"block_size": 1}, "at least 2"),
+        ({"block_size": None}, "needs block_axis=input"),
+        ({"block_axis": "output"}, "flat, input"),
+        ({"scale_dtype": "float8"}, "float16"),
+        ({"bit_width": 0}, "at least 1"),
+        ({"data_type": None}, "needs a data_type"),
+        ({"method": "none"}, "unquantized baseline"),
+    ],
+)
 def test_impossible_quantization_is_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         dataclasses.replace(QUANTIZATION, **changes)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"revision": "main"}, "full commit"), ({"hub_id": "a/b"}, "exactly one"), ({"path": None}, "exactly one"), ({"name": "a/b"}, "plain name"),
-])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"revision": "main"}, "full commit"),
+        ({"hub_id": "a/b"}, "exactly one"),
+        ({"path": None}, "exactly one"),
+        ({"name": "a/b"}, "plain name"),
+    ],
+)
 def test_impossible_models_are_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         dataclasses.replace(MODEL, **changes)
