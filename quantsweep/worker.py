@@ -274,7 +274,10 @@ class _ShardRun:
         result = event["result"]
         common = {**self._common(attempt), **records.task_columns(task), "requests_hash": result["requests_hash"]}
         self._add(attempt, "samples", [{**common, **result["samples"]}])
-        shared = {key: result[key] for key in ("num_samples", "data_revision", "num_tokens", "batch_size")}
+        shared = {
+            key: result[key]
+            for key in ("num_samples", "data_revision", "num_tokens", "num_input_tokens", "num_truncated", "num_nonfinite", "batch_size")
+        }
         rows = [
             {
                 **common,

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests that share two cores by chance slow each other badly
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
