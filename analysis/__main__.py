@@ -8,32 +8,43 @@ from pathlib import Path
 
 import quantsweep
 from analysis.figures import bits_against_size
-from analysis.tables import HEADLINE, by_bit_width
+from analysis.selection import HEADLINE
+from analysis.tables import by_bit_width
 from quantsweep.errors import QuantsweepError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table and write `<metric>.png` and `.svg` beside the results."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description="Print a sweep's table and draw its figure.")
-    parser.add_argument("sweep", type=Path, help="folder of the sweep, such as results/quickstart")
-    parser.add_argument("--metric", default=HEADLINE, help=f"metric to show (default: {HEADLINE})")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     try:
-        results = quantsweep.load_results(arguments.sweep)
+        _show(arguments.sweep, arguments.metric, arguments.task, arguments.block_size)
     except QuantsweepError as error:
         print(error, file=sys.stderr)
         return 1
-    if arguments.metric not in set(results["metric"]):
-        print(f"no rows with metric '{arguments.metric}'. There are: {', '.join(sorted(set(results['metric'])))}", file=sys.stderr)
-        return 1
-    table = by_bit_width(results, metric=arguments.metric)
-    print(f"\n{arguments.metric.replace('_', ' ')}, mean over {table.attrs['num_models']} models\n")
-    print(table.round(4).to_string())
-    figure = bits_against_size(results, metric=arguments.metric)
-    for suffix in ("png", "svg"):
-        figure.savefig(arguments.sweep / f"{arguments.metric}.{suffix}", dpi=150)
-    print(f"\nfigure: {arguments.sweep / arguments.metric}.png   data: quantsweep.load_results('{arguments.sweep}')")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description="Print a sweep's table and draw its figure.")
+    parser.add_argument("sweep", type=Path, help="folder of the sweep, such as results/quickstart")
+    parser.add_argument("--metric", default=HEADLINE, help=f"metric to show (default: {HEADLINE})")
+    parser.add_argument("--task", help="task, or its task_key; needed where several have the metric")
+    parser.add_argument("--block-size", default="64", help="block size of the figure: a number, channel or tensor (default: 64)")
+    return parser
+
+
+def _show(sweep: Path, metric: str, task: str | None, block_size: str) -> None:
+    results = quantsweep.load_results(sweep)
+    table = by_bit_width(results, metric=metric, task=task)
+    about = table.attrs
+    print(f"\n{metric.replace('_', ' ')} of {about['task']}, mean over {about['num_models']} models, {about['documents']}")
+    print(f"standard error of a single row over the documents: {about['mean_stderr']:.2g} on average (column stderr of the results)")
+    print("NaN: a model is missing there, or has no number\n")
+    print(table.round(4).to_string())
+    figure = bits_against_size(results, metric=metric, task=task, block_size=block_size)
+    for suffix in ("png", "svg"):
+        figure.savefig(sweep / f"{metric}.{suffix}", dpi=150)
+    print(f"\nfigure: {sweep / metric}.png   data: quantsweep.load_results('{sweep}')")
 
 
 if __name__ == "__main__":

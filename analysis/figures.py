@@ -2,53 +2,112 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
+from analysis.selection import BASELINE, BASELINE_BITS, HEADLINE, block_order, documents, select
+from quantsweep.errors import ConfigurationError
+
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
-BASELINE_BITS = 16
+PANEL_INCHES, HEIGHT_INCHES, LEGEND_INCHES = 4.6, 4.2, 1.6
 
 
-def bits_against_size(results: pd.DataFrame, *, metric: str = "bits_per_byte", block_size: int = 64) -> Figure:
+def bits_against_size(
+    results: pd.DataFrame, *, metric: str = HEADLINE, task: str | None = None, block_size: int | str = 64, family: str | None = None
+) -> Figure:
     """`metric` against total model bits (log2), one panel a family, one curve a bit width (mean over data types) and the baseline.
 
-    Bars are the mean standard error over the examples of the task; models of one family are joined by straight lines,
-    as Dettmers & Zettlemoyer (arXiv:2212.09720) interpolate.
+    A point is the mean over all data types that its family has at that bit width; where one of them is
+    missing or not finite the point is left out, which the figure counts.  Bars are the mean standard
+    error over the examples of the task; models of one family are joined by straight lines, as Dettmers &
+    Zettlemoyer (arXiv:2212.09720) interpolate.  block_size: a number, "channel" or "tensor".
     """
-    rows = results[results["metric"] == metric]
+    rows = select(results, metric=metric, task=task, family=family)
+    rows = _of_block(rows, str(block_size))
     families = sorted(rows["family"].unique())
-    figure, axes = plt.subplots(1, len(families), figsize=(4.6 * len(families), 3.6), sharey=True, squeeze=False, layout="constrained")
-    for axis, family in zip(axes[0], families, strict=True):
-        _panel(axis, rows[rows["family"] == family], block_size)
-        axis.set_title(family)
-        axis.set_xlabel("total model bits (log2)")
+    width = PANEL_INCHES * len(families) + LEGEND_INCHES
+    figure, axes = plt.subplots(1, len(families), figsize=(width, HEIGHT_INCHES), sharey=True, squeeze=False, layout="constrained")
+    handles: dict[int, ErrorbarContainer] = {}
+    left_out = 0
+    for axis, name in zip(axes[0], families, strict=True):
+        curves = {bits: _curve(rows[rows["family"] == name], bits) for bits in _bit_widths(rows, name)}
+        left_out += sum(int(points["value"].isna().sum()) for points in curves.values())
+        handles |= {bits: _draw(axis, bits, points) for bits, points in curves.items()}
+        axis.set_title(name, fontsize="medium")
     axes[0][0].set_ylabel(metric.replace("_", " "))
-    axes[0][-1].legend(frameon=False)
+    figure.suptitle(f"{metric.replace('_', ' ')} of {rows['task'].iloc[0]}, block size {block_size}")
+    figure.supxlabel(_caption(rows, left_out, int(width * 14)), fontsize="small")
+    shown = sorted(handles)
+    figure.legend(
+        handles=[handles[bits] for bits in shown], labels=[_name(bits) for bits in shown], loc="outside right center", frameon=False
+    )
     return figure
 
 
-def _panel(axis: Axes, rows: pd.DataFrame, block_size: int) -> None:
-    quantized = rows[(rows["method"] != "none") & (rows["block_size"] == block_size)]
-    curves = {bits: quantized[quantized["bit_width"] == bits] for bits in quantized["bit_width"].astype(int).unique()}
-    curves[BASELINE_BITS] = rows[rows["method"] == "none"]
-    for bits, group in sorted(curves.items()):
-        points = group.groupby("model")[["total_model_bits", "value", "stderr"]].mean().sort_values("total_model_bits")
-        axis.errorbar(
-            np.log2(points["total_model_bits"]),
-            points["value"],
-            yerr=points["stderr"],
-            marker="o",
-            markersize=4,
-            capsize=2,
-            label=f"{bits}-bit" if bits != BASELINE_BITS else "16-bit baseline",
-        )
-    axis.grid(alpha=0.25)
+def _of_block(rows: pd.DataFrame, block: str) -> pd.DataFrame:
+    """The rows of one block size, and the baselines."""
+    blocks = sorted(set(rows["block"]) - {BASELINE}, key=block_order)
+    if blocks and block not in blocks:
+        raise ConfigurationError(f"no rows with block size {block}. There are: {', '.join(blocks)}. Choose one: --block-size {blocks[0]}")
+    return rows[rows["block"].isin([block, BASELINE])]
+
+
+def _bit_widths(rows: pd.DataFrame, family: str) -> list[int]:
+    """Bit widths of the family's curves; the baseline's is there if any family has baselines."""
+    baseline = {BASELINE_BITS} & set(rows["bits"])
+    return sorted(set(rows.loc[rows["family"] == family, "bits"]) | baseline)
+
+
+def _curve(rows: pd.DataFrame, bits: int) -> pd.DataFrame:
+    """One point a model of the family, by size; value is NaN where a data type of this bit width is missing or not finite."""
+    models = rows.groupby("model")["num_parameters"].min().sort_values(kind="stable").index
+    cells = rows[rows["bits"] == bits].replace([np.inf, -np.inf], np.nan)
+    means = {
+        name: cells.pivot(index="model", columns="label", values=name).reindex(models).mean(axis=1, skipna=False)
+        for name in ("total_model_bits", "value", "stderr")
+    }
+    return pd.DataFrame(means)
+
+
+def _draw(axis: Axes, bits: int, points: pd.DataFrame) -> ErrorbarContainer:
+    axis.grid(visible=True, alpha=0.25)
+    axis.set_xlabel("total model bits (log2)")
+    color, line = ("black", "--") if bits == BASELINE_BITS else (f"C{bits - 2}", "-")
+    x, y, bar = (points[name].to_numpy(float) for name in ("total_model_bits", "value", "stderr"))
+    return axis.errorbar(np.log2(x), y, yerr=bar, color=color, linestyle=line, marker="o", markersize=4, capsize=2)
+
+
+def _name(bits: int) -> str:
+    return "16-bit baseline" if bits == BASELINE_BITS else f"{bits}-bit"
+
+
+def _caption(rows: pd.DataFrame, left_out: int, width: int) -> str:
+    lines = [
+        f"{_averaged(rows)}{documents(rows)}",
+        "bars: standard error over documents (the same documents for all curves)",
+        *([f"{left_out} point{'s' * (left_out != 1)} left out (not finite or missing)"] if left_out else []),
+    ]
+    return "\n".join(textwrap.fill(line, width) for line in lines)
+
+
+def _averaged(rows: pd.DataFrame) -> str:
+    """What each point averages over, with the bit widths where that is not every data type."""
+    quantized = rows[rows["method"] != BASELINE]
+    if quantized.empty:
+        return ""
+    whole = tuple(sorted(set(quantized["label"])))
+    sets = {key: tuple(sorted(set(labels))) for key, labels in quantized.groupby(["family", "bits"])["label"]}
+    fewer = [f"{family} {bits}-bit: {', '.join(labels)}" for (family, bits), labels in sets.items() if labels != whole]
+    but = f" (only {'; '.join(fewer)})" if fewer else ""
+    return f"mean over {', '.join(whole)}{but} · "

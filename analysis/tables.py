@@ -6,28 +6,34 @@ and say over how many, and leave standard errors to the caller who knows what va
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-HEADLINE = "bits_per_byte"
+from analysis.selection import BASELINE, BASELINE_BITS, HEADLINE, block_order, documents, select
+
+BASELINE_ROW = (BASELINE_BITS, BASELINE)
 
 
-def by_bit_width(results: pd.DataFrame, *, metric: str = HEADLINE, family: str | None = None) -> pd.DataFrame:
-    """Mean of `metric` over the models, one row a bit width and block size, one column a data type.
+def by_bit_width(results: pd.DataFrame, *, metric: str = HEADLINE, task: str | None = None, family: str | None = None) -> pd.DataFrame:
+    """Mean of `metric` over the models, one row a bit width and block size, one column a data type (`analysis.selection`).
 
-    The baseline (no data type) is the row of 16 bits, with the same value in each column.  Only
-    models that have every cell enter, so that all cells average the same models.
+    The baseline (no data type) is the row of 16 bits, with the same value in each column.  Every cell
+    averages all models of the table: it is NaN where one of them is missing or NaN, infinite where one is.
+    `attrs` says over how many models and documents, of which task, and the mean standard error of a row
+    over the documents (of the rows whose value is finite).
     """
-    rows = results[results["metric"] == metric]
-    if family is not None:
-        rows = rows[rows["family"] == family]
-    quantized = rows[rows["method"] != "none"]
-    cells = quantized.pivot_table(index=["bit_width", "block_size"], columns=["data_type", "model"], values="value", dropna=False)
-    incomplete = set(cells.columns[cells.isna().any()].get_level_values("model"))
-    complete = sorted(set(rows["model"]) - incomplete)
-    table = quantized[quantized["model"].isin(complete)].pivot_table(index=["bit_width", "block_size"], columns="data_type", values="value")
-    baseline = rows[(rows["method"] == "none") & rows["model"].isin(complete)]["value"].mean()
-    table.loc[(16, "none"), :] = baseline
-    table.attrs["num_models"] = len(complete)
+    rows = select(results, metric=metric, task=task, family=family)
+    models = sorted(rows["model"].unique())
+    by_model = rows.pivot(index=["bits", "block", "label"], columns="model", values="value").reindex(columns=models)
+    table = by_model.mean(axis=1, skipna=False).unstack("label")
+    table = table.loc[sorted(table.index, key=lambda row: (row[0], block_order(row[1])))]
+    if BASELINE in table and len(table.columns) > 1:
+        baseline = table.pop(BASELINE).loc[BASELINE_ROW]
+        table.loc[BASELINE_ROW, :] = baseline
+    table.index.names = ["bit_width", "block_size"]
+    table.columns.name = "data_type"
+    stderr = rows["stderr"].where(np.isfinite(rows["value"])).mean()
+    table.attrs.update(task=rows["task"].iloc[0], num_models=len(models), documents=documents(rows), mean_stderr=float(stderr))
     return table
 
 

@@ -16,12 +16,12 @@ import json
 import os
 import queue
 import resource
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[Mapping[str, Any]], None]
 UNQUANTIZED_BITS = 16
+PROGRESS_SECONDS = 5.0
 
 
 class TrialRunner:
@@ -48,6 +49,7 @@ class TrialRunner:
         self._spec: ModelSpec | None = None
         self._loaded: LoadedModel | None = None
         self._evaluator: Evaluator | None = None
+        self._said = 0.0
 
     def run(self, planned: PlannedTrial, settings: RunSettings) -> None:
         """Run one trial and report each step; the weights are the original ones again afterwards."""
@@ -72,11 +74,18 @@ class TrialRunner:
             self._loaded = self._evaluator = None  # free the old model before the new one comes
             self._loaded = load_model(spec, _device(settings.device))
             task_path = None if settings.task_path is None else Path(settings.task_path)
-            self._evaluator = Evaluator(self._loaded, batch_size=settings.batch_size, task_path=task_path)
+            self._evaluator = Evaluator(self._loaded, batch_size=settings.batch_size, task_path=task_path, on_progress=self._progress)
             self._spec = spec
         seconds = time.perf_counter() - started
         self._send({"event": "loaded", "load_seconds": seconds, **_device_facts(self._loaded.device)})
         return self._loaded, self._evaluator
+
+    def _progress(self) -> None:
+        """Told after each batch: a slow trial is heard of, a hung one is not."""
+        now = time.monotonic()
+        if now - self._said > PROGRESS_SECONDS:
+            self._said = now
+            self._send({"event": "progress"})
 
     def _quantize(self, loaded: LoadedModel, planned: PlannedTrial) -> None:
         started = time.perf_counter()
@@ -112,15 +121,19 @@ def _device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+@cache
 def _device_facts(device: str) -> dict[str, str | None]:
     if device == "cpu":
         return {"device": _processor(), "driver": None}
+    import pynvml
     import torch
 
-    done = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    return {"device": torch.cuda.get_device_name(), "driver": done.stdout.split("\n")[0].strip() or None}
+    try:
+        pynvml.nvmlInit()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        driver = None  # a GPU that is not NVIDIA's, or a container without its library
+    return {"device": torch.cuda.get_device_name(), "driver": driver}
 
 
 def _processor() -> str:
@@ -178,9 +191,9 @@ def main(file_descriptor: int) -> None:
         try:
             runner.run(PlannedTrial.from_json(request["planned"]), settings)
         except Exception as error:  # noqa: BLE001 - the one place where an exception becomes a row
-            connection.send_bytes(json.dumps({"event": "failed", **asdict(failures.from_exception(error))}).encode())
-            if not _survives(error):
-                os._exit(1)
+            # `last`: the worker ends this process before it goes on, so that no other trial meets it dying.
+            message = {"event": "failed", "last": not _survives(error), **asdict(failures.from_exception(error))}
+            connection.send_bytes(json.dumps(message).encode())
 
 
 def _survives(error: Exception) -> bool:

@@ -72,7 +72,14 @@ def git_state(root: Path) -> tuple[str | None, str | None]:
     if not (root / ".git").exists():
         return None, None
     commit = _git(root, "rev-parse", "HEAD")
-    return commit.strip() if commit else None, _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff")
+    changes = _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    return commit.strip() if commit else None, changes + _untracked(root)
+
+
+def _untracked(root: Path) -> str:
+    """New files of the product's own folders (a new method, a new yaml), whole: they run as much as edited ones."""
+    names = (_git(root, "ls-files", "--others", "--exclude-standard", "--", "quantsweep", "conf", "sweeps", "launch.py") or "").splitlines()
+    return "".join(f"new file {name}\n{(root / name).read_text(errors='replace')}\n" for name in names if (root / name).is_file())
 
 
 def _git(root: Path, *arguments: str) -> str | None:

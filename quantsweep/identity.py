@@ -129,7 +129,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def _no_weights_remedy(folder: Path) -> str:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        return "Pickled weights (.bin, .pt) can run code and are not loaded; `quantsweep prewarm` converts them once"
+        return "Pickled weights (.bin, .pt) can run code and are not loaded: convert the checkpoint to safetensors first"
     if any(folder.glob("*.gguf")):
         return "Name the GGUF file with `gguf_file:` in the model's yaml"
     return "Give the folder that holds the weights"
@@ -204,3 +204,22 @@ def _write_hashes(file: Path, hashes: dict[str, str]) -> None:
 def _still_there(hashes: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Only files that exist, so that the cache does not grow for ever."""
     return {key: value for key, value in hashes if Path(key.rsplit("|", 2)[0]).is_file()}
+
+
+def own_task_content(folder: Path, task: str) -> str | None:
+    """Short hash of a user's own definition of a task: its YAML, the Python beside it and local data files that it names.
+
+    None if no YAML in the folder defines the task: then it is the built-in one.
+    """
+    defines = re.compile(rf"^task:\s*['\"]?{re.escape(task)}['\"]?\s*$", re.MULTILINE)
+    for path in sorted(folder.rglob("*.yaml")):
+        text = path.read_text(errors="replace")
+        if defines.search(text):
+            data = sorted({Path(word) for word in re.findall(r"[^\s'\"\[\],{}]+\.(?:parquet|jsonl?|csv|txt|arrow)\b", text)})
+            files = [path, *sorted(path.parent.glob("*.py")), *(path.parent / name for name in data if (path.parent / name).is_file())]
+            return hashlib.sha256("".join(_hash_of(file) for file in files).encode()).hexdigest()[:8]
+    return None
+
+
+def _hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 MAX_REASONS = 5
 
 
-def plan_text(plan: Plan, *, title: str) -> str:
+def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
     """The plan as `quantsweep plan` and every launch print it."""
     counts = plan.counts()
     merged = f"{counts['duplicates']:,} duplicates merged, {counts['skipped']:,} skipped"
     left = f"in flight {counts['in_flight']:,}   to run {counts['to_run']:,} ({counts['evaluations_to_run']:,} evaluations)"
     lines = [
         title,
+        f"  results     {folder}",
         f"  trials      {counts['trials']:>9,}   = {counts['evaluations']:,} evaluations ({merged})",
         f"  done        {counts['done']:>9,}   {left}",
     ]
@@ -135,12 +136,14 @@ def status_text(status: Mapping[str, Any]) -> str:
         f"  trials      {status['trials']:>9,}   {counts}",
         f"  evaluations {status['evaluations']:>9,}   done {status['evaluations_done']:,}",
     ]
+    if status["launch"]:
+        lines.append(f"  launch      {status['launch']} is at work on it")
     for failure in status["failures"]:
         lines.append(f"  failed      {failure['count']:>9,}   {failure['class']} [{failure['fingerprint']}]: {failure['message']}")
         lines.append(f"                          quantsweep logs {failure['trial_id']} --sweep {status['sweep']}")
     if status["evaluations_done"]:
         used = f"{status['worker_hours']:.2f} worker-hours used"
         lines.append(f"  rate        {status['evaluations_per_hour']:>9,.0f}   evaluations an hour of worker time;   {used}")
-    if status["to_launch"]:
+    if status["to_launch"] and not status["launch"]:
         lines.append("  the launch command, typed again, runs what is missing or failed")
     return "\n".join(lines)

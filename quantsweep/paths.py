@@ -14,6 +14,7 @@ import quantsweep
 from quantsweep.errors import ResultsError
 from quantsweep.specs import check_name
 
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 TABLES = ("trials", "metrics", "samples", "layers")
 
 
@@ -62,8 +63,10 @@ class SweepFolder:
     def create(self) -> None:
         """Make all rooms; raises ResultsError if that is not possible or if others may write here."""
         try:
-            for room in (self.plan, self.logs, self.code, *(self.table(name) for name in TABLES)):
-                room.mkdir(parents=True, exist_ok=True)
+            for room in self._rooms():
+                if not room.is_dir():
+                    room.mkdir(parents=True, exist_ok=True)
+                    room.chmod(room.stat().st_mode & ~OTHERS_MAY_WRITE)  # whatever the umask of the site
         except OSError as error:
             raise ResultsError(f"results folder {self.path} cannot be made: {error.strerror}. Give another with results_dir=…") from error
         self.check()
@@ -75,11 +78,14 @@ class SweepFolder:
             return
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise ResultsError(f"results folder {self.path} is not writable. Give another with results_dir=…")
-        mode = self.path.stat().st_mode
-        if mode & stat.S_IWOTH:
-            raise ResultsError(
-                f"results folder {self.path} is writable by everybody, and jobs trust what is in it. Run: chmod o-w '{self.path}'"
-            )
+        for room in self._rooms():
+            if room.is_dir() and room.stat().st_mode & OTHERS_MAY_WRITE:
+                raise ResultsError(
+                    f"results folder {room} is writable by others, and jobs trust what is in it. Run: chmod -R go-w '{self.path}'"
+                )
+
+    def _rooms(self) -> tuple[Path, ...]:
+        return (self.path, self.plan, self.logs, self.logs / "slurm", self.code, *(self.table(name) for name in TABLES))
 
     def _check_parent(self) -> None:
         parent = next(p for p in self.path.parents if p.exists())

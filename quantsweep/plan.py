@@ -2,8 +2,7 @@
 
 Building a plan submits nothing and writes nothing.  `write_plan` makes it one Parquet file, one row
 a trial, which is all that a worker needs: it reads the rows of its shard and asks nobody else.
-Trials that are already done stay in the file (without a shard), so that the newest plan always
-says what the sweep was asked for.
+Trials that are already done stay in the file, without a shard.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from quantsweep.files import write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import cut, predicted_minutes
-from quantsweep.specs import PlannedTrial, RunSettings, Shard, canonical_json, options_tuple
+from quantsweep.specs import PlannedTrial, Resources, RunSettings, Shard, canonical_json, options_tuple
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -208,8 +207,8 @@ def write_plan(folder: Path, plan: Plan) -> Path:
                 "shard_id": shard_id,
                 "label": planned.trial.label,
                 "tasks": [task.task_key for task in planned.tasks],
-                "planned": planned.to_json(),
-                "to_run": None if left is None else left.to_json(),
+                "planned": (text := planned.to_json()),
+                "to_run": None if left is None else text if left == planned else left.to_json(),
             }
         )
     metadata = {"sweep": plan.sweep, "settings": asdict(plan.settings), "counts": plan.counts()}
@@ -219,14 +218,15 @@ def write_plan(folder: Path, plan: Plan) -> Path:
     return path
 
 
-def newest_plan(folder: Path) -> Path | None:
-    """The plan of the last launch, or None."""
-    return max(folder.glob("plan-*.parquet"), default=None)
-
-
-def read_plan_trials(path: Path) -> list[PlannedTrial]:
-    """Everything a plan was asked for."""
-    return [PlannedTrial.from_json(text) for text in _read(path, ["planned"]).column("planned").to_pylist()]
+def read_asked(folder: Path) -> list[PlannedTrial]:
+    """Everything that was ever asked of a sweep: the union of its plans, tasks of equal trials together."""
+    asked: dict[str, PlannedTrial] = {}
+    for path in sorted(folder.glob("plan-*.parquet")):
+        table = _read(path, ["trial_id", "planned"])
+        for trial_id, text in zip(table.column("trial_id").to_pylist(), table.column("planned").to_pylist(), strict=True):
+            planned = PlannedTrial.from_json(text)
+            asked[trial_id] = _with_tasks(asked[trial_id], planned) if trial_id in asked else planned
+    return list(asked.values())
 
 
 def read_settings(path: Path) -> RunSettings:
@@ -246,6 +246,18 @@ def read_shard(path: Path, shard_id: int) -> Shard:
     if not trials:
         raise ResultsError(f"{path} has no shard {shard_id}")
     return Shard(shard_id=shard_id, resources=trials[0].trial.model.resources, trials=trials)
+
+
+def shard_sizes(path: Path) -> dict[int, int]:
+    """How many trials each shard has."""
+    return dict(Counter(number for number in _read(path, ["shard_id"]).column("shard_id").to_pylist() if number is not None))
+
+
+def shard_resources(path: Path) -> dict[int, Resources]:
+    """What each shard needs: the resources of its model."""
+    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", ">=", 0)])
+    last = dict(zip(table.column("shard_id").to_pylist(), table.column("to_run").to_pylist(), strict=True))
+    return {shard_id: PlannedTrial.from_json(text).trial.model.resources for shard_id, text in sorted(last.items())}
 
 
 def shard_trials(path: Path, shard_ids: Iterable[int]) -> frozenset[str]:

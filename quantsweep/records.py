@@ -15,6 +15,7 @@ The samples of an evaluation are written before its metrics: a pair (trial_id, t
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +55,10 @@ IDENTITY = (
     Column("trial_id", _TEXT, "hash", "16 hexadecimal digits over everything that can change a number (TrialSpec.trial_id)"),
     Column("model", _TEXT, "name", "model, as in conf/model"),
     Column("family", _TEXT, "name", "model family: sizes of one family make one scaling curve"),
+    Column("model_content", _TEXT, "", "the exact weights: commit of the hub, or hash of the local files"),
     Column("method", _TEXT, "name", "quantization method; none is the unquantized baseline"),
+    Column("method_version", _INT, "", "version of the method's numbers, raised by hand"),
+    Column("data_type_version", _INT, "", "version of the data type's numbers; null for the baseline"),
     Column("data_type", _TEXT, "name", "element data type; null for the baseline"),
     Column("bit_width", _INT, "bits", "bits of one code; null for the baseline"),
     Column("granularity", _TEXT, "block, channel, tensor", "which weights share a scale; null for the baseline"),
@@ -181,7 +185,10 @@ def identity_columns(trial: TrialSpec) -> dict[str, Any]:
         "trial_id": trial.trial_id,
         "model": trial.model.name,
         "family": trial.model.family,
+        "model_content": trial.model.content,
         "method": q.method,
+        "method_version": q.method_version,
+        "data_type_version": q.data_type_version,
         "data_type": q.data_type,
         "bit_width": q.bit_width,
         "granularity": granularity,
@@ -248,15 +255,22 @@ def read_table(folder: Path, table: str, columns: Iterable[str] | None = None) -
     Files whose name begins with a dot are unfinished and are left out.  Raises ResultsError for a
     file that is not Parquet, by name: a damaged file is said, never skipped.
     """
+    for wait in (0.0, 0.1, 1.0):
+        time.sleep(wait)
+        with contextlib.suppress(OSError):  # on NFS a file that is replaced between listing and reading is stale for a moment
+            return _read_files(folder / table, table, columns)
+    return _read_files(folder / table, table, columns)
+
+
+def _read_files(room: Path, table: str, columns: Iterable[str] | None) -> pa.Table:
     schema = arrow_schema(table)
     names = list(columns) if columns is not None else schema.names
-    room = folder / table
     files = sorted(str(path) for path in room.glob("*.parquet") if not path.name.startswith(".")) if room.is_dir() else []
     if not files:
         return pa.schema([schema.field(name) for name in names]).empty_table()
     try:
         return ds.dataset(files, schema=schema, format="parquet").to_table(columns=names)
-    except (OSError, pa.ArrowInvalid) as error:
+    except pa.ArrowInvalid as error:
         raise ResultsError(
             f"{_damaged(files) or room} cannot be read: {error}. Move it away; the evaluations in it will run again"
         ) from error

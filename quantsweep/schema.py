@@ -33,7 +33,6 @@ from quantsweep.specs import (
     QuantizationSpec,
     TaskSpec,
     TrialSpec,
-    canonical_json,
     options_tuple,
 )
 
@@ -201,8 +200,9 @@ class Schema:
         """The tasks of a candidate: one, or those of a suite, with the run's limit and few-shot count."""
         config = self.section("task", candidate)
         overrides = {key: self._value(key, candidate) for key in TASK_KEYS}
+        task_path = self._base["task_path"]
         members = [self._options["task"][name] for name in config["suite"]] if "suite" in config else [config]
-        return self._memoised("tasks", [members, overrides], lambda: tuple(build_task(member, overrides) for member in members))
+        return self._memoised("tasks", [members, overrides], lambda: tuple(build_task(member, overrides, task_path) for member in members))
 
     def _memoised(self, kind: str, config: Any, build: typing.Callable[[], T]) -> T:
         # Sections come out of `section` as the same objects again and again: their identity is a
@@ -293,14 +293,26 @@ def _option_defaults(data_type: Config, bit_width: int) -> dict[str, Any]:
     """Options with those defaults filled in that depend on the bit width (`defaults_by_bit_width` of the yaml)."""
     by_width = data_type["capabilities"].get("defaults_by_bit_width", {})
     return {
-        key: by_width[key].get(bit_width) if value is None and key in by_width else value for key, value in data_type["options"].items()
+        key: by_width[key].get(bit_width) if value is None and key in by_width else _as_listed(key, value, data_type)
+        for key, value in data_type["options"].items()
     }
 
 
-def build_task(config: Config, overrides: Config) -> TaskSpec:
+def _as_listed(key: str, value: Any, data_type: Config) -> Any:
+    """Refuse what only equals a listed value: 2.0 and true are not 2 and 1, and would make another trial of the same numbers."""
+    allowed = data_type["capabilities"].get("options", {}).get(key) or ()
+    if value in allowed and not any(type(value) is type(choice) and value == choice for choice in allowed):
+        raise ConfigurationError(
+            f"data_type.options.{key} must be one of {', '.join(map(str, allowed))}, got {value!r} ({type(value).__name__})"
+        )
+    return value
+
+
+def build_task(config: Config, overrides: Config, task_path: str | None) -> TaskSpec:
     """A TaskSpec from a task yaml; `limit` and `num_fewshot` of the run win over the yaml's where they are set."""
     data = {**config, **{key: value for key, value in overrides.items() if value is not None}}
-    return convert(TaskSpec, data, f"task {config.get('name')}")
+    own = None if task_path is None else identity.own_task_content(Path(task_path).expanduser(), str(config.get("lm_eval_task")))
+    return convert(TaskSpec, {**data, "own_content": own}, f"task {config.get('name')}")
 
 
 # --- one trial, typed by hand --------------------------------------------------------------------------------------------
@@ -333,8 +345,3 @@ def unknown_key(key: str, known: typing.Iterable[str]) -> str:
         else f" Top-level keys: {', '.join(n for n in names if '.' not in n)}"
     )
     return f"unknown key '{key}'.{hint}"
-
-
-def describe_value(value: Any) -> str:
-    """A value as it would be typed on the command line."""
-    return value if isinstance(value, str) else canonical_json(value)

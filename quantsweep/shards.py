@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 from quantsweep.specs import PlannedTrial, Resources, Shard, TaskSpec
 
@@ -56,15 +57,15 @@ def cut(trials: Iterable[PlannedTrial], *, max_minutes: float, workers: int | No
     return tuple(Shard(shard_id=number, resources=resources, trials=chunk) for number, (resources, chunk) in enumerate(pieces))
 
 
-def _order(planned: PlannedTrial) -> tuple[int, str, str, bool]:
-    """Small models first (early answers), one model together, its baseline before everything else."""
+def _order(planned: PlannedTrial) -> tuple[Any, ...]:
+    """Small models first (early answers), what is loaded together stays together, its baseline before everything else."""
     model = planned.trial.model
-    return model.parameters or UNKNOWN_PARAMETERS, model.name, model.dtype, not planned.trial.quantization.is_baseline
+    loaded = (model.name, model.content or "", model.dtype, model.unquantized, model.resources.name)
+    return (model.parameters or UNKNOWN_PARAMETERS, *loaded, not planned.trial.quantization.is_baseline)
 
 
 def _affinity(planned: PlannedTrial) -> tuple[object, Resources]:
-    model = planned.trial.model
-    return (model.name, model.content, model.dtype, model.unquantized), model.resources
+    return _order(planned)[:-1], planned.trial.model.resources
 
 
 def _chunks(trials: Sequence[PlannedTrial], max_minutes: float) -> Iterable[list[PlannedTrial]]:

@@ -497,7 +497,10 @@ def _answer(argv: Sequence[str], done: subprocess.CompletedProcess[str]) -> str:
     squeue of some versions ends with 0 after "Unable to contact slurm controller".
     """
     if done.returncode != 0 or _SILENT.search(done.stderr):
-        raise SlurmUnavailable(f"{' '.join(argv[:3])} gave no answer ({_one_line(done)}); what it was asked is unknown. Try again later")
+        raise SlurmUnavailable(
+            f"{' '.join(argv[:3])} gave no answer ({_one_line(done)}); the state of its jobs is unknown. "
+            "Is this a login node of the cluster, and is its controller up?"
+        )
     return done.stdout
 
 

@@ -209,6 +209,7 @@ class TaskSpec:
     lm_eval_task: its name in lm-eval.  folder: where its YAML is: "mini" (bundled), or a folder
     below lm-eval's own tasks.  version: the task version that is expected; the worker refuses another.
     primary_metric: the headline; limit: the first `limit` examples only (None = all of them).
+    own_content: hash of the user's own definition (`task_path`), which is another task than the built-in one of that name.
     """
 
     name: str
@@ -219,6 +220,7 @@ class TaskSpec:
     higher_is_better: bool
     num_fewshot: int | None = None
     limit: int | None = None
+    own_content: str | None = None
 
     def __post_init__(self) -> None:
         check_name("task", self.name)
@@ -231,7 +233,9 @@ class TaskSpec:
     def task_key(self) -> str:
         """Identity of the task, readable: `mini_cloze@1.0`, `piqa@1.0+5shot+limit100`."""
         shots = f"+{self.num_fewshot}shot" if self.num_fewshot is not None else ""
-        return f"{self.name}@{self.version}{shots}" + (f"+limit{self.limit}" if self.limit is not None else "")
+        limit = f"+limit{self.limit}" if self.limit is not None else ""
+        own = f"+own{self.own_content}" if self.own_content is not None else ""
+        return f"{self.name}@{self.version}{shots}{limit}{own}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +250,7 @@ class TrialSpec:
     def identity(self) -> dict[str, Any]:
         """Everything that can change a number, as plain JSON values."""
         return {
-            "model": self.model.identity(),
+            "model": self.model.identity() | ({"unquantized": []} if self.quantization.is_baseline else {}),
             "quantization": asdict(self.quantization),
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "seed": self.seed,
@@ -277,7 +281,14 @@ class PlannedTrial:
 
     def to_json(self) -> str:
         """Text from which `from_json` makes an equal object; the form in which plans travel."""
-        return canonical_json({"trial": asdict(self.trial), "tasks": [asdict(task) for task in self.tasks]})
+        trial = self.trial
+        data = {
+            "model": {**vars(trial.model), "resources": vars(trial.model.resources)},
+            "quantization": vars(trial.quantization),
+            "calibration": None if trial.calibration is None else vars(trial.calibration),
+            "seed": trial.seed,
+        }
+        return canonical_json({"trial": data, "tasks": [vars(task) for task in self.tasks]})
 
     @classmethod
     def from_json(cls, text: str) -> PlannedTrial:
@@ -296,14 +307,6 @@ class PlannedTrial:
             ),
             tasks=tuple(TaskSpec(**task) for task in tasks),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkippedTrial:
-    """A combination that means nothing, and why; counted and shown by the plan, never run."""
-
-    description: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ class WandbTracker:
         if self._run is None:
             return
         self._guard(lambda: self._run.log({"evaluations": self._wandb.Table(columns=list(TABLE_COLUMNS), data=self._rows)}))
-        self._guard(self._run.finish)
+        self._guard(lambda: self._run.finish() if self._run is not None else None)
 
     def _guard(self, action: Callable[[], Any]) -> None:
         try:

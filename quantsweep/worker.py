@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -80,6 +81,8 @@ class Child:
             pipe.send_bytes(json.dumps({"planned": planned.to_json(), "settings": asdict(settings)}).encode())
             while True:
                 event = self._receive(pipe, timeout)
+                if event.pop("last", False):
+                    self.kill()
                 yield event
                 if event["event"] in ("done", "failed"):
                     return
@@ -87,7 +90,12 @@ class Child:
                     self.kill()
                     raise StoppedError
         except (EOFError, OSError) as error:
-            raise ChildDiedError(failures.from_exit(self._reap())) from error
+            code = self._reap()
+            if code == -signal.SIGTERM and environment.slurm_job() is not None:
+                stop.set()  # Slurm ends the job (scancel, preemption, time limit): its TERM reaches every process of it
+            if stop.is_set():
+                raise StoppedError from error  # it was ended on purpose: no failure of the trial
+            raise ChildDiedError(failures.from_exit(code)) from error
 
     def _receive(self, pipe: Connection, timeout_minutes: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_minutes * 60
@@ -161,8 +169,10 @@ class Worker:
         self._folder.check()
         self._settings = read_settings(plan_path)
         self._environment = environment.capture(self._folder)
-        self._child = Child(extra_environment)
         self._stop = stop or threading.Event()
+        self._child = Child(extra_environment)
+        # One log a worker: its child writes there for as long as it lives, and each trial's row holds its place.
+        self._log = self._folder.logs / f"{plan_path.stem}-{self._environment.host}-{os.getpid()}-{id(self):x}.log"
 
     @property
     def stopping(self) -> bool:
@@ -180,7 +190,7 @@ class Worker:
     def run(self, shard_id: int, observer: Observer | None = None) -> ShardSummary:
         """Run what is left of one shard; never raises for what happens inside a trial, only when results cannot be written."""
         shard = read_shard(self._plan, shard_id)
-        run = _ShardRun(self._plan, self._folder, shard, self._settings, self._environment, self._child, self._stop)
+        run = _ShardRun(self._plan, self._folder, shard, self._settings, self._environment, self._child, self._stop, self._log)
         return run.all(observer or (lambda planned, status, evaluations: None))
 
 
@@ -196,12 +206,13 @@ class _ShardRun:
         environment_: environment.Environment,
         child: Child,
         stop: threading.Event,
+        log: Path,
     ) -> None:
+        self._log = log
         self._plan, self._folder, self._shard, self._settings = plan, folder, shard, settings
         self._environment, self._child, self._stop = environment_, child, stop
         stem = f"{shard.shard_id:05d}-{environment_.host}-{os.getpid()}"
         self._writer = records.Writer(folder, stem)
-        self._log = folder.logs / f"{plan.stem}-shard-{shard.shard_id:05d}.log"
 
     def all(self, observer: Observer) -> ShardSummary:
         """Every trial that is not done yet, in order."""
@@ -250,10 +261,20 @@ class _ShardRun:
     def _begin(self, planned: PlannedTrial) -> _Attempt:
         started = datetime.now(UTC)
         identity = [planned.trial.trial_id, self._environment.host, os.getpid(), time.time_ns(), threading.get_ident()]
-        with self._log.open("ab") as log:
-            start = log.tell()
-            log.write(f"--- trial {planned.trial.trial_id}  {planned.trial.label}  {started.isoformat(timespec='seconds')}\n".encode())
+        start = self._say(f"--- trial {planned.trial.trial_id}  {planned.trial.label}  {started.isoformat(timespec='seconds')}\n")
         return _Attempt(planned, content_hash(identity), self._log.name, start, started)
+
+    def _say(self, text: str) -> int:
+        """Append to the log and return where that began; a full disk is reported by the tables, not by their log."""
+        try:
+            with self._log.open("ab") as log:
+                start = log.tell()
+                log.write(text.encode())
+                return start
+        except OSError as error:
+            if not failures.is_disk_full(error):
+                raise
+            return self._log.stat().st_size if self._log.exists() else 0
 
     def _on_event(self, attempt: _Attempt, event: Mapping[str, Any], track: Callable[[Mapping[str, Any]], None]) -> Failure | None:
         kind = event["event"]
@@ -261,6 +282,8 @@ class _ShardRun:
             return Failure(**{key: value for key, value in event.items() if key != "event"})
         if kind == "task":
             self._write_task(attempt, event, track)
+        elif kind == "progress":
+            pass  # it only says that the child is alive and gets on
         elif kind == "quantized":
             attempt.facts["quantize_seconds"] = event["quantize_seconds"]
             attempt.sizes = dict(event["sizes"])
@@ -296,10 +319,9 @@ class _ShardRun:
             track(row)
 
     def _finish(self, attempt: _Attempt, failure: Failure | None) -> dict[str, Any]:
-        with self._log.open("ab") as log:
-            if failure is not None:
-                log.write(f"{failure.traceback or ''}--- failed: {failure.failure_class}: {failure.message}\n".encode())
-            end = log.tell()
+        if failure is not None:
+            self._say(f"{failure.traceback or ''}--- failed: {failure.failure_class}: {failure.message}\n")
+        end = self._log.stat().st_size if self._log.exists() else 0
         failed = {
             f"failure_{name}": getattr(failure, key, None)
             for name, key in (

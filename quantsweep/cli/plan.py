@@ -8,6 +8,7 @@ import json
 from omegaconf import OmegaConf
 
 from quantsweep import slurm
+from quantsweep.errors import SlurmError
 from quantsweep.hydra_plugin.composition import compose_base, expand_shorthand, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare
 from quantsweep.launching.cluster import array_size, group_shards
@@ -25,7 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = expand_shorthand(arguments.overrides)
     cfg = compose_base(overrides)
     prepared = prepare(cfg, search_folders(cfg.hydra), overrides)
-    arrays = _num_arrays(prepared)
+    unknown = None
+    try:
+        arrays = _num_arrays(prepared)
+    except SlurmError as error:
+        arrays, unknown = None, str(error)
     if arguments.json:
         plan = prepared.plan
         skipped = {reason: count for reason, (count, _) in plan.expansion.skipped.items()}
@@ -41,9 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(facts, indent=2))
         return 0
-    print(plan_text(prepared.plan, title=prepared.title))
+    print(plan_text(prepared.plan, title=prepared.title, folder=prepared.folder.path))
     if arrays:
         print(f"  arrays      {arrays:>9,}   on {OmegaConf.select(cfg, 'hydra.runtime.choices.cluster')}")
+    if unknown:
+        print("  arrays      unknown: no Slurm cluster answers here (launch from a login node, or leave out cluster=…)")
+        print(f"              {unknown}")
     return 0
 
 

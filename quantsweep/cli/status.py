@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from quantsweep import records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.errors import ResultsError
+from quantsweep.launching.lock import lock_holder
 from quantsweep.launching.submissions import FlyingTask, flying_tasks, in_flight_trials
 from quantsweep.messages import status_text
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import newest_plan, read_plan_trials, remaining_tasks
+from quantsweep.plan import read_asked, remaining_tasks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sweep_status(folder: SweepFolder) -> dict[str, Any]:
-    """The facts: trials of the newest plan by state, failures by fingerprint, time used."""
-    plan = newest_plan(folder.plan)
-    if plan is None:
+    """The facts: everything that was ever asked of this sweep, by state, failures by fingerprint, time used."""
+    asked = read_asked(folder.plan)
+    if not asked:
         raise ResultsError(f"{folder.path} has no plan yet: nothing was launched")
-    asked = read_plan_trials(plan)
     done = records.read_done(folder.path)
     left = {p.trial.trial_id for p in asked if remaining_tasks(p, done).tasks}
     flying = flying_tasks(folder)
@@ -50,6 +50,7 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "trials": len(asked),
         "done": len(asked) - len(left),
         "running": len(running),
+        "launch": lock_holder(folder.plan / "launch.lock"),
         "waiting": len(waiting),
         "failed": len(failed),
         "to_launch": len(left - running - waiting),

@@ -35,6 +35,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from quantsweep.errors import EvaluationError
+from quantsweep.evaluation.progress import OnProgress, reporting, silent
 from quantsweep.evaluation.requests import Encoder, Requests
 from quantsweep.evaluation.results import MetricValue, Samples, TaskResult
 from quantsweep.evaluation.scoring import Batch, Plan, Scorer
@@ -85,16 +86,26 @@ class Evaluator:
 
     batch_size: sequences a batch (None: 8 on a CPU, 128 on a GPU).
     task_path: a folder of the user's own lm-eval YAMLs, searched before the built-in ones.
+    on_progress: called after each scored batch, each step of a task's preparation, and every hundred documents
+    within the steps that take a while; not while a task's data are downloaded.
     """
 
-    def __init__(self, loaded: LoadedModel, *, batch_size: int | None = None, task_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        batch_size: int | None = None,
+        task_path: Path | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         if batch_size is not None and batch_size < 1:
             raise EvaluationError(f"batch_size must be at least 1, or null for the default; got {batch_size}")
         self._loaded = loaded
         self._batch_size = batch_size or _DEFAULT_BATCH.get(loaded.model.device.type, _DEFAULT_BATCH_GPU)
         self._task_path = task_path
-        self._encoder = Encoder(loaded)
-        self._scorer = Scorer(loaded.model)
+        self._on_progress = on_progress or silent
+        self._encoder = Encoder(loaded, self._on_progress)
+        self._scorer = Scorer(loaded.model, self._on_progress)
         self._prepared: dict[str, _Prepared] = {}
 
     def prepare(self, spec: TaskSpec) -> None:
@@ -117,7 +128,7 @@ class Evaluator:
         started = time.perf_counter()
         answers = self._score(prepared)
         with compiled_once(), np.errstate(all="ignore"):  # NaN and inf are results, not accidents
-            items = _collect(prepared, answers)
+            items = _collect(prepared, answers, self._on_progress)
             metrics = _metrics(prepared.task, items, spec)
             samples = _samples(prepared, answers, items)
         return TaskResult(
@@ -138,7 +149,9 @@ class Evaluator:
 
     def _prepare(self, spec: TaskSpec) -> _Prepared:
         task = load_task(spec, self._task_path)
+        self._on_progress()
         requests = self._encoder.encode(task, spec)
+        self._on_progress()
         plan = Plan.of(requests.spans, self._loaded.max_length)
         if plan.num_truncated:
             logger.warning(
@@ -148,6 +161,7 @@ class Evaluator:
         golds = [_gold(task, document[0].doc) for document in requests.documents]
         prepared = _Prepared(task, requests, plan, golds, data_revision(task), self._batch_size)
         prepared.set_batch_size(self._batch_size)
+        self._on_progress()
         return prepared
 
     def _score(self, prepared: _Prepared) -> list[tuple[float, bool]]:
@@ -174,7 +188,7 @@ class Evaluator:
             return None
 
 
-def _collect(prepared: _Prepared, answers: Sequence[tuple[float, bool]]) -> dict[str, list[Any]]:
+def _collect(prepared: _Prepared, answers: Sequence[tuple[float, bool]], on_progress: OnProgress) -> dict[str, list[Any]]:
     """What lm-eval collects for each metric, one item a document, after filters and `process_results`.
 
     The first filter of a task gives the plain metric names; a further one, `metric,filter`.
@@ -187,7 +201,7 @@ def _collect(prepared: _Prepared, answers: Sequence[tuple[float, bool]]) -> dict
     task.apply_filters()
     items: dict[str, list[Any]] = defaultdict(list)
     for number, filter_name in enumerate(requests.documents[0][0].filtered_resps):
-        for document in requests.documents:
+        for document in reporting(requests.documents, on_progress):
             values = task.process_results(document[0].doc, [instance.filtered_resps[filter_name] for instance in document])
             for metric, value in values.items():
                 items[metric if number == 0 else f"{metric},{filter_name}"].append(value)

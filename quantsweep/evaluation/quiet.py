@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import datasets
 import lm_eval.api.task
+
+from quantsweep.evaluation.progress import OnProgress, reporting, silent
 
 # Phrases of the messages that say nothing to a reader of our logs, by where they come from.
 _CHATTER = (
@@ -30,8 +31,11 @@ class _DropChatter(logging.Filter):
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the progress bars of lm-eval and datasets and the remarks listed above."""
+def quiet(on_progress: OnProgress = silent) -> Iterator[None]:
+    """Hold back the progress bars of lm-eval and datasets and the remarks listed above.
+
+    on_progress: called where lm-eval's bar over the documents would move.
+    """
     chatter = _DropChatter()
     had_bars = not datasets.are_progress_bars_disabled()
     bar = lm_eval.api.task.tqdm
@@ -39,7 +43,7 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.addFilter(chatter)
     datasets.disable_progress_bars()
-    lm_eval.api.task.tqdm = _no_bar  # it offers no switch
+    lm_eval.api.task.tqdm = lambda documents, **_options: reporting(documents, on_progress)  # it offers no switch
     try:
         yield
     finally:
@@ -48,7 +52,3 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
         for logger in loggers:
             logger.removeFilter(chatter)
-
-
-def _no_bar(iterable: Iterable[Any], **_options: object) -> Iterable[Any]:
-    return iterable

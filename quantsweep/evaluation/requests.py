@@ -23,6 +23,7 @@ from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 
 from quantsweep.errors import EvaluationError
+from quantsweep.evaluation.progress import OnProgress, reporting, silent
 from quantsweep.evaluation.quiet import quiet
 from quantsweep.models.loading import LoadedModel
 from quantsweep.specs import TaskSpec
@@ -54,7 +55,8 @@ class Requests:
 class Encoder:
     """Tokenizes requests exactly as HFLM does, for one loaded model."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, on_progress: OnProgress = silent) -> None:
+        self._on_progress = on_progress
         with quiet():
             self._recorder = _Recorder(loaded)
 
@@ -65,7 +67,7 @@ class Encoder:
         when an answer has no tokens.
         """
         try:
-            with quiet():
+            with quiet(self._on_progress):
                 task.build_all_requests(limit=spec.limit)
         except ValueError as error:
             shots = task.get_config("num_fewshot")
@@ -73,7 +75,7 @@ class Encoder:
         documents = _by_document(task.instances)
         spans: list[Span] = []
         first_span = [0]
-        for document in documents:
+        for document in reporting(documents, self._on_progress):
             for instance in document:
                 spans += self._recorder.record(instance)
                 first_span.append(len(spans))

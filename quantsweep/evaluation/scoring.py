@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from quantsweep.evaluation.progress import OnProgress, silent
 from quantsweep.evaluation.requests import Span
 
 # Logits that are turned into float32 log-probabilities at once: 64 MB; on a CPU small enough for its cache.
@@ -118,10 +119,14 @@ def _batch(rows: Sequence[_Row]) -> Batch:
 
 
 class Scorer:
-    """Scores batches on one model; the model's weights may change between calls."""
+    """Scores batches on one model; the model's weights may change between calls.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    on_progress: called after each batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, on_progress: OnProgress = silent) -> None:
         self._model = model
+        self._on_progress = on_progress
         self._device = model.device
         self._chunk_elements = _CHUNK_ELEMENTS.get(model.device.type, _DEFAULT_CHUNK)
         head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -137,7 +142,10 @@ class Scorer:
         """
         with torch.inference_mode():
             # One transfer at the end: a transfer a batch would make the host wait for the device each time.
-            tokens = [self._score_tokens(batch, with_greedy) for batch in batches]
+            tokens = []
+            for batch in batches:
+                tokens.append(self._score_tokens(batch, with_greedy))
+                self._on_progress()
             logprobs = torch.cat([logprob_M for logprob_M, _ in tokens]).cpu().numpy().astype(np.float64)
             is_greedy = torch.cat([greedy_M for _, greedy_M in tokens]).cpu().numpy()
         span_of = np.concatenate([batch.span_M for batch in batches])
@@ -175,15 +183,21 @@ class Scorer:
 
     @torch.inference_mode()
     def _selects_correctly(self, head: nn.Module) -> bool:
-        """Whether selecting before the head gives the logits that selecting after it gives."""
+        """Whether selecting before the head gives the logits that selecting after it gives.
+
+        A model without one finite logit cannot tell: False, all positions are always right.
+        """
         input_BT = torch.arange(10, device=self._device).reshape(2, 5)
         positions_N = torch.tensor([1, 4, 8], device=self._device)
         expected = self._forward(input_BT).flatten(0, 1)[positions_N]
         with _selecting(head, positions_N):
             selected = self._forward(input_BT)
+        finite = expected[expected.isfinite()]
+        if selected.shape != (1, *expected.shape) or not finite.numel():
+            return False
         # 16-bit products of other shapes are summed in another order: a few units in the last place.
-        tolerance = 16 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
-        return selected.shape == (1, *expected.shape) and torch.allclose(selected[0], expected, rtol=0, atol=tolerance)
+        tolerance = 16 * torch.finfo(expected.dtype).eps * float(finite.abs().max())
+        return torch.allclose(selected[0], expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
 @contextlib.contextmanager

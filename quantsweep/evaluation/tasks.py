@@ -52,7 +52,7 @@ def load_task(spec: TaskSpec, task_path: Path | None = None) -> Task:
     except (OSError, ValueError, DatasetsError) as error:
         raise EvaluationError(
             f"task {spec.name}: its data cannot be loaded: {error}. "
-            "Download it once (`quantsweep prewarm`), or give a folder of task YAMLs with local data"
+            "Load it once where there is a network (it stays in the Hugging Face cache), or give a folder of task YAMLs with local data"
         ) from error
     if list(loaded) != [spec.lm_eval_task]:
         raise EvaluationError(f"task {spec.name}: {spec.lm_eval_task} is a group of lm-eval tasks; name its members: {', '.join(loaded)}")

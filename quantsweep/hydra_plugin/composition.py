@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, QuotedString
@@ -41,6 +42,8 @@ LAUNCH_KEYS = (
 )
 """Set once a launch; sweeping over them is refused."""
 CONFIG_NAME = "config"
+FIXED_KEYS = dict.fromkeys(("method", "data_type"), ("name", "version", "capabilities"))
+"""What a component is, as opposed to what may be chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,40 @@ def _quoted(value: str) -> str:
     return value if plain else "'" + value.replace("'", "\\'") + "'"
 
 
+def refuse_sweeps(arguments: Sequence[str]) -> None:
+    """Without -m one trial is meant: several values are a slip that everybody makes once."""
+    swept = [a for a in arguments if not a.startswith("-") and OverridesParser.create().parse_override(a).is_sweep_override()]
+    if swept:
+        raise ConfigurationErrors(
+            [f"{argument} has several values, which makes a sweep: add -m (python launch.py -m …)" for argument in swept]
+        )
+
+
+def help_text() -> str:
+    """What can be typed: examples, the groups with their choices, and the keys with the comments of conf/config.yaml."""
+    root = product_root()
+    folders = [root / "conf", root]
+    groups = [f"  {group:<12} {', '.join(_option_names(group, folders))}" for group in (*GROUPS, "sweeps")]
+    lines = (root / "conf" / f"{CONFIG_NAME}.yaml").read_text().splitlines()
+    keys = lines[next(n for n, line in enumerate(lines) if line.startswith("# --- the trial")) : lines.index("hydra:")]
+    keys = keys[: next(n for n, line in enumerate(keys) if "set by the sweeper" in line)]
+    return "\n".join(
+        [
+            "One trial here and now, a grid (-m), or a study (-m +sweeps=NAME).  The same command again runs only what is missing.",
+            "",
+            *(line.removeprefix("#   ") for line in lines if line.startswith("#   python")),
+            "  quantsweep plan +sweeps=quickstart        the dry run: what would run, what is done, what is skipped and why",
+            "",
+            "Groups (GROUP=CHOICE; with -m several choices by comma, or glob(mini-*)):",
+            *groups,
+            "",
+            "Keys (KEY=VALUE; with -m several values by comma, or range(3,9)):",
+            *(f"  {line}" for line in keys),
+            "Options of a choice: data_type.options.exponent_bits=3, model.dtype=float16, cluster.partition=gpu; see the file in conf/.",
+        ]
+    )
+
+
 def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None = None) -> None:
     """Raise ConfigurationErrors with every unknown group option and key that was typed, and the nearest names."""
     folders = folders or [product_root() / "conf", product_root()]
@@ -114,6 +151,8 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
             problems.append(str(error))
             continue
         chosen[key] = [name for name in names if name in known]
+        if key == "sweeps":
+            problems += [problem for name in chosen[key] for problem in _study_file_problems(name, folders)]
         problems += [did_you_mean(key, name, known) for name in names if name not in known and not _is_source(name)]
     known_keys = _known_keys(folders, chosen)
     for override in overrides:
@@ -126,6 +165,20 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
         raise ConfigurationErrors(problems)
 
 
+def _study_file_problems(name: str, folders: Sequence[Path]) -> list[str]:
+    """What Hydra would say of a study's file in words that do not help."""
+    path = next(folder / "sweeps" / f"{name}.yaml" for folder in folders if (folder / "sweeps" / f"{name}.yaml").is_file())
+    text = path.read_text(errors="replace")
+    try:
+        yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        return [f"{path}, line {line}: {error.problem or error}"]
+    if not text.lstrip().startswith("# @package _global_"):
+        return [f"{path} must begin with the line `# @package _global_`: a study sets keys of the whole configuration"]
+    return []
+
+
 def _known_keys(folders: Sequence[Path], chosen: Mapping[str, list[str]]) -> set[str]:
     base = _load(folders, CONFIG_NAME)
     keys = set(AXIS_KEYS) | {key for key in base if key not in ("defaults", "hydra")}
@@ -134,7 +187,8 @@ def _known_keys(folders: Sequence[Path], chosen: Mapping[str, list[str]]) -> set
         # A study brings axes of its own: any option may be met.
         options = chosen.get(section) or (_option_names(section, folders) if "sweeps" in chosen else [defaults[section]])
         for option in options:
-            keys |= {f"{section}.{key}" for key in _dotted(_load(folders, f"{section}/{option}"))}
+            dotted = _dotted(_load(folders, f"{section}/{option}"))
+            keys |= {f"{section}.{key}" for key in dotted if key.split(".")[0] not in FIXED_KEYS.get(section, ())}
     return keys
 
 

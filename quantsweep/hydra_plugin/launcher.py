@@ -7,6 +7,7 @@ the task function as Hydra would, and its real return value is waited for.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,14 @@ from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.prepare import cluster_spec
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.local import num_workers, run_local
+from quantsweep.launching.submissions import flying_tasks
 from quantsweep.messages import local_text, submitted_text
-from quantsweep.plan import read_settings, read_shard
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import read_settings, shard_sizes
 from quantsweep.specs import ClusterSpec, Resources
+
+WAIT_SECONDS = 30.0
+"""Between two looks at the queue while waiting: each is a request to a daemon that the whole site shares."""
 
 
 class QuantsweepLauncher(Launcher):
@@ -49,11 +55,12 @@ class QuantsweepLauncher(Launcher):
         shards = [_shard_of(overrides) for overrides in job_overrides]
         plans = {shard[0] for shard in shards if shard is not None}
         cluster = _cluster(self._config)
-        if self._wait or None in shards or len(plans) != 1:
+        is_plan = None not in shards and len(plans) == 1
+        if not is_plan or (self._wait and cluster.kind == "local"):
             return self._launch_and_wait(job_overrides, initial_job_idx, cluster)
         ids = [shard[1] for shard in shards if shard is not None]
         try:
-            _launch_shards(Path(plans.pop()), ids, cluster, self._config)
+            _launch_shards(Path(plans.pop()), ids, cluster, self._config, wait=self._wait)
         except QuantsweepError as error:
             raise CompactHydraException(str(error)) from error
         return []
@@ -103,12 +110,15 @@ def _shard_of(overrides: Sequence[str]) -> tuple[str, int] | None:
     return (str(parsed["plan_path"]), int(str(parsed["shard_id"]))) if set(parsed) == {"plan_path", "shard_id"} else None
 
 
-def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config: DictConfig) -> None:
+def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config: DictConfig, *, wait: bool) -> None:
     if cluster.kind == "slurm":
         print(submitted_text(slurm_cluster.submit(plan, ids, cluster), sweep=str(config.sweep)), flush=True)
+        while wait and flying_tasks(SweepFolder(plan.parent.parent)):
+            time.sleep(WAIT_SECONDS)
         return
     device = read_settings(plan).device
-    total = sum(len(read_shard(plan, shard_id).trials) for shard_id in ids)
+    sizes = shard_sizes(plan)
+    total = sum(sizes[shard_id] for shard_id in ids)
     summary = run_local(plan, ids, total=total, workers=num_workers(config.workers, device), device=device)
     print(local_text(summary, sweep=str(config.sweep), folder=plan.parent.parent), flush=True)
     if summary.problems:

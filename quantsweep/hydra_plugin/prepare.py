@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig
 
 from quantsweep import records
-from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError
+from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.launching.local import num_workers
 from quantsweep.launching.submissions import flying_tasks, in_flight_trials
@@ -113,6 +113,9 @@ def run_settings(base: Mapping[str, Any]) -> RunSettings:
     }
     settings = convert(RunSettings, data, "settings")
     tracking = dict(base["tracking"])
+    known = ("kind", "project", "entity", "mode")
+    for key in set(tracking) - set(known):
+        raise ConfigurationError(f"tracking: {did_you_mean('key', key, known)}. Keys and passwords belong into wandb's own login")
     if tracking.get("kind") not in ("none", "wandb"):
         raise ConfigurationError(f"tracking.kind must be none or wandb, got {tracking.get('kind')!r}")
     if tracking["kind"] == "wandb" and tracking.get("mode") not in ("online", "offline"):

@@ -22,6 +22,7 @@ from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
 from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
 from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.submissions import close_finished, flying_tasks
 from quantsweep.messages import plan_text
 from quantsweep.paths import sweep_folder
 from quantsweep.plan import write_plan
@@ -52,8 +53,9 @@ class QuantsweepSweeper(Sweeper):
         folder = sweep_folder(str(self._config.results_dir), str(self._config.sweep))
         folder.create()
         with launch_lock(folder.plan / "launch.lock"):
+            close_finished(folder, flying_tasks(folder))
             prepared = prepare(self._config, search_folders(self._config.hydra), arguments)
-            print(plan_text(prepared.plan, title=prepared.title), flush=True)
+            print(plan_text(prepared.plan, title=prepared.title, folder=folder.path), flush=True)
             refuse_unpinned(prepared.plan)
             if not prepared.plan.shards:
                 return []

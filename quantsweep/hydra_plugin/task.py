@@ -11,7 +11,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from quantsweep.errors import QuantsweepError
-from quantsweep.hydra_plugin.composition import check_command_line, expand_shorthand, search_folders
+from quantsweep.hydra_plugin.composition import check_command_line, expand_shorthand, help_text, refuse_sweeps, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
 from quantsweep.launching.local import run_local
 from quantsweep.launching.lock import launch_lock
@@ -22,9 +22,14 @@ from quantsweep.worker import run_shard
 
 def checked_arguments(arguments: list[str]) -> list[str]:
     """The command line with shorthand written out; ends the program with all that is wrong, before Hydra stops at the first."""
+    if {"--help", "-h"} & set(arguments):
+        print(help_text())
+        sys.exit(0)
     arguments = expand_shorthand(arguments)
     try:
         check_command_line(arguments)
+        if not {"-m", "--multirun"} & set(arguments):
+            refuse_sweeps(arguments)
     except QuantsweepError as error:
         sys.exit(str(error))
     return arguments
@@ -60,6 +65,7 @@ def _run_here(prepared: Prepared) -> int:
     if not plan.shards:
         print(f"already done, in {prepared.folder.path}:")
         return 0
+    print("\n".join(f"{p.trial.label}: {', '.join(task.task_key for task in p.tasks)}" for p in plan.trials), flush=True)
     ids = [shard.shard_id for shard in plan.shards]
     summary = run_local(
         write_plan(prepared.folder.plan, plan), ids, total=len(plan.trials), workers=prepared.workers, device=plan.settings.device

@@ -20,7 +20,7 @@ from quantsweep import slurm
 from quantsweep.errors import SlurmError
 from quantsweep.launching.submissions import Submission, new_submission
 from quantsweep.paths import SweepFolder, product_root
-from quantsweep.plan import read_shard
+from quantsweep.plan import shard_resources
 from quantsweep.specs import ClusterSpec, Resources
 from quantsweep.worker import run_shard
 
@@ -28,6 +28,10 @@ HEADROOM = 0.9
 """Share of a submit limit that one sweep uses; the rest is for the user's other work."""
 JOB_COUNT_SHARE = 0.5
 """Share of the cluster-wide MaxJobCount that one sweep fills at most: it belongs to everybody."""
+
+
+class RefusedError(SlurmError):
+    """Slurm said no, for a reason that is understood: nothing was accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +77,11 @@ def submit(plan_path: Path, shard_ids: Sequence[int], cluster: ClusterSpec) -> S
     folder.check()
     limits = slurm.read_limits(cluster.account, cluster.qos, cluster.partition)
     fits = list(shard_ids)[: room(limits, sum(task.state.is_active for task in slurm.queue()))]
-    resources = {shard_id: cluster.resources(read_shard(plan_path, shard_id).resources) for shard_id in fits}
-    groups = group_shards(resources.items(), array_size(cluster, limits))
+    if not fits:
+        why = ", ".join(limits.notes) or "MaxJobCount"
+        raise SlurmError(f"no room in the queue now ({why}): nothing was submitted. The same command submits later")
+    needs_of = shard_resources(plan_path)
+    groups = group_shards([(shard_id, cluster.resources(needs_of[shard_id])) for shard_id in fits], array_size(cluster, limits))
     submission = new_submission(folder, plan_path, (ids for _, ids in groups))
     refusal: str | None = None
     for index, (needs, _) in enumerate(groups):
@@ -82,7 +89,8 @@ def submit(plan_path: Path, shard_ids: Sequence[int], cluster: ClusterSpec) -> S
             submission = _submit_array(plan_path, folder, submission, index, needs, cluster)
         except SlurmError as error:
             if index == 0:
-                replace(submission, closed=True).save()
+                if isinstance(error, RefusedError):  # anything else may have been accepted all the same: the intent stays open
+                    replace(submission, closed=True).save()
                 raise
             refusal = str(error)
             break
@@ -106,7 +114,7 @@ def _submit_array(
     try:
         jobs = executor.map_array(run_shard, [str(plan)] * len(array.shard_ids), list(array.shard_ids))
     except FailedJobError as error:
-        raise SlurmError(f"Slurm refused array {array.job_name} of {len(array.shard_ids)} tasks: {_reason(error)}") from error
+        raise _explained(error, f"array {array.job_name} of {len(array.shard_ids)} tasks") from error
     return submission.with_array(index, replace(array, array_job_id=int(jobs[0].job_id.split("_")[0])))
 
 
@@ -141,7 +149,7 @@ def _python_path() -> list[str]:
     return [f"export PYTHONPATH='{product_root()}'\"${{PYTHONPATH:+:$PYTHONPATH}}\""] if (product_root() / "launch.py").is_file() else []
 
 
-def _reason(error: FailedJobError) -> str:
+def _explained(error: FailedJobError, what: str) -> SlurmError:
     text = " ".join(str(error).split())
     known = {
         "QOSMaxSubmitJobPerUserLimit": "you have as many jobs in the queue as your QOS allows; wait for some to end and launch again",
@@ -151,4 +159,7 @@ def _reason(error: FailedJobError) -> str:
         "invalid partition": "give cluster.partition=… (see: sinfo)",
         "Invalid qos": "give cluster.qos=… (see: sacctmgr show qos)",
     }
-    return next((f"{meaning} [{word}]" for word, meaning in known.items() if word.lower() in text.lower()), text)
+    for word, meaning in known.items():
+        if word.lower() in text.lower():
+            return RefusedError(f"Slurm refused {what}: {meaning} [{word}]")
+    return SlurmError(f"submitting {what} failed, and it may have been accepted all the same: {text}")

@@ -48,6 +48,12 @@ def launch_lock(path: Path) -> Iterator[None]:
             path.unlink()
 
 
+def lock_holder(path: Path) -> str | None:
+    """Who holds the lock, in words; None if nobody that lives does."""
+    holder = _read(path)
+    return None if _is_stale(holder) else f"process {holder['pid']} on {holder['host']}"
+
+
 def _content(token: str) -> str:
     return json.dumps({"host": platform.node(), "pid": os.getpid(), "expires": time.time() + LIFE_SECONDS, "token": token})
 
@@ -78,8 +84,10 @@ def _break(path: Path, holder: dict[str, Any]) -> None:
 
 def _renew(path: Path, token: str, ended: threading.Event) -> None:
     while not ended.wait(RENEW_SECONDS):
-        if _read(path).get("token") == token:
-            write_text(path, _content(token))
+        # A file system that fails for a moment must not end the renewing: the next round tries again.
+        with contextlib.suppress(OSError):
+            if _read(path).get("token") == token:
+                write_text(path, _content(token))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ flight is what Slurm says of these names; if Slurm does not answer, nothing is c
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import secrets
 import time
 from collections.abc import Iterable
@@ -17,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from quantsweep import slurm
-from quantsweep.errors import ResultsError
+from quantsweep.errors import ResultsError, SlurmError
 from quantsweep.files import write_text
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import shard_trials
@@ -38,12 +40,13 @@ class Submission:
 
     path: Path
     plan: str
+    user: str
     arrays: tuple[SubmittedArray, ...]
     closed: bool = False
 
     def save(self) -> None:
         """Make the file durable."""
-        content = {"plan": self.plan, "closed": self.closed, "arrays": [asdict(array) for array in self.arrays]}
+        content = {"plan": self.plan, "user": self.user, "closed": self.closed, "arrays": [asdict(array) for array in self.arrays]}
         write_text(self.path, json.dumps(content))
 
     def with_array(self, index: int, array: SubmittedArray) -> Submission:
@@ -59,9 +62,14 @@ class FlyingTask:
     """One array task that Slurm still has, and the shard it runs."""
 
     job_id: str
+    submission: Path
     plan: str
     shard_id: int
     state: slurm.State
+
+
+def _user() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def new_submission(folder: SweepFolder, plan: Path, arrays: Iterable[tuple[int, ...]]) -> Submission:
@@ -69,7 +77,7 @@ def new_submission(folder: SweepFolder, plan: Path, arrays: Iterable[tuple[int, 
     identifier = secrets.token_hex(4)
     path = folder.plan / f"submission-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{identifier}.json"
     named = tuple(SubmittedArray(job_name=f"qs-{folder.name}-{identifier}-{n}", shard_ids=ids) for n, ids in enumerate(arrays))
-    submission = Submission(path=path, plan=plan.name, arrays=named)
+    submission = Submission(path=path, plan=plan.name, user=_user(), arrays=named)
     submission.save()
     return submission
 
@@ -83,7 +91,7 @@ def _read(path: Path) -> Submission:
     try:
         content = json.loads(path.read_text())
         arrays = tuple(SubmittedArray(**{**a, "shard_ids": tuple(a["shard_ids"])}) for a in content["arrays"])
-        return Submission(path=path, plan=content["plan"], arrays=arrays, closed=content["closed"])
+        return Submission(path=path, plan=content["plan"], user=content["user"], arrays=arrays, closed=content["closed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(
             f"submission {path} cannot be read ({error}): what is in the queue is therefore unknown. "
@@ -94,20 +102,33 @@ def _read(path: Path) -> Submission:
 def flying_tasks(folder: SweepFolder) -> list[FlyingTask]:
     """Array tasks of this sweep that are queued or running: at most one call to Slurm, none if nothing was submitted.
 
-    Submissions of which Slurm has nothing left are closed, and not asked about again.
+    Raises SlurmError for a live submission of another user, whose jobs this user's squeue does not show.
     """
     open_ones = [submission for submission in read_submissions(folder) if not submission.closed]
     if not open_ones:
         return []
+    strangers = {submission.user for submission in open_ones} - {_user()}
+    if strangers:
+        who = ", ".join(sorted(strangers))
+        raise SlurmError(
+            f"sweep {folder.name} has jobs submitted by {who}: whether they still run cannot be seen by {_user()}. "
+            "Ask them for the state, or use a results_dir of your own"
+        )
     names = [array.job_name for submission in open_ones for array in submission.arrays]
     queued = slurm.queue(names)
-    flying: list[FlyingTask] = []
-    for submission in open_ones:
-        found = list(_tasks_of(submission, queued))
-        if not found:
+    return [task for submission in open_ones for task in _tasks_of(submission, queued)]
+
+
+def close_finished(folder: SweepFolder, flying: Iterable[FlyingTask]) -> None:
+    """Note which submissions have ended, so that they are not asked about again.
+
+    Only the holder of the launch lock calls this: anybody else might have asked Slurm before the
+    receipt was written, and would wipe it out.
+    """
+    live = {task.submission for task in flying}
+    for submission in read_submissions(folder):
+        if not submission.closed and submission.path not in live:
             replace(submission, closed=True).save()
-        flying += found
-    return flying
 
 
 def _tasks_of(submission: Submission, queued: Iterable[slurm.QueuedTask]) -> Iterable[FlyingTask]:
@@ -118,7 +139,9 @@ def _tasks_of(submission: Submission, queued: Iterable[slurm.QueuedTask]) -> Ite
             continue
         # A task without an index is an array of one, as sbatch makes it of a single job.
         index = task.array_task_id or 0
-        yield FlyingTask(job_id=task.job_id, plan=submission.plan, shard_id=array.shard_ids[index], state=task.state)
+        yield FlyingTask(
+            job_id=task.job_id, submission=submission.path, plan=submission.plan, shard_id=array.shard_ids[index], state=task.state
+        )
 
 
 def in_flight_trials(folder: SweepFolder, flying: Iterable[FlyingTask]) -> frozenset[str]:

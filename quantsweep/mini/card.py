@@ -16,7 +16,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -101,13 +101,29 @@ def measure_tasks() -> Card:
     for name in ("cloze", "continuation", "ppl"):
         with (ROOT / "tasks" / "data" / f"{name}.jsonl").open(encoding="utf-8") as lines:
             rows[name] = [json.loads(line) for line in lines]
+    ranks = ranks_in_length(rows["continuation"])
     return {
         "examples": {name: len(found) for name, found in rows.items()},
         "by_source": {name: {s.name: sum(row["source"] == s.name for row in found) for s in SOURCES} for name, found in rows.items()},
         "cloze_repeated_share": sum(row["repeated"] for row in rows["cloze"]) / len(rows["cloze"]),
+        "continuation_ranks_in_characters": ranks,
+        "continuation_ranks_in_words": ranks_in_length(rows["continuation"], lambda text: len(text.split())),
+        "continuation_second_shortest_acc": ranks[1] / sum(ranks),
         "ppl_longer_than_context": sum(len(encode([row["text"]])) > CONTEXT_LENGTH for row in rows["ppl"]),
         "sha256": {name: sha256(ROOT / "tasks" / "data" / f"{name}.jsonl") for name in rows},
     }
+
+
+def ranks_in_length(items: Sequence[Mapping[str, Any]], length: Callable[[str], int] = len) -> list[float]:
+    """How often the true ending is the shortest, second, third, longest by `length`; ties are split evenly."""
+    counts = [0.0] * 4
+    for item in items:
+        lengths = [length(choice) for choice in item["choices"]]
+        true = lengths[item["label"]]
+        shorter, equal = sum(n < true for n in lengths), lengths.count(true)
+        for rank in range(shorter, shorter + equal):
+            counts[rank] += 1 / equal
+    return [round(count, 6) for count in counts]
 
 
 def measure_baselines() -> Card:
@@ -147,6 +163,13 @@ def measure_model(name: str) -> Card:
         "results": {metric: asdict(value) for metric, value in summarise(run_lm_eval(name)).items()},
         f"bits_per_byte_first_{REFERENCE_LIMIT}": reference.value,
     }
+
+
+def saved_with() -> str:
+    """The transformers version in the models' config.json; one for all."""
+    texts = [(model_path(name) / "config.json").read_text(encoding="utf-8") for name in MODEL_NAMES]
+    (version,) = {str(json.loads(text)["transformers_version"]) for text in texts}
+    return version
 
 
 def judge(card: Card) -> dict[str, bool]:
@@ -298,6 +321,10 @@ evaluation split alone; the calibration split is for calibrating quantization me
 def _tasks(card: Card) -> str:
     tasks = card["tasks"]
     n = tasks["examples"]
+    ranks = "/".join(f"{count:.0f}" for count in tasks["continuation_ranks_in_characters"])
+    words = "/".join(f"{count:.0f}" for count in tasks["continuation_ranks_in_words"])
+    smallest, measured = next(iter(card["models"].items()))
+    first, full = measured[f"bits_per_byte_first_{REFERENCE_LIMIT}"], measured["results"]["bits_per_byte"]
     sources = table(
         ["examples by source", *n],
         [[s["name"], *(tasks["by_source"][name][s["name"]] for name in n)] for s in card["data"]["sources"]],
@@ -307,10 +334,14 @@ def _tasks(card: Card) -> str:
 - `mini_cloze` ({n["cloze"]:,}): the last word of a passage of two to six sentences and at most 120 tokens; a lower-case content word of three or
   more letters. In {100 * tasks["cloze_repeated_share"]:.1f} % of the examples the word stands earlier in the passage. No person checked that the words can be guessed.
 - `mini_continuation` ({n["continuation"]:,}): the next sentence among four; the wrong ones follow other passages of the same source,
-  are near in length, and the true one is the shortest, second, third and longest equally often.
+  are near in length in characters. Length still tells a little: the true one is the shortest, second, third and longest in
+  {ranks} of the items (characters, ties split evenly), so “pick the second shortest” is right in {100 * tasks["continuation_second_shortest_acc"]:.1f} %; chance is 25 %.
+  Measured in words the ranks are nearly even ({words}).
 - `mini_ppl` ({n["ppl"]:,}): documents of 200 to 400 tokens; {tasks["ppl_longer_than_context"]} are longer than the context of {CONTEXT_LENGTH} and take two windows.
 
-The order is shuffled with a fixed seed: the first N examples are a fair sample.
+The order is stratified by source: shuffled with a fixed seed, then merged so that among the first N examples, for every N, each source
+has its share to within one. A small N is still a small sample: on the first {REFERENCE_LIMIT} documents `{smallest}` has {first:.3f} bits per byte, on all
+{full["n"]} {pm(full, 3)}. Full-data results do not depend on the order.
 
 {sources}"""
 
@@ -335,7 +366,8 @@ were tried a size (0.4m: 0.002, **0.0035**, 0.006; 1.1m: 0.0025, **0.004**; 3.8m
 calibration split decided. The evaluation split decided nothing.
 
 Reproduce: `python -m quantsweep.mini.prepare`, `python -m quantsweep.mini.train`, `python -m quantsweep.mini.card`. Trained on {card["versions"]["training"]}, up to
-seven processes side by side, in two and a half minutes beside compilation; `mini-opt-0.4m` and `mini-opt-3.8m` in a second run, with the better rates."""
+seven processes side by side, in two and a half minutes beside compilation; `mini-opt-0.4m` and `mini-opt-3.8m` in a second run, with the better rates.
+The files were saved again with transformers {card["versions"]["saved_with_transformers"]}, which is what each `config.json` says."""
 
 
 def _curves(card: Card) -> str:
@@ -380,6 +412,7 @@ def measure(card: Card, names: Sequence[str]) -> Card:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "training": "one NVIDIA H200 (torch 2.11.0, transformers 5.17.0)",
+            "saved_with_transformers": saved_with(),
         },
         "data": card.get("data") or measure_data(),
         "tasks": card.get("tasks") or measure_tasks(),

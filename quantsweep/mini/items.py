@@ -11,11 +11,13 @@ those whose last word stands earlier in the passage are taken first, up to half 
 because such a word can be guessed from the passage alone. The share is written in the card.
 
 The three wrong endings of a continuation are the true endings of other items: same source, another
-section, near in length, the true one equally often of each rank in length. Neither the source nor the
-length gives anything away.
+section, near in length in characters; how many of them are shorter is drawn evenly from 0 … 3. So the source
+gives nothing away and the length little: `card.py` measures how often the true ending has each rank in length.
 
 No sentence is used twice within a task, wrong endings aside. Between tasks the same text is used again.
-The order is shuffled with a fixed seed, so that the first N examples are a fair sample.
+
+The order is stratified by source: shuffled with a fixed seed, then merged so that among the first N examples,
+for every N, each source has its share of all examples to within one (`stratified`).
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from __future__ import annotations
 import random
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from quantsweep.mini.corpus import Section, sentences
 
@@ -65,6 +68,28 @@ class Document(TypedDict):
 
     text: str
     source: str
+
+
+Item = TypeVar("Item", ClozeItem, ContinuationItem, Document)
+
+
+def stratified(items: Sequence[Item]) -> list[Item]:
+    """The same items, sources in turn: next comes the source that is furthest behind its share.
+
+    Within a source the order stays. For the bundled data every prefix then holds each source's share to
+    within one example; a test counts.
+    """
+    waiting: dict[str, list[Item]] = {}
+    for item in items:
+        waiting.setdefault(item["source"], []).append(item)
+    taken: Counter[str] = Counter()
+    order: list[Item] = []
+    for position in range(1, len(items) + 1):
+        behind = {source: len(group) * position - taken[source] * len(items) for source, group in waiting.items()}
+        source = max(sorted(waiting), key=behind.__getitem__)
+        order.append(waiting[source][taken[source]])
+        taken[source] += 1
+    return order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +170,7 @@ def cloze_items(sections: Sequence[Section], count: CountTokens) -> list[ClozeIt
     chosen = repeated[: NUM_CLOZE // 2]
     chosen += fresh[: NUM_CLOZE - len(chosen)]
     rng.shuffle(chosen)
-    return chosen
+    return stratified(chosen)
 
 
 def _cloze_of(stretch: Stretch, count: CountTokens) -> Iterator[ClozeItem]:
@@ -193,7 +218,7 @@ def continuation_items(sections: Sequence[Section], count: CountTokens) -> list[
     rng = random.Random(ITEM_SEED + 1)
     items = [item for pair in pairs if (item := _with_distractors(pair, pairs, rng)) is not None]
     rng.shuffle(items)
-    return items[:NUM_CONTINUATION]
+    return stratified(items[:NUM_CONTINUATION])
 
 
 def _pairs_of(stretch: Stretch, count: CountTokens) -> Iterator[_Pair]:
@@ -244,7 +269,7 @@ def documents(sections: Sequence[Section], count: CountTokens) -> list[Document]
     rng = random.Random(ITEM_SEED + 2)
     found = [doc for section in sections for doc in _documents_of(section, count, rng)]
     rng.shuffle(found)
-    return found[:NUM_DOCUMENTS]
+    return stratified(found[:NUM_DOCUMENTS])
 
 
 def _documents_of(section: Section, count: CountTokens, rng: random.Random) -> Iterator[Document]:

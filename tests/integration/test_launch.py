@@ -168,6 +168,14 @@ def test_ctrl_c_finishes_what_is_at_hand_and_says_how_to_go_on(tmp_path: Path) -
     folder = tmp_path / "results" / "stopped"
     process = start(tmp_path, "-m", SMALLEST, "bit_width=range(3,9)", "data_type=int,fp", "workers=1", "limit=100", "sweep=stopped")
     wait_for(lambda: num_rows(folder) > 0)
+    status = subprocess.run(
+        [sys.executable, "-m", "quantsweep.cli.main", "status", "stopped", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert str(process.pid) in json.loads(status.stdout)["launch"], "a local launch at work is said"
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
@@ -207,6 +215,10 @@ def test_a_local_folder_works_wherever_a_hub_id_does(tmp_path: Path, launch: Lau
         (("model=/no/such/folder",), "does not exist"),
         (("task_path=/no/such/folder",), "not a folder"),
         (("-m", "device=cpu,cuda"), "cannot be an axis"),
+        (("bit_width=3,4",), "add -m"),
+        (("tracking=wandb", "+tracking.api_key=secret"), "wandb's own login"),
+        (("data_type.version=2",), "unknown key"),
+        (("data_type=fp", "data_type.options.exponent_bits=2.0"), "got 2.0 (float)"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(launch: Launch, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -216,12 +228,22 @@ def test_mistakes_are_refused_before_anything_runs(launch: Launch, tmp_path: Pat
     assert not list(tmp_path.glob("results/*/trials/*"))
 
 
+def test_help_is_one_screen_about_this_product(launch: Launch, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=30, check=True
+    )
+    assert "quickstart" in done.stdout
+    assert "bit_width" in done.stdout
+    assert ".venv" not in done.stdout
+    assert len(done.stdout.splitlines()) < 80
+
+
 def test_a_results_folder_that_others_may_write_is_refused(launch: Launch, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "adhoc"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     refused = launch("-m", "bit_width=4,8", expect=1)
-    assert f"chmod o-w '{folder}'" in refused.stderr
+    assert f"chmod -R go-w '{folder}'" in refused.stderr
 
 
 def test_the_dry_run_counts_what_the_launch_does(quantsweep_command: Launch, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from quantsweep.errors import EvaluationError
+from quantsweep.evaluation import scoring
 from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.evaluation.results import TaskResult
 from quantsweep.evaluation.scoring import Plan, Scorer
@@ -29,6 +30,8 @@ from quantsweep.specs import ModelSpec, TaskSpec
 MINI_TASKS = ("mini_cloze", "mini_continuation", "mini_ppl")
 LOCAL_TASKS = ("lambada_openai", "piqa", "winogrande", "copa", "wikitext")
 LIMIT = 12
+
+select = scoring._selecting
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +214,41 @@ class TestBrokenModels:
         for metric in result.metrics:
             assert metric.name.startswith("acc") or not math.isfinite(metric.value)
 
+    def test_a_model_that_overflows_from_the_start(self) -> None:
+        """Its original weights do: the evaluator meets NaN logits before it has scored anything."""
+        half = load_model(ModelSpec(name="m", family="f", path=str(model_path("mini-neox-0.3m")), dtype="float16"), "cpu")
+        layer = half.layers["gpt_neox.layers.3.mlp.dense_4h_to_h"]
+        layer.write(torch.full((layer.out_features, layer.in_features), 6e4))
+        evaluator = Evaluator(half)
+        result = evaluator.evaluate(spec_of("mini_cloze", limit=3))
+        assert evaluator._scorer._head is None
+        assert result.num_nonfinite == 3
+        assert math.isnan(result.samples.loglikelihood[0])
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_selection_is_judged_by_the_finite_logits(self, value: float, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        def break_first(_module: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
+            return logits.index_fill(-1, torch.tensor([0]), value)
+
+        head = loaded.model.get_output_embeddings()
+        handle = head.register_forward_hook(break_first)
+        try:
+            assert Scorer(loaded.model)._head is head
+            monkeypatch.setattr(scoring, "_selecting", lambda head, positions_N: select(head, positions_N.flip(0)))
+            assert Scorer(loaded.model)._head is None  # other positions' logits are not taken for the same
+        finally:
+            handle.remove()
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_without_a_finite_logit_all_positions_are_computed(self, value: float, loaded: LoadedModel) -> None:
+        handle = loaded.model.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: torch.full_like(logits, value))
+        try:
+            evaluator = Evaluator(loaded)
+            assert evaluator._scorer._head is None
+            assert evaluator.evaluate(spec_of("mini_cloze", limit=2)).num_nonfinite == 2
+        finally:
+            handle.remove()
+
     def test_an_exploded_perplexity_is_infinite(self, loaded: LoadedModel, evaluator: Evaluator, original_weights: None) -> None:
         """Finite log-likelihoods, whose exponential overflows."""
         layer = loaded.layers["gpt_neox.layers.3.mlp.dense_4h_to_h"]
@@ -227,6 +265,33 @@ class TestBrokenModels:
         assert result.num_nonfinite == 0
         values = {metric.name: metric.value for metric in result.metrics}
         assert values["perplexity"] == math.inf
+
+
+class TestProgress:
+    def test_once_a_batch(self, loaded: LoadedModel) -> None:
+        signs: list[None] = []
+        spec = spec_of("mini_continuation", limit=4)
+        evaluator = Evaluator(loaded, batch_size=3, on_progress=lambda: signs.append(None))
+        evaluator.prepare(spec)
+        signs.clear()
+        evaluator.evaluate(spec)
+        batches = evaluator._prepared[spec.task_key].batches
+        assert len(signs) == len(batches) > 1
+
+    def test_after_each_batch_and_not_before(self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        events: list[str] = []
+        score_tokens = Scorer._score_tokens
+        monkeypatch.setattr(Scorer, "_score_tokens", lambda *arguments: events.append("batch") or score_tokens(*arguments))
+        scorer = Scorer(loaded.model, lambda: events.append("sign"))
+        plan = Plan.of([([1, 2, 3], [4]), ([5], [6]), ([7, 8], [9])], loaded.max_length)
+        scorer.score(plan.batches(1), plan.num_spans)
+        assert events == ["batch", "sign"] * 3
+
+    def test_within_the_preparation_of_many_documents(self, loaded: LoadedModel) -> None:
+        """Loaded, rendered (2 × 100 documents), tokenized (2 × 100), divided into batches."""
+        signs: list[None] = []
+        Evaluator(loaded, on_progress=lambda: signs.append(None)).prepare(spec_of("mini_cloze", limit=250))
+        assert len(signs) == 3 + 2 + 2
 
 
 class TestOutOfMemory:

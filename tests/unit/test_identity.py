@@ -69,7 +69,7 @@ def test_a_gguf_file_is_its_own_identity(tmp_path: Path) -> None:
     ("remove", "add", "message"),
     [
         ("model.safetensors", None, r"holds no \*\.safetensors file; .* holds: README\.md, config\.json, tokenizer\.json"),
-        ("model.safetensors", "pytorch_model.bin", r"Pickled weights .* not loaded; `quantsweep prewarm`"),
+        ("model.safetensors", "pytorch_model.bin", r"Pickled weights .* not loaded: convert"),
         ("model.safetensors", "m.gguf", r"Name the GGUF file with `gguf_file:`"),
         ("config.json", None, r"holds no config\.json; .*model\.safetensors"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 
 from quantsweep.mini import ROOT, TASK_NAMES, TASKS_DIR
 from quantsweep.mini.baselines import Trigram
-from quantsweep.mini.card import REFERENCE_LIMIT, judge, render
+from quantsweep.mini.card import REFERENCE_LIMIT, judge, ranks_in_length, render, saved_with
 from quantsweep.mini.evaluate import accuracy, ratio, run_lm_eval, summarise
-from quantsweep.mini.items import FUNCTION_WORDS
+from quantsweep.mini.items import FUNCTION_WORDS, Document, stratified
 from quantsweep.mini.vocabulary import VOCABULARY_SIZE
 
 CARD = json.loads((ROOT / "card.json").read_text(encoding="utf-8"))
@@ -84,6 +85,35 @@ def test_continuations_have_four_different_endings_and_no_favoured_place() -> No
     by_length = [sorted(range(4), key=lambda i: (len(row["choices"][i]), row["choices"][i])).index(row["label"]) for row in found]
     ranks = np.bincount(by_length, minlength=4) / len(found)
     assert ranks == pytest.approx([0.25] * 4, abs=0.03), "length must not tell the true ending"
+    split = ranks_in_length(found)
+    assert split == CARD["tasks"]["continuation_ranks_in_characters"]
+    words = ranks_in_length(found, lambda text: len(text.split()))
+    assert words == CARD["tasks"]["continuation_ranks_in_words"]
+    assert np.array(words) / len(found) == pytest.approx([0.25] * 4, abs=0.01)
+    assert max(split) / len(found) == pytest.approx(CARD["tasks"]["continuation_second_shortest_acc"])
+    assert max(split) / len(found) < 0.28
+
+
+def test_ranks_in_length_split_ties() -> None:
+    assert ranks_in_length([{"choices": ["a", "bb", "cc", "dddd"], "label": 2}]) == [0.0, 0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("name", ["cloze", "continuation", "ppl"])
+def test_every_prefix_holds_each_source_in_its_share(name: str) -> None:
+    found = [row["source"] for row in rows(name)]
+    totals, counts = Counter(found), Counter()
+    for length, source in enumerate(found, start=1):
+        counts[source] += 1
+        off = {s: counts[s] - total * length / len(found) for s, total in totals.items()}
+        assert max(map(abs, off.values())) < 1, (length, off)
+
+
+def test_stratified_keeps_the_items_and_the_order_within_a_source() -> None:
+    items = [Document(text=str(i), source="a" if i < 6 else "b") for i in range(9)]
+    found = stratified(items)
+    assert [item["source"] for item in found] == list("abaabaaba")
+    assert sorted(found, key=lambda item: item["text"]) == items
+    assert [item["text"] for item in found if item["source"] == "a"] == list("012345")
 
 
 def test_ppl_documents_need_more_than_one_window() -> None:
@@ -98,6 +128,10 @@ def test_every_gate_holds() -> None:
 
 def test_the_card_is_rendered_from_its_numbers() -> None:
     assert (ROOT / "CARD.md").read_text(encoding="utf-8") == render(CARD)
+
+
+def test_the_card_names_the_version_that_saved_the_models() -> None:
+    assert CARD["versions"]["saved_with_transformers"] == saved_with()
 
 
 def test_accuracy_has_the_binomial_error() -> None:

@@ -158,6 +158,24 @@ def test_options_become_columns_and_sweeps_can_be_joined(folder: SweepFolder, tm
     assert list(frame.data_type_exponent_bits) == [2, 2]
 
 
+@pytest.mark.parametrize("room", ["plan", "logs", "logs/slurm"])
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_rooms_that_others_may_write_are_refused(folder: SweepFolder, room: str, mode: int) -> None:
+    (folder.path / room).chmod(mode)
+    with pytest.raises(ResultsError, match="chmod -R go-w"):
+        folder.check()
+
+
+def test_rooms_are_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        made = SweepFolder(tmp_path / "open" / "sweep")
+        made.create()
+    finally:
+        os.umask(before)
+    assert made.plan.stat().st_mode & 0o022 == 0
+
+
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="not the folder of a sweep"):
         quantsweep.load_results(tmp_path)

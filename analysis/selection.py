@@ -1,0 +1,133 @@
+"""Which rows are compared: one metric of one task, every quantized row under a column label and a block label.
+
+Nothing is averaged that differs in something other than the model: what varies becomes part of the
+label, and what cannot be told apart is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any, cast
+
+import pandas as pd
+import yaml
+
+from quantsweep.errors import ConfigurationError, did_you_mean
+from quantsweep.paths import product_root
+
+HEADLINE = "bits_per_byte"
+ACCURACIES = ("acc", "acc_norm")
+BASELINE_BITS = 16
+PLAIN_METHOD = "round_to_nearest"
+BASELINE = "none"
+_OTHER_AXES = ("method_options", "symmetric", "scale_dtype", "block_axis", "calibration", "seed", "dtype")
+
+
+def select(results: pd.DataFrame, *, metric: str, task: str | None = None, family: str | None = None) -> pd.DataFrame:
+    """The rows of `metric` in one task, with columns `label` (data type and what is unusual about it), `bits` and `block`.
+
+    task: name or task_key; needed where several tasks have the metric, or one task has several keys.
+    Accuracies of evaluations with non-finite log-likelihoods count as NaN.
+    Raises ConfigurationError for unknown names and where rows of one model cannot be told apart.
+    """
+    rows = _one_task(_only(results, "metric", metric), metric, task)
+    if family is not None:
+        rows = _only(rows, "family", family)
+    bits = rows["bit_width"].fillna(BASELINE_BITS).astype(int)
+    rows = rows.assign(value=_meaningful(rows, metric), bits=bits, block=[_block(row) for row in _records(rows)])
+    rows = rows.assign(label=_labels(rows))
+    _refuse_duplicates(rows)
+    return rows
+
+
+def block_order(block: str) -> tuple[int, int]:
+    """Sorting key: numbers by size, then channel, tensor, and the baseline's none."""
+    return (0, int(block)) if block.isdigit() else (1 + ("channel", "tensor", BASELINE).index(block), 0)
+
+
+def documents(rows: pd.DataFrame) -> str:
+    """How many documents stand behind a row, in words."""
+    low, high = int(rows["num_samples"].min()), int(rows["num_samples"].max())
+    return f"{low} documents" if low == high else f"{low} to {high} documents"
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", rows.to_dict("records"))
+
+
+def _only(rows: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    if value not in set(rows[column]):
+        raise ConfigurationError(did_you_mean(column, value, set(rows[column])))
+    return rows[rows[column] == value]
+
+
+def _one_task(rows: pd.DataFrame, metric: str, task: str | None) -> pd.DataFrame:
+    tasks = sorted(set(rows["task"]))
+    if task is None and len(tasks) > 1:
+        raise ConfigurationError(f"several tasks have the metric '{metric}': {', '.join(tasks)}. Choose one: --task {tasks[0]}")
+    if task in set(rows["task_key"]):
+        return rows[rows["task_key"] == task]
+    if task is not None and task not in tasks:
+        raise ConfigurationError(did_you_mean(f"task with the metric '{metric}'", task, tasks))
+    rows = rows if task is None else rows[rows["task"] == task]
+    keys = sorted(set(rows["task_key"]))
+    if len(keys) > 1:
+        raise ConfigurationError(
+            f"task '{rows['task'].iloc[0]}' was evaluated in several ways: {', '.join(keys)}. Choose one: --task '{keys[0]}'"
+        )
+    return rows
+
+
+def _meaningful(rows: pd.DataFrame, metric: str) -> pd.Series[float]:
+    if metric not in ACCURACIES or "num_nonfinite" not in rows:  # older tables lack the column
+        return rows["value"]
+    return rows["value"].mask(rows["num_nonfinite"] > 0)
+
+
+def _block(row: dict[str, Any]) -> str:
+    if row["method"] == BASELINE:
+        return BASELINE
+    return str(int(row["block_size"])) if row["granularity"] == "block" else str(row["granularity"])
+
+
+def _labels(rows: pd.DataFrame) -> pd.Series[str]:
+    """A column label for each row: data type, unusual options and method, and whatever else varies within a cell."""
+    labels = pd.Series([_variant(row) for row in _records(rows)], index=rows.index, dtype=object)
+    quantized = rows["method"] != BASELINE
+    for axis in _OTHER_AXES:
+        cells = rows[quantized].groupby([labels[quantized], "bits", "block", "model"])[axis]
+        if (cells.nunique(dropna=False) > 1).any():
+            labels[quantized] = labels[quantized] + f" {axis}=" + rows.loc[quantized, axis].map(str)
+    return labels
+
+
+def _variant(row: dict[str, Any]) -> str:
+    if row["method"] == BASELINE:
+        return BASELINE
+    usual = _usual_options(row["data_type"], row["bits"])
+    options = json.loads(row["data_type_options"])
+    unusual = [f"{key}={value}" for key, value in sorted(options.items()) if key not in usual or usual[key] != value]
+    method = [row["method"]] if row["method"] != PLAIN_METHOD else []
+    return " ".join([row["data_type"], *method, *unusual])
+
+
+@cache
+def _usual_options(data_type: str, bit_width: int) -> dict[str, Any]:
+    """The defaults that the data type's yaml declares at this bit width; none for a data type that is no longer there."""
+    path = product_root() / "conf" / "data_type" / f"{data_type}.yaml"
+    if not path.is_file():
+        return {}
+    declared = yaml.safe_load(path.read_text())
+    by_width = declared["capabilities"].get("defaults_by_bit_width", {})
+    return {key: by_width.get(key, {}).get(bit_width) if value is None else value for key, value in declared["options"].items()}
+
+
+def _refuse_duplicates(rows: pd.DataFrame) -> None:
+    for (label, *_, model), same in rows.groupby(["label", "bits", "block", "model"]):
+        if len(same) > 1:
+            axes = [axis for axis in ("sweep", *_OTHER_AXES, "trial_id") if axis in same and same[axis].nunique(dropna=False) > 1]
+            raise ConfigurationError(
+                f"{len(same)} rows of model '{model}' fall into one cell of column '{label}' and differ in {', '.join(axes) or 'nothing'}. "
+                f"Keep one of them before comparing: results[results.{(axes or ['trial_id'])[0]} == …]"
+            )

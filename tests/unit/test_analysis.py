@@ -1,0 +1,269 @@
+"""Tables and figures of grids that are not whole: nothing is averaged that does not belong together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+import quantsweep
+from analysis.__main__ import main
+from analysis.figures import bits_against_size
+from analysis.tables import by_bit_width
+from quantsweep.errors import ConfigurationError
+
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "quickstart.parquet"
+
+
+@pytest.fixture
+def reference() -> pd.DataFrame:
+    return pd.read_parquet(REFERENCE)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def where(frame: pd.DataFrame, **values: Any) -> pd.Series:
+    chosen = pd.Series(True, index=frame.index)
+    for column, value in values.items():
+        chosen &= frame[column] == value
+    return chosen
+
+
+def with_copies(frame: pd.DataFrame, of: dict[str, Any], **changes: Any) -> pd.DataFrame:
+    """The frame and copies of some of its rows with other axes."""
+    copies = frame[where(frame, **of)].assign(**changes)
+    copies["trial_id"] = "copy" + copies["trial_id"]
+    return pd.concat([frame, copies], ignore_index=True)
+
+
+CELL = {"metric": "bits_per_byte", "model": "mini-opt-0.4m", "bit_width": 4, "data_type": "fp", "block_size": 64}
+
+
+def others(table: pd.DataFrame, row: tuple[int, str], column: str) -> pd.DataFrame:
+    """The table without one cell."""
+    table = table.copy()
+    table.loc[row, column] = 0.0
+    return table
+
+
+# --- the table ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_the_plain_mean_over_the_models(reference: pd.DataFrame) -> None:
+    table = by_bit_width(reference)
+    rows = reference[where(reference, metric="bits_per_byte", bit_width=3, data_type="int", block_size=1024)]
+    assert len(rows) == 7
+    assert table.loc[(3, "1024"), "int"] == pytest.approx(rows.value.mean(), rel=1e-12)
+    baseline = reference[where(reference, metric="bits_per_byte", method="none")].value.mean()
+    assert table.loc[(16, "none")].to_list() == pytest.approx([baseline] * 4)
+    assert table.index.to_list() == [*((bits, block) for bits in (3, 4, 8) for block in ("64", "1024")), (16, "none")]
+    assert table.columns.to_list() == ["dynamic", "fp", "int", "quantile"]
+    assert table.attrs["documents"] == "30 documents"
+    assert table.attrs["mean_stderr"] > 0
+
+
+@pytest.mark.parametrize("planted", [math.nan, math.inf, None])
+def test_nan_inf_and_a_missing_row_show_in_their_cell_and_nowhere_else(reference: pd.DataFrame, planted: float | None) -> None:
+    whole, hit = by_bit_width(reference), where(reference, **CELL)
+    assert hit.sum() == 1
+    broken = reference[~hit] if planted is None else reference.assign(value=reference.value.mask(hit, planted))
+    table = by_bit_width(broken)
+    assert table.attrs["num_models"] == 7
+    assert table.loc[(4, "64"), "fp"] == math.inf if planted == math.inf else math.isnan(table.loc[(4, "64"), "fp"])
+    pd.testing.assert_frame_equal(others(table, (4, "64"), "fp"), others(whole, (4, "64"), "fp"))
+
+
+def test_a_model_without_baseline_makes_the_baseline_nan_and_a_sweep_without_any_has_no_such_row(reference: pd.DataFrame) -> None:
+    table = by_bit_width(reference[~where(reference, model="mini-opt-0.4m", method="none")])
+    assert table.loc[(16, "none")].isna().all()
+    assert table.drop(16).notna().all().all()
+    assert 16 not in by_bit_width(reference[reference.method != "none"]).index.get_level_values(0)
+    assert by_bit_width(reference[reference.method == "none"]).shape == (1, 1)
+
+
+def test_accuracies_with_nonfinite_loglikelihoods_are_nan_and_perplexities_are_not(reference: pd.DataFrame) -> None:
+    hit = where(reference, model="mini-opt-0.4m", bit_width=4, data_type="fp", block_size=64)
+    reference["num_nonfinite"] = reference.num_nonfinite.mask(hit, 2)
+    assert math.isnan(by_bit_width(reference, metric="acc_norm").loc[(4, "64"), "fp"])
+    assert by_bit_width(reference).notna().all().all()
+    older = reference.drop(columns="num_nonfinite")
+    assert by_bit_width(older, metric="acc_norm").notna().all().all()
+
+
+def test_a_metric_of_two_tasks_needs_the_task(reference: pd.DataFrame) -> None:
+    for function in (by_bit_width, bits_against_size):
+        with pytest.raises(ConfigurationError, match=r"mini_cloze, mini_continuation.*--task"):
+            function(reference, metric="acc")
+    table = by_bit_width(reference, metric="acc", task="mini_cloze")
+    rows = reference[where(reference, metric="acc", task="mini_cloze", bit_width=8, data_type="int", block_size=64)]
+    assert table.loc[(8, "64"), "int"] == pytest.approx(rows.value.mean())
+    with pytest.raises(ConfigurationError, match="Did you mean 'mini_cloze'"):
+        by_bit_width(reference, metric="acc", task="mini_close")
+
+
+def test_a_task_evaluated_in_two_ways_needs_the_key(reference: pd.DataFrame) -> None:
+    both = with_copies(reference, {"task": "mini_ppl"}, task_key="mini_ppl@1.0")
+    with pytest.raises(ConfigurationError, match=r"mini_ppl@1\.0, mini_ppl@1\.0\+limit30"):
+        by_bit_width(both)
+    pd.testing.assert_frame_equal(by_bit_width(both, task="mini_ppl@1.0"), by_bit_width(reference))
+
+
+def test_options_that_are_not_the_default_are_columns_of_their_own(reference: pd.DataFrame) -> None:
+    other = '{"exponent_bits":3,"subnormal":"appendix"}'
+    both = with_copies(reference, {"data_type": "fp", "bit_width": 4}, data_type_options=other, value=9.0)
+    table = by_bit_width(both)
+    assert table.columns.to_list() == ["dynamic", "fp", "fp exponent_bits=3", "int", "quantile"]
+    assert table["fp exponent_bits=3"].dropna().to_dict() == {
+        (4, "64"): 9.0,
+        (4, "1024"): 9.0,
+        (16, "none"): table.loc[(16, "none"), "int"],
+    }
+    pd.testing.assert_frame_equal(table.drop(columns="fp exponent_bits=3"), by_bit_width(reference))
+
+
+@pytest.mark.parametrize(
+    ("change", "column"), [({"method": "gptq"}, "int gptq"), ({"symmetric": False}, "int symmetric=False"), ({"seed": 7.0}, "int seed=7.0")]
+)
+def test_another_method_or_axis_is_told_apart(reference: pd.DataFrame, change: dict[str, Any], column: str) -> None:
+    table = by_bit_width(with_copies(reference, {"data_type": "int"}, **change, value=9.0))
+    assert (table[column].drop(16) == 9.0).all()
+
+
+def test_rows_that_cannot_be_told_apart_are_refused(reference: pd.DataFrame) -> None:
+    with pytest.raises(ConfigurationError, match=r"2 rows of model .* differ in trial_id"):
+        by_bit_width(with_copies(reference, CELL))
+
+
+def test_tensor_rows_of_one_type_and_bits_of_one_type_leave_the_rest_as_it_is(reference: pd.DataFrame) -> None:
+    for granularity in ("tensor", "channel"):
+        of = {"data_type": "int", "bit_width": 4, "block_size": 64}
+        reference = with_copies(reference, of, granularity=granularity, block_size=np.nan, block_axis="input")
+    table = by_bit_width(with_copies(reference, {"data_type": "int", "bit_width": 4, "granularity": "block"}, bit_width=5.0))
+    assert table.loc[4].index.to_list() == ["64", "1024", "channel", "tensor"]
+    assert table.loc[(4, "tensor")].notna().to_dict() == {"dynamic": False, "fp": False, "int": True, "quantile": False}
+    assert table.loc[5, "int"].notna().all()
+    assert table.loc[5].drop(columns="int").isna().all().all()
+    assert table.attrs["num_models"] == 7
+
+
+# --- the figure ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(figure: Figure, panel: int, color: str) -> np.ndarray:
+    """The values of the curve of one colour, NaN where there is a gap."""
+    (line,) = [container.lines[0] for container in figure.axes[panel].containers if container.lines[0].get_color() == color]
+    return np.asarray(line.get_ydata(), float)
+
+
+def words(figure: Figure) -> str:
+    return " ".join((figure.get_suptitle() + " " + figure.get_supxlabel()).split())
+
+
+FOUR_BIT, FIVE_BIT = "C2", "C3"
+
+
+def test_the_figure_says_what_it_shows(reference: pd.DataFrame) -> None:
+    figure = bits_against_size(reference)
+    said = (
+        "bits per byte of mini_ppl",
+        "block size 64",
+        "mean over dynamic, fp, int, quantile",
+        "30 documents",
+        "bars: standard error over",
+    )
+    assert all(part in words(figure) for part in said)
+    assert "left out" not in words(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["3-bit", "4-bit", "8-bit", "16-bit baseline"]
+    rows = reference[where(reference, metric="bits_per_byte", bit_width=4, block_size=64, family="mini-opt")]
+    means = rows.groupby("model").value.mean()
+    assert drawn(figure, 1, FOUR_BIT) == pytest.approx(means.sort_values(ascending=False).to_numpy())
+
+
+@pytest.mark.parametrize("planted", [math.nan, math.inf, None])
+def test_a_point_with_a_data_type_missing_or_not_finite_is_a_gap_and_is_counted(reference: pd.DataFrame, planted: float | None) -> None:
+    hit = where(reference, **CELL)
+    figure = bits_against_size(reference[~hit] if planted is None else reference.assign(value=reference.value.mask(hit, planted)))
+    figure.canvas.draw()
+    assert np.isnan(drawn(figure, 1, FOUR_BIT)).tolist() == [True, False, False]
+    assert not np.isnan(drawn(figure, 0, FOUR_BIT)).any()
+    assert "1 point left out (not finite or missing)" in words(figure)
+
+
+def test_bits_of_one_data_type_in_one_family_keep_colours_and_are_said(reference: pd.DataFrame) -> None:
+    of = {"data_type": "int", "bit_width": 4, "family": "mini-opt"}
+    figure = bits_against_size(with_copies(reference, of, bit_width=5.0))
+    whole = bits_against_size(reference)
+    for panel in (0, 1):
+        assert drawn(figure, panel, FOUR_BIT) == pytest.approx(drawn(whole, panel, FOUR_BIT))
+    assert len(drawn(figure, 1, FIVE_BIT)) == 3
+    assert [len(axis.containers) for axis in figure.axes] == [4, 5]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["3-bit", "4-bit", "5-bit", "8-bit", "16-bit baseline"]
+    assert "(only mini-opt 5-bit: int)" in words(figure)
+
+
+def test_a_family_without_baselines_has_gaps_for_them(reference: pd.DataFrame) -> None:
+    figure = bits_against_size(reference[~where(reference, family="mini-opt", method="none")])
+    figure.canvas.draw()
+    assert "3 points left out" in words(figure)
+
+
+def test_block_sizes_of_the_figure(reference: pd.DataFrame) -> None:
+    of = {"data_type": "int", "block_size": 64}
+    reference = with_copies(reference, of, granularity="tensor", block_size=np.nan)
+    assert "block size tensor mean over int ·" in words(bits_against_size(reference, block_size="tensor"))
+    with pytest.raises(ConfigurationError, match=r"There are: 64, 1024, tensor\. Choose one: --block-size"):
+        bits_against_size(reference, block_size=128)
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_table_and_draws(
+    reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quantsweep, "load_results", lambda _: reference)
+    assert main([str(tmp_path), "--metric", "acc", "--task", "mini_cloze", "--block-size", "1024"]) == 0
+    out = capsys.readouterr().out
+    assert "acc of mini_cloze, mean over 7 models, 30 documents" in out
+    assert "column stderr" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"acc.png", "acc.svg"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--metric", "acc"], "--task"),
+        (["--metric", "ac"], "Did you mean 'acc'"),
+        (["--task", "piqa"], "unknown task"),
+        (["--block-size", "7"], "There are: 64, 1024"),
+    ],
+)
+def test_what_the_command_cannot_show_is_said_without_a_traceback(
+    reference: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr(quantsweep, "load_results", lambda _: reference)
+    assert main([str(tmp_path), *arguments]) == 1
+    assert said in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_sweep_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "is not the folder of a sweep" in capsys.readouterr().err
