@@ -13,7 +13,8 @@ rounded to the scales' type before use, and counted (2^k · 16 bits).
 The formula printed in the paper (section 2.2, mid-points of 2^k + 1 quantiles) is not offered: taken literally, its
 mean squared error on N(0, 1) at k = 4 in blocks of 64 is 0.071, that of the levels above 0.0095 (7.5 times less).  It
 counts the tensor's minimum as a quantile, so the figure grows with the tensor: 0.04 at 2^12 weights, 0.08 at 2^20.
-The codebook reaches 1 at one end only unless the tensor is symmetric: a block whose largest magnitude has the other sign does not keep it.
+The codebook reaches 1 at one end only unless the tensor is symmetric: a block whose largest magnitude
+has the other sign does not keep it.
 In small blocks, whose largest magnitudes are far below the tensor's, more than 6 bits gain little:
 the levels stay where the tensor's weights are many, and the block's scaled weights are elsewhere.
 A tensor that is almost all zeros gets levels that are all 0, and decodes to zeros.
