@@ -14,7 +14,8 @@ import yaml
 from quantsweep.specs import ModelSpec, Resources
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "conf" / "model").glob("*.yaml"))
+TEMPLATES = ("local", "hub")  # any folder, any model of the hub: filled in on the command line
+FILES = [path for path in sorted((ROOT / "conf" / "model").glob("*.yaml")) if path.stem not in TEMPLATES]
 KEYS = ["name", "family", "hub_id", "path", "revision", "gguf_file", "dtype", "parameters", "unquantized", "unavailable", "resources"]
 BUNDLED = "package:quantsweep/"
 
