@@ -47,6 +47,7 @@ FAULTS = {
     "abort": ("os.abort()", "crashed"),
     "exit": ("os._exit(7)", "crashed"),
     "out of memory": ("raise MemoryError", "out_of_host_memory"),
+    "lost weights": ("from quantsweep.errors import ModelError; raise ModelError('not the original weights')", "model_or_data"),
     "hang": ("time.sleep(1000)", "hung"),
 }
 CONF = """

@@ -43,7 +43,15 @@ def wait_for(condition: object, seconds: float = 120) -> None:
 
 def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "launch.py"), *arguments, f"results_dir={tmp_path / 'results'}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        # A suite that was started in the background of a shell hands SIGINT down as ignored; a user's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
 
 
 def num_rows(folder: Path) -> int:

@@ -78,6 +78,8 @@ def test_cancel_half_way_and_resume(in_cluster: Cluster, launch: Launch, quantsw
     wait_until(lambda: not flying_tasks(SweepFolder(folder)), 120)
     cancelled_at = quantsweep.load_results(folder)
     assert 20 <= num_done(folder) < 147
+    cancelled = json.loads(quantsweep_command("status", "quickstart", "--json").stdout)
+    assert (cancelled["failed"], cancelled["running"], cancelled["waiting"]) == (0, 0, 0), "a cancelled job is no failure"
 
     resumed = launch(*study)
     assert "submitted" in resumed.stdout
