@@ -141,7 +141,7 @@ def test_without_accounting_limits_and_ends_are_unknown_and_a_silent_controller_
         assert accounting([job], datetime.now()) is None
         assert read_limits().max_submit_jobs is None
         cluster.stop_controller()
-        with pytest.raises(SlurmUnavailable, match="Try again later"):
+        with pytest.raises(SlurmUnavailable, match="the state of its jobs is unknown"):
             queue()
         with pytest.raises(SlurmUnavailable):
             cancel([str(job)])

@@ -141,7 +141,9 @@ def test_a_submit_limit_is_respected_and_the_rest_follows(in_cluster: Cluster, l
     said = launch(*arguments).stdout
     assert "submitted 45 shards" in said
     assert "27 shards wait for room" in said
-    assert "in flight 45" in launch(*arguments).stdout
+    full = launch(*arguments, expect=1)
+    assert "in flight 45" in full.stdout
+    assert "no room in the queue now" in full.stderr
     in_cluster.cancel_all()
 
 
