@@ -1,8 +1,9 @@
 """Hydra's launcher: shards on this machine or on Slurm, whichever `cluster=` names.
 
-Shards of our sweeper run on local worker processes, or are submitted to Slurm and left there.  With
-`hydra.launcher.wait=true`, and for jobs that are not shards, each job is a submitit job that runs
-the task function as Hydra would, and its real return value is waited for.
+Shards of our sweeper run on local worker processes, or are submitted to Slurm and left there; there,
+`hydra.launcher.wait=true` only waits for their end (their results are in the tables).  On this
+machine, and for jobs that are not shards, it makes each job a submitit job that runs the task
+function as Hydra would, and returns what it returned.
 """
 
 from __future__ import annotations
