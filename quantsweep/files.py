@@ -20,25 +20,46 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replace `path` with what `write` puts into the file it is given; all of it, durably, or nothing."""
+def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+    """Replace `path` with what `write` puts into the file it is given; all of it, durably, or nothing.
+
+    durable=False leaves out the two fsyncs: for what is only of use while the machine runs (heartbeats).
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - the call that the whole module is about
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace `path` with `text`."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_atomic(path, lambda file: file.write(text.encode()), durable=durable)
+
+
+def filesystem_now(folder: Path) -> float:
+    """The time now by the clock that stamps files in `folder`, and a fresh view of that folder.
+
+    Ages of files are compared with this clock, never with this machine's: two hosts' clocks may
+    differ by minutes, the file server's is one.  Making a file in a folder also makes an NFS client
+    throw away what it remembers of it (the server's answer tells that somebody else changed the
+    folder: `wcc_data` of RFC 1813), so what other hosts have put there is seen afterwards.
+    """
+    probe = folder / f".now.{os.getpid()}.{secrets.token_hex(4)}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -28,7 +28,8 @@ def product_root() -> Path:
 class SweepFolder:
     """The rooms of `results/<sweep>/`.
 
-    plan/      one Parquet a launch: what was asked, and which shard runs it; submissions (JSON)
+    plan/      one Parquet a launch or retry: what was asked, and which shard runs it; submissions (JSON)
+    workers/   one small JSON a worker: which trial it is at, and when it was last heard of
     trials/ metrics/ samples/ layers/     Parquet, one file a worker, only ever replaced whole
     logs/      one file a shard; the trials table holds each trial's place in it
     code/      uncommitted changes that rows refer to by hash
@@ -49,6 +50,11 @@ class SweepFolder:
     def plan(self) -> Path:
         """The folder of plans and submissions."""
         return self.path / "plan"
+
+    @property
+    def workers(self) -> Path:
+        """The folder of workers' records."""
+        return self.path / "workers"
 
     @property
     def logs(self) -> Path:
@@ -85,7 +91,7 @@ class SweepFolder:
                 )
 
     def _rooms(self) -> tuple[Path, ...]:
-        return (self.path, self.plan, self.logs, self.logs / "slurm", self.code, *(self.table(name) for name in TABLES))
+        return (self.path, self.plan, self.workers, self.logs, self.logs / "slurm", self.code, *(self.table(name) for name in TABLES))
 
     def _check_parent(self) -> None:
         parent = next(p for p in self.path.parents if p.exists())

@@ -42,6 +42,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("specs", "registry"),
     ("constraints", "identity", "slurm", "failures", "files"),
     ("grid", "schema", "paths"),
+    ("workers",),
     ("numerics",),
     ("data_types",),
     ("methods",),

@@ -1,0 +1,121 @@
+"""Who is at work: one small file a worker, replaced at each trial and at least every BEAT_SECONDS.
+
+    workers/<worker>.json      {"worker", "host", "pid", "job", "plan", "shard_ids", "trial_id", "ended", …}
+
+The name of a worker is also the stem of its table files (`metrics/<worker>-000.parquet`), so that a
+file can be told to be in use.  The record says which trial a job was at when it was lost, which no
+batch system knows, and that a job lives of which the batch system has never heard.  Its age is
+measured by the file system's clock (`quantsweep.files.filesystem_now`), so hosts' clocks may differ.
+
+A record is a hint for people and for recovery, never a result: it may be lost without harm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from quantsweep.files import filesystem_now, write_text
+from quantsweep.paths import SweepFolder
+
+BEAT_SECONDS = 30.0
+"""A worker says at least this often that it lives."""
+STALE_SECONDS = 900.0
+"""After this long without a word a worker of which nobody else knows anything counts as gone."""
+
+_PART = re.compile(r"(.+)-(\d{3,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRecord:
+    """What one worker says of itself.
+
+    job: Slurm's id (`123_4`), None on this machine alone.  job_name: the array's unique name, which its submission holds.
+    trial_id, label, trial_started: the trial at hand; None between trials.  ended: how it ended; None while it works.
+    gpus, seconds: GPUs it occupies, and for how long so far (the budget counts their product).
+    log, log_start: where the trial at hand writes.
+    """
+
+    worker: str
+    host: str
+    pid: int
+    plan: str
+    job: str | None = None
+    job_name: str | None = None
+    restarts: int = 0
+    shard_ids: tuple[int, ...] = ()
+    shard_id: int | None = None
+    trial_id: str | None = None
+    label: str | None = None
+    trial_started: float | None = None
+    gpus: int = 0
+    seconds: float = 0.0
+    log: str = ""
+    log_start: int = 0
+    ended: str | None = None
+
+
+def new_worker_name() -> str:
+    """A name that no other worker has: host, process, time and chance."""
+    host = re.sub(r"[^A-Za-z0-9]", "-", platform.node()) or "host"
+    return f"{host}-{os.getpid()}-{time.time_ns():x}-{secrets.token_hex(2)}"
+
+
+def worker_of_file(path: Path) -> tuple[str, int] | None:
+    """(worker, part) of a table file `<worker>-<part>.parquet`; None for a file that no worker writes."""
+    match = _PART.fullmatch(path.stem)
+    return (match[1], int(match[2])) if match else None
+
+
+def write_record(folder: SweepFolder, record: WorkerRecord) -> None:
+    """Replace the worker's file (not fsynced: after a power cut nobody is at work anyway)."""
+    write_text(folder.workers / f"{record.worker}.json", json.dumps(asdict(record)), durable=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """A record and how long ago its worker was last heard of, in seconds."""
+
+    record: WorkerRecord
+    age: float
+
+    @property
+    def is_alive(self) -> bool:
+        """True if it has not ended and was heard of lately; a process that is gone from this very machine is dead at once."""
+        record = self.record
+        if record.ended is not None or self.age >= STALE_SECONDS:
+            return False
+        return record.host != platform.node() or is_process(record.pid)
+
+
+def read_records(folder: SweepFolder) -> list[Heard]:
+    """All workers that ever were, with the age of their last word; unreadable files are left out."""
+    if not folder.workers.is_dir():
+        return []
+    now = filesystem_now(folder.workers)
+    found = []
+    for path in sorted(folder.workers.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            content["shard_ids"] = tuple(content["shard_ids"])
+            found.append(Heard(record=WorkerRecord(**content), age=now - path.stat().st_mtime))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # lost in a power cut, or of another version: a record is a hint
+    return found
+
+
+def is_process(pid: int) -> bool:
+    """True if this machine has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
