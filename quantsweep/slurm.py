@@ -36,7 +36,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from quantsweep.errors import SlurmError
+from quantsweep.errors import SlurmError, did_you_mean
 
 # A controller that is down makes a client wait 9 s by itself (MessageTimeout is 10 s); a busy one may take longer.
 TIMEOUT_SECONDS = 60
@@ -421,13 +421,9 @@ def _association_chain(rows: Iterable[_Association], user: str, account: str, pa
 
 def _partition_qos(partition: str | None) -> str:
     """Return the QOS bound to a partition (None: to the default partition), "" for none."""
-    for line in _ask(["scontrol", "--oneliner", "show", "partition"]).splitlines():
-        fields = dict(field.partition("=")[::2] for field in line.split())
-        chosen = fields.get("PartitionName") == partition if partition else fields.get("Default") == "YES"
-        if chosen:
-            bound = fields.get("QoS", "N/A")
-            return "" if bound == "N/A" else bound
-    return ""
+    fields = _chosen_partition(_partitions(), partition) or {}
+    bound = fields.get("QoS", "N/A")
+    return "" if bound == "N/A" else bound
 
 
 _QOS_COLUMNS = ("Name", "MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs", "Flags")
@@ -443,6 +439,83 @@ def _qos_order(table: Mapping[str, Mapping[str, str]], *, partition: str, job: s
     overrides = "OverPartQOS" in table.get(job, {}).get("Flags", "")
     order = [job, partition] if overrides else [partition, job]
     return [name for name in order if name in table]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartitionLimits:
+    """What one partition allows; minutes are rounded down, since Slurm's time limits have a grain of one."""
+
+    name: str
+    max_minutes: int | None  # longest time limit; None: no limit
+    default_minutes: int | None  # given to a job that asks for none; None: the partition's longest
+    max_nodes: int | None  # nodes that one job may have; None: no limit
+    num_nodes: int
+    whole_nodes: bool  # a job gets whole nodes, whatever it asks for (OverSubscribe=EXCLUSIVE)
+    state: str  # "UP" takes and starts jobs; DOWN, DRAIN and INACTIVE do not
+    allow_accounts: tuple[str, ...] | None  # None: any but those denied
+    deny_accounts: tuple[str, ...]
+    allow_qos: tuple[str, ...] | None
+    deny_qos: tuple[str, ...]
+
+
+def partition_limits(name: str | None = None) -> PartitionLimits:
+    """Return what a partition allows, in one call; None stands for the cluster's default partition.
+
+    Raises SlurmError when there is no such partition (it names those that exist), SlurmUnavailable
+    when the controller does not answer.  A hidden partition counts as absent.
+    """
+    listed = _partitions()
+    fields = _chosen_partition(listed, name)
+    if fields is None:
+        known = [row["PartitionName"] for row in listed]
+        what = did_you_mean("partition", name, known) if name else f"no default partition. Available: {', '.join(known) or '(none)'}"
+        raise SlurmError(f"{what}. Choose with cluster.partition=…")
+    return PartitionLimits(
+        name=fields["PartitionName"],
+        max_minutes=parse_minutes(fields.get("MaxTime", "UNLIMITED")),
+        default_minutes=parse_minutes(fields.get("DefaultTime", "NONE")),
+        max_nodes=_count(fields.get("MaxNodes", "UNLIMITED")),
+        num_nodes=_count(fields.get("TotalNodes", "0")) or 0,
+        whole_nodes=fields.get("OverSubscribe") == "EXCLUSIVE",
+        state=fields.get("State", "UP"),
+        allow_accounts=_names(fields.get("AllowAccounts", "ALL")),
+        deny_accounts=_names(fields.get("DenyAccounts", "")) or (),
+        allow_qos=_names(fields.get("AllowQos", "ALL")),
+        deny_qos=_names(fields.get("DenyQos", "")) or (),
+    )
+
+
+def parse_minutes(text: str) -> int | None:
+    """Return whole minutes of a time as Slurm prints it; None for UNLIMITED, INFINITE and NONE.
+
+    >>> [parse_minutes(text) for text in ("02:00:00", "1-00:30:59", "UNLIMITED")]
+    [120, 1470, None]
+    """
+    if text in ("UNLIMITED", "INFINITE", "NONE"):
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if match is None:
+        raise SlurmError(f"cannot read the time '{text}' in Slurm's answer: [days-]hours:minutes:seconds or UNLIMITED is expected")
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    return None if text == "ALL" else tuple(name for name in text.split(",") if name)
+
+
+def _partitions() -> list[dict[str, str]]:
+    lines = _ask(["scontrol", "--oneliner", "show", "partition"]).splitlines()
+    rows = [dict(field.partition("=")[::2] for field in line.split()) for line in lines]
+    return [row for row in rows if "PartitionName" in row]  # "No partitions in the system" is a line too
+
+
+def _chosen_partition(listed: Iterable[dict[str, str]], name: str | None) -> dict[str, str] | None:
+    return next((row for row in listed if (row["PartitionName"] == name if name else row.get("Default") == "YES")), None)
 
 
 def _user_name() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quantsweep.errors import SlurmError
 from quantsweep.slurm import (
     QueuedTask,
     SlurmUnavailable,
@@ -15,6 +16,7 @@ from quantsweep.slurm import (
     accounting,
     available,
     cancel,
+    partition_limits,
     queue,
     read_limits,
 )
@@ -96,6 +98,21 @@ def test_limits_are_read_as_they_are_set(in_cluster: Cluster) -> None:
     assert (limits.max_array_size, limits.max_job_count, limits.max_submit_jobs) == (101, 10_000, None)
     assert read_limits(qos="tight").max_submit_jobs == 50
     assert read_limits(partition="limited").notes == ("MaxSubmitJobsPerUser=50 of QOS tight",)
+
+
+def test_a_partition_is_read_as_it_is_set(in_cluster: Cluster) -> None:
+    assert partition_limits().name == "main"
+    assert (partition_limits("limited").max_minutes, partition_limits("limited").num_nodes) == (None, 4)
+    options = ["MaxTime=2-03:04:00", "DefaultTime=30", "MaxNodes=1", "OverSubscribe=EXCLUSIVE", "State=DRAIN", "DenyQos=tight"]
+    in_cluster.run(["scontrol", "create", "PartitionName=short", "Nodes=n[0-1]", *options])
+    try:
+        short = partition_limits("short")
+    finally:
+        in_cluster.run(["scontrol", "delete", "PartitionName=short"])
+    assert (short.max_minutes, short.default_minutes, short.max_nodes, short.num_nodes) == (2 * 1440 + 3 * 60 + 4, 30, 1, 2)
+    assert (short.whole_nodes, short.state, short.allow_qos, short.deny_qos) == (True, "DRAIN", None, ("tight",))
+    with pytest.raises(SlurmError, match="unknown partition 'short'"):
+        partition_limits("short")
 
 
 def test_the_limit_that_is_read_is_the_one_that_slurm_enforces(cluster_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

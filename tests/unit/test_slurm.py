@@ -318,6 +318,48 @@ def test_the_limits_that_bind(slurm_says: SlurmSays, qos: str | None, partition:
     assert (limits.max_array_size, limits.max_job_count) == (101, 10_000)
 
 
+# As 22.05 prints them, cut to what is read; the first line is whole.
+PARTITION_TABLE = """\
+PartitionName=main AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=YES QoS=N/A DefaultTime=NONE DisableRootJobs=NO \
+ExclusiveUser=NO GraceTime=0 Hidden=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED Nodes=n[0-3] \
+PriorityJobFactor=1 PriorityTier=1 RootOnly=NO ReqResv=NO OverSubscribe=NO OverTimeLimit=NONE PreemptMode=OFF State=UP TotalCPUs=32 \
+TotalNodes=4 SelectTypeParameters=NONE JobDefaults=(null) DefMemPerNode=UNLIMITED MaxMemPerNode=UNLIMITED
+PartitionName=gpu AllowAccounts=lab,guests DenyQos=tight Default=NO DefaultTime=00:30:00 MaxNodes=2 MaxTime=1-12:00:00 \
+OverSubscribe=EXCLUSIVE State=DRAIN TotalNodes=8
+"""
+
+
+def test_what_a_partition_allows(slurm_says: SlurmSays) -> None:
+    slurm_says({"scontrol partition": answers(PARTITION_TABLE)})
+    main, gpu = slurm.partition_limits(), slurm.partition_limits("gpu")
+    assert (main.name, main.max_minutes, main.default_minutes, main.max_nodes, main.num_nodes) == ("main", None, None, None, 4)
+    assert (main.whole_nodes, main.state, main.allow_accounts, main.deny_accounts, main.allow_qos) == (False, "UP", None, (), None)
+    assert (gpu.name, gpu.max_minutes, gpu.default_minutes, gpu.max_nodes, gpu.num_nodes) == ("gpu", 36 * 60, 30, 2, 8)
+    assert (gpu.whole_nodes, gpu.state, gpu.allow_accounts, gpu.deny_qos) == (True, "DRAIN", ("lab", "guests"), ("tight",))
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "message"),
+    [
+        pytest.param(PARTITION_TABLE, "gpus", r"unknown partition 'gpus'. Did you mean 'gpu'\? Available: gpu, main", id="misspelt"),
+        pytest.param(PARTITION_TABLE.splitlines()[1], None, r"no default partition. Available: gpu", id="no-default"),
+        pytest.param("No partitions in the system\n", None, r"Available: \(none\)", id="none-at-all"),
+        pytest.param(PARTITION_TABLE.replace("1-12:00:00", "a while"), "gpu", r"cannot read the time 'a", id="unreadable-time"),
+    ],
+)
+def test_a_partition_that_cannot_be_read(slurm_says: SlurmSays, table: str, name: str | None, message: str) -> None:
+    slurm_says({"scontrol partition": answers(table)})
+    with pytest.raises(SlurmError, match=message):
+        slurm.partition_limits(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("00:00:59", 0), ("02:00:00", 120), ("1-00:00:00", 1440), ("365-00:00:00", 525_600), ("INFINITE", None)]
+)
+def test_times_as_slurm_prints_them(text: str, minutes: int | None) -> None:
+    assert slurm.parse_minutes(text) == minutes
+
+
 @pytest.mark.usefixtures("as_root")
 def test_an_association_for_the_partition_goes_before_the_general_one(slurm_says: SlurmSays) -> None:
     slurm_says(_records(own="lab|root|||200||normal\nlab|root|main||70||normal\n"))
