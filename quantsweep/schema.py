@@ -140,14 +140,19 @@ class Schema:
 
     def section(self, name: str, candidate: Config) -> Config:
         """The configuration of one section for one candidate, merged as Hydra would."""
-        prefix = f"{name}."
-        dotted = tuple((key, value) for key, value in candidate.items() if key.startswith(prefix))
+        dotted = tuple((key, candidate[key]) for key in self._dotted_keys(name, tuple(candidate)))
         memo_key = ("section", name, candidate.get(name), dotted)
-        if memo_key not in self._memo:
-            self._memo[memo_key] = self._merge_section(name, candidate.get(name), dotted)
-        merged, seen = self._memo[memo_key]
-        self.seen_keys.update(seen)
+        found = self._memo.get(memo_key)
+        if found is None:
+            found = self._memo[memo_key] = self._merge_section(name, candidate.get(name), dotted)
+        merged, seen = found
+        if seen:
+            self.seen_keys.update(seen)
         return typing.cast("Config", merged)
+
+    def _dotted_keys(self, name: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """Those keys of a candidate that reach into a section; all candidates of a grid have the same keys."""
+        return self._memoised(("dotted", name, keys), lambda: tuple(key for key in keys if key.startswith(f"{name}.")))
 
     def _merge_section(self, name: str, option: str | None, dotted: tuple[tuple[str, Any], ...]) -> tuple[Config, tuple[str, ...]]:
         config = copy.deepcopy(dict(self._base[name] if option is None else self._options[name][option]))
@@ -182,41 +187,37 @@ class Schema:
     def model(self, candidate: Config) -> ModelSpec:
         """The model of a candidate, with the identity of its content where that is known."""
         config = self.section("model", candidate)
-        return self._memoised("model", config, lambda: build_model(config))
+        return self._memoised(("model", id(config)), lambda: build_model(config))
 
     def quantization(self, candidate: Config) -> tuple[QuantizationSpec, str | None]:
         """How a candidate quantizes, and the reason why that means nothing (None if it does)."""
         method, data_type = self.section("method", candidate), self.section("data_type", candidate)
         scalars = {key: self._value(key, candidate) for key in QUANTIZATION_KEYS}
         none = self._options["method"][BASELINE]
-        return self._memoised("quantization", [method, data_type, scalars], lambda: build_quantization(method, data_type, scalars, none))
+        key = ("quantization", id(method), id(data_type), *scalars.values())
+        return self._memoised(key, lambda: build_quantization(method, data_type, scalars, none))
 
     def calibration(self, candidate: Config) -> CalibrationSpec:
         """The calibration text of a candidate."""
         config = self.section("calibration", candidate)
-        return self._memoised("calibration", config, lambda: convert(CalibrationSpec, config, f"calibration {config.get('name')}"))
+        return self._memoised(("calibration", id(config)), lambda: convert(CalibrationSpec, config, f"calibration {config.get('name')}"))
 
     def tasks(self, candidate: Config) -> tuple[TaskSpec, ...]:
         """The tasks of a candidate: one, or those of a suite, with the run's limit and few-shot count."""
         config = self.section("task", candidate)
         overrides = {key: self._value(key, candidate) for key in TASK_KEYS}
-        task_path = self._base["task_path"]
-        members = [self._options["task"][name] for name in config["suite"]] if "suite" in config else [config]
-        return self._memoised("tasks", [members, overrides], lambda: tuple(build_task(member, overrides, task_path) for member in members))
+        return self._memoised(("tasks", id(config), *overrides.values()), lambda: self._build_tasks(config, overrides))
 
-    def _memoised(self, kind: str, config: Any, build: typing.Callable[[], T]) -> T:
+    def _build_tasks(self, config: Config, overrides: Config) -> tuple[TaskSpec, ...]:
+        members = [self._options["task"][name] for name in config["suite"]] if "suite" in config else [config]
+        return tuple(build_task(member, overrides, self._base["task_path"]) for member in members)
+
+    def _memoised(self, key: tuple[Any, ...], build: typing.Callable[[], T]) -> T:
         # Sections come out of `section` as the same objects again and again: their identity is a
-        # sound and fast key, since the memo keeps them alive.
-        key = (kind, *(_memo_part(part) for part in (config if isinstance(config, list) else [config])))
+        # sound and fast part of a key, since the memo keeps them alive.
         if key not in self._memo:
             self._memo[key] = build()
         return typing.cast("T", self._memo[key])
-
-
-def _memo_part(part: Any) -> Any:
-    if isinstance(part, list):
-        return tuple(id(item) for item in part)
-    return tuple(part.values()) if set(part) <= {*QUANTIZATION_KEYS, *TASK_KEYS} else id(part)
 
 
 def _set_path(config: dict[str, Any], path: list[str], value: Any) -> bool:

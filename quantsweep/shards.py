@@ -2,12 +2,13 @@
 
 The prediction is a floor from arithmetic, not a measurement: a forward pass costs 2 operations a
 parameter and token, so   minutes = 2 · parameters · tokens / (operations a second · 60) + overhead.
-It only has to be right about proportions: it decides how many trials share a worker.
+It only has to be right about proportions: it decides how many trials share a worker.  Where there are
+past trials, `quantsweep.prediction` knows better, and `cut` is given its minutes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -23,6 +24,8 @@ SECONDS_A_TRIAL = 0.5
 """Assumed for quantizing, restoring and writing."""
 UNKNOWN_PARAMETERS = 1_000_000_000
 """Assumed where a model's yaml states no parameter count."""
+Minutes = Callable[[PlannedTrial], float]
+"""Predicts the duration of one trial on one worker, in minutes."""
 SHARDS_A_WORKER = 4
 """Local workers get at least this many shards each (if there are trials enough), so that none idles at the end."""
 
@@ -31,28 +34,32 @@ def predicted_minutes(planned: PlannedTrial) -> float:
     """Predicted duration of one trial on one worker."""
     model = planned.trial.model
     rate = OPERATIONS_A_SECOND["gpu" if model.resources.gpus else "cpu"]
-    tokens = sum(_tokens(task) for task in planned.tasks)
+    tokens = sum(assumed_tokens(task) for task in planned.tasks)
     return (2 * (model.parameters or UNKNOWN_PARAMETERS) * tokens / rate + SECONDS_A_TRIAL) / 60
 
 
-def _tokens(task: TaskSpec) -> int:
+def assumed_tokens(task: TaskSpec) -> int:
+    """Tokens that one evaluation of a task is assumed to send through the model."""
     return (task.limit or EXAMPLES_OF_A_TASK) * TOKENS_AN_EXAMPLE
 
 
-def cut(trials: Iterable[PlannedTrial], *, max_minutes: float, workers: int | None = None) -> tuple[Shard, ...]:
+def cut(
+    trials: Iterable[PlannedTrial], *, max_minutes: float, workers: int | None = None, minutes: Minutes = predicted_minutes
+) -> tuple[Shard, ...]:
     """Cut trials into shards, small models first.
 
     max_minutes: predicted bound of a shard (a single longer trial is a shard of its own).
     workers: for local runs, how many work side by side; shards are then cut small enough to keep them all busy.
+    minutes: predicts one trial.
     """
     ordered = sorted(trials, key=_order)
     if workers is not None and ordered:
-        total = sum(predicted_minutes(trial) for trial in ordered)
+        total = sum(map(minutes, ordered))
         max_minutes = min(max_minutes, total / (workers * SHARDS_A_WORKER))
     pieces = [
         (resources, tuple(chunk))
         for (_, resources), group in groupby(ordered, key=_affinity)
-        for chunk in _chunks(list(group), max_minutes)
+        for chunk in _chunks([(trial, minutes(trial)) for trial in group], max_minutes)
     ]
     return tuple(Shard(shard_id=number, resources=resources, trials=chunk) for number, (resources, chunk) in enumerate(pieces))
 
@@ -68,15 +75,14 @@ def _affinity(planned: PlannedTrial) -> tuple[object, Resources]:
     return _order(planned)[:-1], planned.trial.model.resources
 
 
-def _chunks(trials: Sequence[PlannedTrial], max_minutes: float) -> Iterable[list[PlannedTrial]]:
+def _chunks(trials: Sequence[tuple[PlannedTrial, float]], max_minutes: float) -> Iterable[list[PlannedTrial]]:
     """Consecutive runs of about equal predicted length, none above `max_minutes` unless a single trial is."""
-    total = sum(predicted_minutes(trial) for trial in trials)
+    total = sum(cost for _, cost in trials)
     pieces = max(1, -(-total // max_minutes)) if max_minutes > 0 else len(trials)
     target = total / pieces
     chunk: list[PlannedTrial] = []
     minutes = 0.0
-    for trial in trials:
-        cost = predicted_minutes(trial)
+    for trial, cost in trials:
         if chunk and minutes + cost > target * (1 + 1e-9):
             yield chunk
             chunk, minutes = [], 0.0
