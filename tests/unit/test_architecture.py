@@ -26,7 +26,7 @@ FORBIDDEN = {
         "submitit",
         "lm_eval",
     },
-    ("schema.py", "grid.py", "plan.py", "shards.py", "records.py", "files.py", "worker.py", "messages.py"): {
+    ("schema.py", "grid.py", "plan.py", "shards.py", "records.py", "files.py", "worker.py", "messages.py", "prediction.py"): {
         "torch",
         "transformers",
         "submitit",
@@ -51,7 +51,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("shards",),
     ("plan",),
     ("records",),
-    ("results",),
+    ("results", "prediction"),
     ("environment", "tracking"),
     ("child",),
     ("worker",),

@@ -1,0 +1,368 @@
+"""How long trials will take, told by past trials on the same hardware.
+
+A trial's time has two parts that grow with different things, and past rows hold both:
+
+    an evaluation           seconds = a + b · parameters · tokens
+    everything else         seconds = c + d · parameters          one line a method: quantizing, restoring, writing
+
+Both lines are fitted to relative errors, with the say of outliers bounded (a stalled file system is
+no property of the model), and are never negative.  A model that ran before is scaled by how far it
+was from the lines: its own past is the best predictor.  What remains unexplained, as the spread of
+log(measured / predicted), becomes the interval.
+
+Hardware is told by the rows' `device`; processors and GPUs are never mixed.  With fewer than
+MIN_TRIALS past trials the arithmetic of `quantsweep.shards` stands in, and the basis says so.
+Loading a model, once a shard, is in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quantsweep import records
+from quantsweep.errors import ResultsError
+from quantsweep.shards import EXAMPLES_OF_A_TASK, UNKNOWN_PARAMETERS, assumed_tokens, predicted_minutes
+from quantsweep.specs import PlannedTrial, TaskSpec
+
+MIN_TRIALS = 20
+"""Fewer past trials on a device say nothing about it."""
+MIN_TRIALS_OF_A_MODEL = 5
+"""From so many past trials on, a model is scaled by its own past."""
+MAX_TRIALS = 40_000
+"""Past trials that are looked at, newest sweeps first: planning must stay cheap however much was run."""
+SMALLEST_SPREAD = 0.05
+"""Of log(measured / predicted): identical trials on one machine differ by some percent."""
+TWO_SIDED_90 = 1.645
+"""Standard deviations on either side that hold 90 % of a normal distribution."""
+ARITHMETIC_RANGE = (0.3, 10.0)
+"""Assumed around a prediction without any measurement: it is a floor, more likely exceeded than undercut."""
+ARITHMETIC = "arithmetic on model sizes, not a measurement"
+
+_STEPS = 8
+_OUTLIER = 2.0
+"""Residuals beyond so many robust standard deviations are weighted down."""
+
+_TRIALS = ("attempt", "model", "method", "device", "driver", "status", "finished_at", "num_parameters")
+_REST = ("quantize_seconds", "restore_seconds", "write_seconds")
+_METRICS = ("attempt", "model", "task", "task_key", "num_fewshot", "limit", "num_samples", "num_input_tokens", "num_parameters")
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """The worker time of some trials: minutes, a 90 % interval (low, high) in minutes, and what it rests on, in words."""
+
+    minutes: float
+    low: float
+    high: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    """seconds = at_zero + slope · x, neither below 0."""
+
+    at_zero: float
+    slope: float
+
+    def __call__(self, x: Any) -> Any:
+        return self.at_zero + self.slope * x
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Hardware:
+    """What past trials on one device came to; `rest` is by method, under None for all methods together."""
+
+    device: str
+    num_trials: int
+    evaluation: _Line
+    rest: Mapping[str | None, _Line]
+    models: Mapping[str, float]
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tokens:
+    """Tokens that went through a model, by (model, task key), by task key, and an example's by (task, num_fewshot).
+
+    all_examples: examples of a task that ran without a limit.
+    """
+
+    of_model: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    of_task: Mapping[str, float] = field(default_factory=dict)
+    an_example: Mapping[tuple[str, int | None], float] = field(default_factory=dict)
+    all_examples: Mapping[str, int] = field(default_factory=dict)
+
+    def expected(self, model: str, task: TaskSpec) -> float:
+        """The best guess for one evaluation: the same model, any model, the same task at another limit, or an assumption."""
+        known = self.of_model.get((model, task.task_key)) or self.of_task.get(task.task_key)
+        if known is not None:
+            return known
+        an_example = self.an_example.get((task.name, task.num_fewshot))
+        if an_example is None:
+            return assumed_tokens(task)
+        whole = self.all_examples.get(task.name)
+        examples = whole or task.limit or EXAMPLES_OF_A_TASK
+        return an_example * (min(examples, task.limit) if task.limit is not None else examples)
+
+
+class Predictor:
+    """Predicts trials from past ones; without any, from arithmetic.
+
+    gpu: whether trials will run on a GPU; None: those whose model asks for one do.
+    """
+
+    def __init__(
+        self,
+        hardware: Mapping[bool, _Hardware] | None = None,
+        *,
+        tokens: _Tokens | None = None,
+        parameters: Mapping[str, int] | None = None,
+        unreadable: Sequence[str] = (),
+        gpu: bool | None = None,
+    ) -> None:
+        self._hardware = hardware or {}
+        self._tokens = tokens or _Tokens()
+        self._parameters = parameters or {}
+        self._unreadable = tuple(unreadable)
+        self._gpu = gpu
+        self._memo: dict[tuple[Any, ...], float] = {}
+
+    @classmethod
+    def from_tables(cls, folders: Iterable[Path], *, device_hint: str | None = None, gpu: bool | None = None) -> Predictor:
+        """Learn from the tables of some sweeps, newest first (see `sweep_folders`).
+
+        device_hint: a part of a device's name, such as "H100"; None: the device that was used last.  A
+        sweep that cannot be read is left out, and the basis of each forecast names it.
+        """
+        trials, metrics, unreadable = _read(folders)
+        if trials.num_rows == 0:
+            return cls(unreadable=unreadable, gpu=gpu)
+        hardware = {}
+        for is_gpu in (False, True):
+            device = _device(trials, is_gpu, device_hint)
+            if device is not None:
+                hardware[is_gpu] = _learn(device, trials.filter(pc.equal(trials.column("device"), device)), metrics)
+        parameters = _means(trials, ("model",), "num_parameters")
+        counted = {model: int(number) for (model,), number in parameters.items()}
+        return cls(hardware, tokens=_learn_tokens(metrics), parameters=counted, unreadable=unreadable, gpu=gpu)
+
+    def minutes(self, planned: PlannedTrial) -> float:
+        """Predicted duration of one trial on one worker, in minutes."""
+        model = planned.trial.model
+        key = (model.name, model.parameters, self._on_gpu(planned), planned.trial.quantization.method, planned.tasks)
+        known = self._memo.get(key)
+        if known is None:
+            known = self._memo[key] = self._predict(planned)
+        return known
+
+    def forecast(self, trials: Iterable[PlannedTrial]) -> Forecast:
+        """The worker time of all these trials together, with its interval and its basis."""
+        sums: dict[bool | None, float] = {}
+        strange: set[str] = set()
+        for planned in trials:
+            on_gpu = self._on_gpu(planned)
+            kind = on_gpu if on_gpu in self._hardware else None
+            sums[kind] = sums.get(kind, 0.0) + self.minutes(planned)
+            if kind is not None and planned.trial.quantization.method not in self._hardware[kind].rest:
+                strange.add(planned.trial.quantization.method)
+        ranges = {kind: self._range(kind) for kind in sums}
+        return Forecast(
+            minutes=sum(sums.values()),
+            # What is wrong with one trial of a kind is likely wrong with all of them: errors are not averaged away.
+            low=sum(total * ranges[kind][0] for kind, total in sums.items()),
+            high=sum(total * ranges[kind][1] for kind, total in sums.items()),
+            basis=self._basis(sums, strange),
+        )
+
+    def _on_gpu(self, planned: PlannedTrial) -> bool:
+        return planned.trial.model.resources.gpus > 0 if self._gpu is None else self._gpu
+
+    def _predict(self, planned: PlannedTrial) -> float:
+        hardware = self._hardware.get(self._on_gpu(planned))
+        if hardware is None:
+            return predicted_minutes(planned)
+        model = planned.trial.model
+        parameters = self._parameters.get(model.name) or model.parameters or UNKNOWN_PARAMETERS
+        evaluations = sum(hardware.evaluation(parameters * self._tokens.expected(model.name, task)) for task in planned.tasks)
+        rest = hardware.rest.get(planned.trial.quantization.method, hardware.rest[None])(parameters)
+        return float((evaluations + rest) * hardware.models.get(model.name, 1.0) / 60)
+
+    def _range(self, kind: bool | None) -> tuple[float, float]:
+        if kind is None:
+            return ARITHMETIC_RANGE
+        factor = exp(TWO_SIDED_90 * self._hardware[kind].spread)
+        return 1 / factor, factor
+
+    def _basis(self, sums: Mapping[bool | None, float], strange: Iterable[str]) -> str:
+        known = [self._hardware[kind] for kind in sums if kind is not None]
+        parts = [f"from {hardware.num_trials:,} past trials on {hardware.device}" for hardware in known]
+        parts += [f"none of them with method {method}" for method in sorted(strange)]
+        parts += [ARITHMETIC] if None in sums or not sums else []
+        parts += [f"not readable: {', '.join(self._unreadable)}"] if self._unreadable else []
+        return "; ".join(parts)
+
+
+def sweep_folders(results_dir: Path) -> list[Path]:
+    """The sweeps under a results folder that have tables, the one that was last written to first."""
+    rooms = [path for path in results_dir.glob("*/trials") if path.is_dir()]
+    return [room.parent for room in sorted(rooms, key=lambda room: room.stat().st_mtime, reverse=True)]
+
+
+# --- reading --------------------------------------------------------------------------------------------------------------
+
+
+def _read(folders: Iterable[Path]) -> tuple[pa.Table, pa.Table, list[str]]:
+    """Trials that ended well, and one row for each of their evaluations; names of sweeps that cannot be read."""
+    trials, metrics = [_empty("trials", (*_TRIALS, *_REST))], [_empty("metrics", (*_METRICS, "evaluate_seconds"))]
+    unreadable: list[str] = []
+    for folder in folders:
+        if sum(table.num_rows for table in trials) >= MAX_TRIALS:
+            break
+        try:
+            trials_here = records.read_table(folder, "trials", trials[0].column_names)
+            metrics_here = records.read_table(folder, "metrics", [*metrics[0].column_names, "is_primary"])
+        except ResultsError:
+            unreadable.append(folder.name)
+            continue
+        trials.append(_complete(trials_here.filter(pc.equal(trials_here.column("status"), "done"))))
+        metrics.append(metrics_here.filter(metrics_here.column("is_primary")).drop_columns(["is_primary"]))
+    return pa.concat_tables(trials), pa.concat_tables(metrics), unreadable
+
+
+def _complete(trials: pa.Table) -> pa.Table:
+    """Trials whose measurements are all there."""
+    for name in ("num_parameters", *_REST):
+        trials = trials.filter(pc.is_valid(trials.column(name)))
+    return trials
+
+
+def _empty(table: str, names: Iterable[str]) -> pa.Table:
+    schema = records.arrow_schema(table)
+    return pa.schema([schema.field(name) for name in names]).empty_table()
+
+
+def _device(trials: pa.Table, is_gpu: bool, hint: str | None) -> str | None:
+    """Of the devices that enough trials ran on, the one that was used last; a GPU is what has a driver."""
+    driver = trials.column("driver")
+    rows = trials.filter(pc.is_valid(driver) if is_gpu else pc.is_null(driver))
+    used = rows.group_by("device").aggregate([("finished_at", "max"), ("attempt", "count")]).to_pylist()
+    known = [
+        (entry["finished_at_max"], entry["device"])
+        for entry in used
+        if entry["device"] is not None
+        and entry["attempt_count"] >= MIN_TRIALS
+        and (hint is None or hint.lower() in entry["device"].lower())
+    ]
+    return max(known)[1] if known else None
+
+
+def _means(table: pa.Table, keys: Sequence[str], column: str) -> dict[tuple[Any, ...], float]:
+    grouped = table.group_by(list(keys)).aggregate([(column, "mean")])
+    names = zip(*(grouped.column(key).to_pylist() for key in keys), strict=True)
+    return {name: mean for name, mean in zip(names, grouped.column(f"{column}_mean").to_pylist(), strict=True) if mean is not None}
+
+
+def _learn_tokens(metrics: pa.Table) -> _Tokens:
+    per_example = pc.divide(pc.cast(metrics.column("num_input_tokens"), pa.float64()), metrics.column("num_samples"))
+    whole = metrics.filter(pc.is_null(metrics.column("limit")))
+    return _Tokens(
+        of_model={(model, task): n for (model, task), n in _means(metrics, ("model", "task_key"), "num_input_tokens").items()},
+        of_task={task: n for (task,), n in _means(metrics, ("task_key",), "num_input_tokens").items()},
+        an_example={
+            (task, shots): n
+            for (task, shots), n in _means(
+                metrics.append_column("per_example", per_example), ("task", "num_fewshot"), "per_example"
+            ).items()
+        },
+        all_examples={task: round(n) for (task,), n in _means(whole, ("task",), "num_samples").items()},
+    )
+
+
+# --- fitting --------------------------------------------------------------------------------------------------------------
+
+
+def _learn(device: str, trials: pa.Table, metrics: pa.Table) -> _Hardware:
+    """Fit both lines to the trials of one device."""
+    evaluations = metrics.filter(pc.is_in(metrics.column("attempt"), value_set=trials.column("attempt").combine_chunks()))
+    work = _floats(evaluations, "num_parameters") * _floats(evaluations, "num_input_tokens")
+    evaluation = _fit(work, _floats(evaluations, "evaluate_seconds"))
+    parameters = _floats(trials, "num_parameters")
+    rest_seconds = sum((_floats(trials, name) for name in _REST), np.zeros(trials.num_rows))
+    methods = np.array(trials.column("method").to_pylist())
+    rest: dict[str | None, _Line] = {None: _fit(parameters, rest_seconds)}
+    rest |= {str(m): _fit(parameters[methods == m], rest_seconds[methods == m]) for m in np.unique(methods)}
+
+    # The trial as a whole: its evaluations are found by their attempt.
+    place = pc.index_in(evaluations.column("attempt"), value_set=trials.column("attempt").combine_chunks()).to_numpy()
+    measured = rest_seconds + _sums(place, _floats(evaluations, "evaluate_seconds"), trials.num_rows)
+    predicted = np.array([rest[str(m)](p) for m, p in zip(methods, parameters, strict=True)])
+    predicted += _sums(place, evaluation(work), trials.num_rows)
+    ratios = np.log(np.maximum(measured, 1e-9) / np.maximum(predicted, 1e-9))
+    names = np.array(trials.column("model").to_pylist())
+    models = {
+        str(name): float(np.median(ratios[names == name])) for name in np.unique(names) if (names == name).sum() >= MIN_TRIALS_OF_A_MODEL
+    }
+    left = ratios - np.array([models.get(str(name), 0.0) for name in names])
+    return _Hardware(
+        device=device,
+        num_trials=trials.num_rows,
+        evaluation=evaluation,
+        rest=rest,
+        models={name: exp(ratio) for name, ratio in models.items()},
+        spread=max(SMALLEST_SPREAD, _robust_deviation(left)),
+    )
+
+
+def _floats(table: pa.Table, name: str) -> Floats:
+    return np.asarray(table.column(name).to_numpy(), dtype=np.float64)
+
+
+def _sums(place: Any, values: Floats, size: int) -> Floats:
+    return np.asarray(np.bincount(place, weights=values, minlength=size), dtype=np.float64)
+
+
+def _robust_deviation(residuals: Floats) -> float:
+    """The standard deviation that the median of |residuals| implies for a normal distribution."""
+    return float(1.4826 * np.median(np.abs(residuals))) if residuals.size else 0.0
+
+
+def _fit(x: Floats, y: Floats) -> _Line:
+    """The line with the smallest relative errors, outliers weighted down; proportional where all x are the same."""
+    if x.size == 0:
+        return _Line(0.0, 0.0)
+    y = np.maximum(y, 1e-6)
+    scale = float(x.max()) or 1.0
+    x = x / scale
+    weights = 1 / y**2
+    line = _weighted(x, y, weights)
+    for _ in range(_STEPS):
+        predicted = np.maximum(line(x), 1e-9)
+        residuals = np.log(y / predicted)
+        limit = _OUTLIER * max(SMALLEST_SPREAD, _robust_deviation(residuals))
+        weights = np.minimum(1.0, limit / np.maximum(np.abs(residuals), 1e-12)) / predicted**2
+        line = _weighted(x, y, weights)
+    return _Line(line.at_zero, line.slope / scale)
+
+
+def _weighted(x: Floats, y: Floats, weights: Floats) -> _Line:
+    """Weighted least squares with neither coefficient below 0."""
+    total, mean_x, mean_y = weights.sum(), np.average(x, weights=weights), np.average(y, weights=weights)
+    spread = float((weights * (x - mean_x) ** 2).sum())
+    through_zero = _Line(0.0, float((weights * x * y).sum() / max((weights * x * x).sum(), 1e-300)))
+    if spread <= 1e-12 * total:
+        return through_zero
+    slope = float((weights * (x - mean_x) * (y - mean_y)).sum() / spread)
+    at_zero = float(mean_y - slope * mean_x)
+    if slope < 0:
+        return _Line(float(mean_y), 0.0)
+    return through_zero if at_zero < 0 else _Line(at_zero, slope)
