@@ -92,6 +92,10 @@ class Cluster:
     partitions: Mapping[str, str] = field(default_factory=dict)
     #: Adds the partitions `low` and `high`, see PREEMPTION_PARTITIONS.
     preemption: bool = False
+    #: Node name -> (source, target) folders: the node's processes see `source` at the path `target`, as another host
+    #: would, while everybody else goes on seeing what is there.  Both must exist when the node starts, and what is
+    #: mounted elsewhere after that is not seen by it.
+    node_mounts: Mapping[str, Sequence[tuple[Path, Path]]] = field(default_factory=dict)
     #: Seconds a requeued job waits before it may start again (Slurm's own default is 120).
     requeue_delay: int = 10
     #: Any other line of slurm.conf, overriding ours.
@@ -107,6 +111,8 @@ class Cluster:
                 f"root '{root}' has {len(str(root))} characters; Unix sockets below it need at most {LONGEST_ROOT}. "
                 "Choose a shorter folder, such as one under /tmp."
             )
+        if unknown := sorted(set(self.node_mounts) - set(self.node_names)):
+            raise ClusterError(f"node_mounts names {', '.join(unknown)}; the nodes are {', '.join(self.node_names)}")
 
     # -- use ------------------------------------------------------------------------------------
 
@@ -199,7 +205,7 @@ class Cluster:
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of one node (again)."""
-        self._launch(f"slurmd-{node}", ["slurmd", "-N", node])
+        self._launch(f"slurmd-{node}", _with_mounts(self.node_mounts.get(node, ()), ["slurmd", "-N", node]))
 
     def kill_node(self, node: str) -> None:
         """Kill the slurmd of one node as a crash would; its running steps live on, as they do for real."""
@@ -434,6 +440,15 @@ def reap_orphans(parent: Path) -> list[Path]:
             shutil.rmtree(root, ignore_errors=True)
             reaped.append(root)
     return reaped
+
+
+def _with_mounts(mounts: Sequence[tuple[Path, Path]], argv: Sequence[str]) -> list[str]:
+    """Wrap a command so that it, and all that it starts, has its own mounts; nobody else sees them."""
+    if not mounts:
+        return list(argv)
+    script = 'while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift; exec "$@"'
+    folders = [str(folder) for pair in mounts for folder in pair]
+    return ["unshare", "--mount", "--propagation=private", "sh", "-ec", script, "sh", *folders, "--", *argv]
 
 
 def _program(name: str) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm import late_fs
 from tests.slurm.cluster import TEMPORARY_PREFIX, Cluster, missing_programs, reap_orphans
 
 # Not tmp_path, whose names are too long for Unix sockets; mkdtemp makes a folder that only its owner can read.
@@ -30,13 +31,24 @@ def _why_not() -> str | None:
     return None
 
 
+def _skip_or_fail(reason: str | None) -> None:
+    if reason is None:
+        return
+    if os.environ.get("QUANTSWEEP_REQUIRE_SLURM"):
+        pytest.fail(f"QUANTSWEEP_REQUIRE_SLURM is set, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def can_mount() -> None:
+    """For tests with file systems of their own (tests/slurm/late_fs.py, scenarios.py): skipped, or failed, without them."""
+    _skip_or_fail(late_fs.why_not())
+
+
 @pytest.fixture(scope="session")
 def cluster_root() -> Iterator[Path]:
     """A folder for a cluster; also decides whether these tests run, are skipped, or fail."""
-    if reason := _why_not():
-        if os.environ.get("QUANTSWEEP_REQUIRE_SLURM"):
-            pytest.fail(f"QUANTSWEEP_REQUIRE_SLURM is set, but {reason}")
-        pytest.skip(reason)
+    _skip_or_fail(_why_not())
     reap_orphans(TEMPORARY)
     root = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=TEMPORARY))
     yield root
