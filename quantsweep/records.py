@@ -11,31 +11,45 @@ appended to, no two processes write one file, so a plain `pandas.read_parquet` w
 
 The samples of an evaluation are written before its metrics: a pair (trial_id, task_key) that is in
 `metrics/` is complete.  Where a pair stands more than once (two workers ran it), the latest wins.
+Rows that were forgotten on purpose (`quantsweep.forgetting`) are left out by everything that reads here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
+import errno
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from quantsweep.errors import ResultsError
-from quantsweep.files import write_table
+from quantsweep.files import filesystem_now, write_table
+from quantsweep.forgetting import read_tombstones
 from quantsweep.paths import TABLES, SweepFolder
 from quantsweep.specs import PlannedTrial, TaskSpec, TrialSpec, canonical_json
 
 SCHEMA_VERSION = 1
+"""Raised when a column changes its meaning.  New columns need no new version: where a file lacks one, it is read as null."""
 MAX_ROWS = {"trials": 400, "metrics": 1_600, "samples": 200, "layers": 4_000}
 """Rows after which a worker begins another file: small enough to rewrite after each task, large enough to be few."""
+FINAL = ".final.parquet"
+"""End of the name of a file that is never written again; other files are their workers' (`quantsweep.workers.worker_of_file`)."""
+COMPACTED = "compacted-"
+"""Beginning of the names of files that compaction made."""
+GONE_SECONDS = 90.0
+"""How long a reader goes on listing when files vanish under its hands: an NFS client remembers names for up to a minute."""
+DAMAGED_SECONDS = 3.0
+"""How long before a file that does not parse counts as damaged: it may have been replaced while it was read."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +232,15 @@ def config_json(planned: PlannedTrial) -> str:
 
 
 class Writer:
-    """One worker's files.  `add` is durable when it returns: the rows survive a kill, a crash, a power cut."""
+    """One worker's files: `<worker>-<part>.parquet` in each table, of which only the newest part is ever written.
 
-    def __init__(self, folder: SweepFolder, stem: str) -> None:
+    One writer serves a worker for its whole life, so that its rows stand in few files.  `add` is durable
+    when it returns: the rows survive a kill, a crash, a power cut.
+    """
+
+    def __init__(self, folder: SweepFolder, worker: str) -> None:
         self._folder = folder
-        self._stem = f"{stem}-{time.time_ns():x}-{secrets.token_hex(2)}"
+        self._worker = worker
         self._parts = dict.fromkeys(TABLES, 0)
         self._tables: dict[str, pa.Table] = {}
 
@@ -230,72 +248,214 @@ class Writer:
         """Append rows to one of the tables; raises OSError (a full disk, say) with the old file left standing."""
         if not rows:
             return
-        schema = arrow_schema(table)
-        for row in rows:
-            if set(row) != set(schema.names):
-                raise ResultsError(
-                    f"row of table {table}: missing {sorted(set(schema.names) - set(row))}, unknown {sorted(set(row) - set(schema.names))}"
-                )
-        new = pa.Table.from_pylist(list(rows), schema=schema)
+        new = _rows_table(table, rows)
         held = self._tables.get(table)
         if held is not None and held.num_rows + new.num_rows > MAX_ROWS[table]:
             self._parts[table] += 1
             held = None
-        whole = new if held is None else pa.concat_tables([held, new])
-        write_table(self._folder.table(table) / f"{self._stem}-{self._parts[table]:03d}.parquet", whole)
+        if held is None:
+            while self._path(table).exists():  # names of workers are unique; should one ever come back, it overwrites nothing
+                self._parts[table] += 1
+        whole = new if held is None else pa.concat_tables([held, new]).combine_chunks()
+        write_table(self._path(table), whole)
         self._tables[table] = whole
+
+    def _path(self, table: str) -> Path:
+        return self._folder.table(table) / f"{self._worker}-{self._parts[table]:03d}.parquet"
+
+
+def write_rows(folder: SweepFolder, table: str, rows: Sequence[Mapping[str, Any]], stem: str) -> None:
+    """Write one file of rows that is final at once, `<stem>.final.parquet`: no worker owns it, compaction may fold it any time.
+
+    Durable when it returns.  The same stem again replaces the file.
+    """
+    if rows:
+        write_table(folder.table(table) / f"{stem}{FINAL}", _rows_table(table, rows))
+
+
+def _rows_table(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    schema = arrow_schema(table)
+    for row in rows:
+        if set(row) != set(schema.names):
+            raise ResultsError(
+                f"row of table {table}: missing {sorted(set(schema.names) - set(row))}, unknown {sorted(set(row) - set(schema.names))}"
+            )
+    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 
 def read_table(folder: Path, table: str, columns: Iterable[str] | None = None) -> pa.Table:
-    """All rows of one table of one sweep, as written; an empty table if there are none.
+    """All rows of one table of one sweep, as written, but for those that are forgotten; an empty table if there are none.
 
-    Files whose name begins with a dot are unfinished and are left out.  Raises ResultsError for a
-    file that is not Parquet, by name: a damaged file is said, never skipped.
+    Files whose name begins with a dot are unfinished and are left out.  Columns that a file of an
+    older version does not have are null.  Raises ResultsError for a file that is not Parquet, by name:
+    a damaged file is said, never skipped.
     """
-    for wait in (0.0, 0.1, 1.0):
+    return decoded(read_encoded(folder, table, columns), table)
+
+
+def decoded(rows: pa.Table, table: str) -> pa.Table:
+    """Encoded rows of a table with plain texts again."""
+    schema = pa.schema([arrow_schema(table).field(name) for name in rows.column_names])
+    with ThreadPoolExecutor() as pool:  # Arrow casts one column after the other, on one core
+        return pa.table(list(pool.map(lambda field: rows.column(field.name).cast(field.type), schema)), schema=schema)
+
+
+def read_encoded(folder: Path, table: str, columns: Iterable[str] | None = None) -> pa.Table:
+    """The same as `read_table`, texts dictionary-encoded: a third of the memory, and quick to sort and compare."""
+    forgotten = read_tombstones(folder)
+    names = list(columns) if columns is not None else arrow_schema(table).names
+    needed = [name for name in forgotten.columns(table) if name not in names]
+    rows = _read_patiently(folder / table, table, [*names, *needed])
+    gone = forgotten.mask(table, rows)
+    return (rows.filter(pa.array(~gone)) if gone.any() else rows).select(names)
+
+
+def table_files(room: Path) -> list[Path]:
+    """The files of one table, sorted; whole rows of finished evaluations, each row at least once.
+
+    A folder is not listed in one instant.  Compaction writes a new file, then deletes the old ones: a
+    listing that has passed the new one's place before, and comes to the old ones' after, sees neither.
+    The new file stands by then, so another listing shows it: list until nothing new was compacted.
+    """
+    files = _list_once(room)
+    while True:
+        again = _list_once(room)
+        if _compacted(again) == _compacted(files):
+            return files  # the earlier of the two: whatever it missed was replaced by a file that it has
+        files = again
+
+
+def _list_once(room: Path) -> list[Path]:
+    return sorted(path for path in room.glob("*.parquet") if not path.name.startswith(".")) if room.is_dir() else []
+
+
+def _compacted(files: Iterable[Path]) -> set[str]:
+    return {path.name for path in files if path.name.startswith(COMPACTED)}
+
+
+def _read_patiently(room: Path, table: str, names: list[str]) -> pa.Table:
+    """Read, and list again where files changed under our hands.
+
+    A file that is gone was folded into another (on NFS its name may be shown for a minute more); one
+    that does not parse may have been replaced while it was read, unless it stays so.
+    """
+    began, wait = time.monotonic(), 0.02
+    while True:
+        files = table_files(room)
+        try:
+            return _read_files(files, table, names)
+        except (OSError, pa.ArrowInvalid) as error:
+            gone = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)
+            if time.monotonic() - began > (GONE_SECONDS if gone else DAMAGED_SECONDS):
+                what = (
+                    "Its name is listed, but it cannot be opened: look at the file system"
+                    if gone
+                    else "Move it away; the evaluations in it will run again"
+                )
+                raise ResultsError(f"{_unreadable(files) or room} cannot be read: {error}. {what}") from error
         time.sleep(wait)
-        with contextlib.suppress(OSError):  # on NFS a file that is replaced between listing and reading is stale for a moment
-            return _read_files(folder / table, table, columns)
-    return _read_files(folder / table, table, columns)
+        wait = min(2 * wait, 5.0)
+        refresh(room)
 
 
-def _read_files(room: Path, table: str, columns: Iterable[str] | None) -> pa.Table:
-    schema = arrow_schema(table)
-    names = list(columns) if columns is not None else schema.names
-    files = sorted(str(path) for path in room.glob("*.parquet") if not path.name.startswith(".")) if room.is_dir() else []
+def _read_files(files: list[Path], table: str, names: list[str]) -> pa.Table:
+    schema = _encoded_schema(table)
     if not files:
         return pa.schema([schema.field(name) for name in names]).empty_table()
-    try:
-        return ds.dataset(files, schema=schema, format="parquet").to_table(columns=names)
-    except pa.ArrowInvalid as error:
-        raise ResultsError(
-            f"{_damaged(files) or room} cannot be read: {error}. Move it away; the evaluations in it will run again"
-        ) from error
+    form = ds.ParquetFileFormat(dictionary_columns=[field.name for field in schema if pa.types.is_dictionary(field.type)])
+    return ds.dataset([str(file) for file in files], schema=schema, format=form).to_table(columns=names)
 
 
-def _damaged(files: list[str]) -> str | None:
+def read_file(content: pa.Buffer | BinaryIO | Path, table: str, columns: Iterable[str]) -> pa.Table:
+    """Some columns of one file, texts dictionary-encoded, as `read_encoded` gives them; those that it does not have are null."""
+    schema = _encoded_schema(table)
+    texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    file = pq.ParquetFile(content, read_dictionary=texts)
+    names = list(columns)
+    rows = file.read([name for name in names if name in file.schema_arrow.names])
+    number = file.metadata.num_rows
+    arrays = [rows.column(name) if name in rows.column_names else pa.nulls(number, schema.field(name).type) for name in names]
+    return pa.table(arrays, names=names).cast(pa.schema([schema.field(name) for name in names]))
+
+
+def _encoded_schema(table: str) -> pa.Schema:
+    code = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema([(field.name, code if field.type == pa.string() else field.type) for field in arrow_schema(table)])
+
+
+def _unreadable(files: list[Path]) -> Path | None:
     for file in files:
         try:
-            pq.read_schema(file)
+            pq.read_table(file)
         except (OSError, pa.ArrowInvalid):
             return file
     return None
 
 
+def refresh(room: Path) -> None:
+    """Have this machine's view of a folder renewed (`quantsweep.files.filesystem_now`), if we may write there; readers may not."""
+    with contextlib.suppress(OSError):
+        filesystem_now(room)
+
+
 def read_done(folder: Path) -> frozenset[tuple[str, str]]:
-    """The pairs (trial_id, task_key) that have a durable row."""
-    table = read_table(folder, "metrics", ["trial_id", "task_key"]).group_by(["trial_id", "task_key"]).aggregate([])
-    return frozenset(zip(table.column("trial_id").to_pylist(), table.column("task_key").to_pylist(), strict=True))
+    """The pairs (trial_id, task_key) that have a durable row, as seen now: other hosts' latest rows included."""
+    refresh(folder / "plan")
+    refresh(folder / "metrics")
+    rows = read_encoded(folder, "metrics", ["trial_id", "task_key"])
+    codes, _ = row_codes(rows, ["trial_id", "task_key"])
+    some = np.unique(codes, return_index=True)[1]
+    # Each distinct text becomes one Python object, shared by its pairs: most of the time would go into making them.
+    trials, tasks = (_texts(rows.column(name), some) for name in ("trial_id", "task_key"))
+    return frozenset(zip(trials, tasks, strict=True))
+
+
+def _texts(column: pa.ChunkedArray, places: npt.NDArray[np.int64]) -> Iterator[str]:
+    whole = encoded(column)
+    return map(whole.dictionary.to_pylist().__getitem__, whole.indices.to_numpy()[places].tolist())
 
 
 def latest(table: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """One row for each combination of `keys`: the one that was finished last."""
-    if table.num_rows == 0:
+    """One row for each combination of `keys`: the one that was finished last (then: the greatest attempt, the last row).
+
+    The rows stay in their order.  Where nothing is double, which is the rule, the table itself comes back.
+    """
+    codes, count = row_codes(table, keys)
+    doubled = (np.bincount(codes, minlength=count) > 1)[codes]
+    if not doubled.any():
         return table
-    order = pc.sort_indices(table, sort_keys=[("finished_at", "ascending"), ("attempt", "ascending")])
-    ordered = table.take(order).append_column("_row", pa.array(range(table.num_rows), pa.int64()))
-    last = ordered.group_by(list(keys)).aggregate([("_row", "max")]).column("_row_max")
-    return ordered.take(last.take(pc.sort_indices(last))).drop_columns(["_row"])
+    places = np.flatnonzero(doubled)
+    when, who = (table.column(name).take(pa.array(places)) for name in ("finished_at", "attempt"))
+    suspects = pa.table({"finished_at": when, "attempt": who.cast(pa.string())})  # dictionaries do not sort
+    order = pc.sort_indices(suspects, sort_keys=[("finished_at", "ascending"), ("attempt", "ascending")]).to_numpy()
+    last = np.zeros(count, np.int64)
+    last[codes[places[order]]] = places[order]  # of several rows with one code, the last assignment stands
+    doubled[last[codes[places]]] = False
+    return table.filter(pa.array(~doubled))
+
+
+def row_codes(table: pa.Table, keys: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:
+    """(one number a row, equal exactly where all `keys` are equal; a bound above all of them).  Null equals null."""
+    codes, count = np.zeros(table.num_rows, np.int64), 1
+    for key in keys:
+        column = encoded(table.column(key))
+        size = len(column.dictionary) + 1
+        codes = codes * size + pc.fill_null(column.indices.cast(pa.int64()), size - 1).to_numpy(zero_copy_only=False)
+        count *= size
+        if count > 4 * table.num_rows + 1_000:  # keep the numbers small: they serve as places in arrays
+            distinct, codes = np.unique(codes, return_inverse=True)
+            count = len(distinct)
+    return codes, count
+
+
+def encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A column as one dictionary array: distinct values, and for each row the place of its value (null stays null)."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    if column.num_chunks == 0:
+        return pa.array([], column.type)
+    whole = column.unify_dictionaries().combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole

@@ -4,7 +4,8 @@
     quantsweep.load_trials(...)                            one row an attempt: status, failures, times
     quantsweep.load_samples(...)                           one row an evaluation: outcomes example by example
 
-A sweep may still be running: rows are whole whenever they can be seen.
+A sweep may still be running: rows are whole whenever they can be seen.  They come in the order of the files, which
+means nothing; what was forgotten (`quantsweep rerun`) is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -30,43 +31,51 @@ def load_results(sweeps: Sweeps) -> pd.DataFrame:
 
     sweeps: the folder of a sweep, or several (then the column `sweep` tells them apart).
     """
-    return _with_options(_frame(sweeps, "metrics", ("trial_id", "task_key", "metric")))
+    return _frame(sweeps, "metrics", ("trial_id", "task_key", "metric"))
 
 
 def load_trials(sweeps: Sweeps, *, attempts: bool = False) -> pd.DataFrame:
     """One row a trial: its latest attempt (all of them with attempts=True), with status, failure, times and provenance."""
-    return _with_options(_frame(sweeps, "trials", ("trial_id",) if not attempts else ()))
+    return _frame(sweeps, "trials", ("trial_id",) if not attempts else ())
 
 
 def load_samples(sweeps: Sweeps) -> pd.DataFrame:
     """One row an evaluation, outcomes as lists in the order of the examples; compare rows with equal `requests_hash` only."""
-    return _with_options(_frame(sweeps, "samples", ("trial_id", "task_key")))
+    return _frame(sweeps, "samples", ("trial_id", "task_key"))
 
 
 def load_layers(sweeps: Sweeps) -> pd.DataFrame:
     """One row a trial and layer: stored bits and quantization error."""
-    return _with_options(_frame(sweeps, "layers", ("trial_id", "layer")))
+    return _frame(sweeps, "layers", ("trial_id", "layer"))
 
 
 def _frame(sweeps: Sweeps, table: str, keys: tuple[str, ...]) -> pd.DataFrame:
     folders = [Path(sweeps)] if isinstance(sweeps, (str, Path)) else [Path(s) for s in sweeps]
-    tables = []
+    tables, names = [], []
     for folder in folders:
         if not (folder / table).is_dir():
             raise ResultsError(f"{folder} is not the folder of a sweep (it has no {table}/). Sweeps lie under results/<name>")
-        rows = records.read_table(folder, table)
-        rows = records.latest(rows, keys) if keys else rows
-        tables.append(rows.append_column("sweep", pa.array([folder.resolve().name] * rows.num_rows, pa.string())))
-    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
-    return frame
+        rows = records.read_encoded(folder, table)
+        tables.append(records.latest(rows, keys) if keys else rows)
+        names.append(pa.array([folder.resolve().name] * tables[-1].num_rows, pa.string()))
+    # Texts stay encoded until here: choosing rows is quick on codes.  Users get plain text columns, not categories,
+    # which sort by first appearance, keep values that no row has, and fall apart when frames are joined.
+    encoded = pa.concat_tables(tables)
+    plain = records.decoded(encoded, table).append_column("sweep", pa.chunked_array(names))
+    frame: pd.DataFrame = plain.to_pandas(split_blocks=True)
+    return frame.assign(**_options(encoded))
 
 
-def _with_options(frame: pd.DataFrame) -> pd.DataFrame:
-    """Spread the JSON columns of options over one column each: data_type_exponent_bits, method_…."""
+def _options(rows: pa.Table) -> dict[str, pd.Series[Any]]:
+    """The JSON columns of options, one column each option: data_type_exponent_bits, method_…."""
+    import pandas as pd
+
+    columns: dict[str, pd.Series[Any]] = {}
     for prefix in ("data_type", "method"):
-        column = f"{prefix}_options"
-        parsed = {text: json.loads(text) for text in frame[column].unique()}
-        for key in sorted({key for options in parsed.values() for key in options}):
-            lookup = {text: options.get(key) for text, options in parsed.items()}
-            frame[f"{prefix}_{key}"] = frame[column].map(lookup)
-    return frame
+        encoded = records.encoded(rows.column(f"{prefix}_options"))
+        parsed = [json.loads(text) for text in encoded.dictionary.to_pylist()]
+        codes = encoded.indices.to_numpy()
+        for key in sorted({key for options in parsed for key in options}):
+            values = pd.Series([options.get(key) for options in parsed])
+            columns[f"{prefix}_{key}"] = values.take(codes).reset_index(drop=True)
+    return columns
