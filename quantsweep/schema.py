@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from quantsweep import identity
 from quantsweep.constraints import reason_to_skip
 from quantsweep.errors import ConfigurationError, ModelError, did_you_mean
+from quantsweep.pins import Pins
 from quantsweep.specs import (
     BASELINE,
     BlockSize,
@@ -126,9 +127,11 @@ class Schema:
     base: the composed configuration with everything typed as a single value already in it.
     options: for each section, the yaml of each option that an axis names (and each task of a suite).
     typed: single values typed on the command line, by dotted key; they also apply to the options of an axis.
+    pins: the commits that models of the hub stand for where their yaml names none.
     """
 
-    def __init__(self, base: Config, options: Mapping[str, Mapping[str, Config]], typed: Config) -> None:
+    def __init__(self, base: Config, options: Mapping[str, Mapping[str, Config]], typed: Config, pins: Pins | None = None) -> None:
+        self._pins = pins or Pins()
         self._base = base
         self._options = options
         self._typed = {key: value for key, value in typed.items() if "." in key}
@@ -187,7 +190,7 @@ class Schema:
     def model(self, candidate: Config) -> ModelSpec:
         """The model of a candidate, with the identity of its content where that is known."""
         config = self.section("model", candidate)
-        return self._memoised(("model", id(config)), lambda: build_model(config))
+        return self._memoised(("model", id(config)), lambda: build_model(config, self._pins))
 
     def quantization(self, candidate: Config) -> tuple[QuantizationSpec, str | None]:
         """How a candidate quantizes, and the reason why that means nothing (None if it does)."""
@@ -234,16 +237,19 @@ def _set_path(config: dict[str, Any], path: list[str], value: Any) -> bool:
 # --- builders -------------------------------------------------------------------------------------------------------------
 
 
-def build_model(config: Config) -> ModelSpec:
-    """A ModelSpec from a model yaml; hashes local weight files (remembered between runs)."""
+def build_model(config: Config, pins: Pins | None = None) -> ModelSpec:
+    """A ModelSpec from a model yaml; hashes local weight files (remembered between runs), and fills a pinned commit in."""
     data = dict(config)
     if data.get("name") is None:
         data["name"] = _model_name(data)
     spec = convert(ModelSpec, data, f"model {data['name']}")
     if spec.unavailable is not None:
         return spec
-    content = _content(spec.path, spec.gguf_file, spec.hub_id, spec.revision)
-    return ModelSpec(**{f.name: getattr(spec, f.name) for f in fields(spec)} | {"content": content})
+    revision = spec.revision
+    if revision is None and spec.hub_id is not None and pins is not None:
+        revision = pins.revision(spec.hub_id)
+    content = _content(spec.path, spec.gguf_file, spec.hub_id, revision)
+    return ModelSpec(**{f.name: getattr(spec, f.name) for f in fields(spec)} | {"revision": revision, "content": content})
 
 
 def _model_name(data: Config) -> str:

@@ -17,6 +17,7 @@ COMMANDS = {
     "status": "how far a sweep is, and why trials failed",
     "logs": "the log of one trial",
     "cancel": "take a sweep's jobs out of the Slurm queue",
+    "prewarm": "fetch and pin a study's models and data, so that workers need no network",
 }
 
 

@@ -31,10 +31,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 from quantsweep.errors import ModelError
 from quantsweep.identity import model_files, resolve_path
 from quantsweep.models.blocks import is_transposed, quantizable_linears
-from quantsweep.models.gguf import converted_folder
+from quantsweep.models.gguf import converted_folder as gguf_folder
 from quantsweep.models.layers import LinearLayer
 from quantsweep.models.originals import FileTensors, original_of
 from quantsweep.models.progress import no_progress_bars
+from quantsweep.pins import converted_folder
 from quantsweep.specs import ModelSpec
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -96,7 +97,7 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     source = _source(spec)
     model = _load_weights(spec, source, device)
     tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
-    return wrap_model(model, tokenizer, spec, _weight_folder(spec, source, model))
+    return wrap_model(model, tokenizer, spec, _weight_folder(source, model))
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec, weight_folder: Path | None) -> LoadedModel:
@@ -127,12 +128,19 @@ class _Source:
 
 def _source(spec: ModelSpec) -> _Source:
     if spec.path is None:
-        return _Source(str(spec.hub_id), {"revision": spec.revision or "main", "trust_remote_code": False})
+        return _hub_source(str(spec.hub_id), spec.revision)
     folder = resolve_path(spec.path)
     if spec.gguf_file is not None:
-        folder = converted_folder(folder, spec.gguf_file)
+        folder = gguf_folder(folder, spec.gguf_file)
     model_files(folder)  # says what is missing better than transformers does
     return _Source(str(folder), {"local_files_only": True, "trust_remote_code": False})
+
+
+def _hub_source(hub_id: str, revision: str | None) -> _Source:
+    """The hub's cache, or what prewarm made of a checkpoint that has pickled weights only."""
+    if revision is not None and (folder := converted_folder(hub_id, revision)).is_dir():
+        return _Source(str(folder), {"local_files_only": True, "trust_remote_code": False})
+    return _Source(hub_id, {"revision": revision or "main", "trust_remote_code": False})
 
 
 def _load_weights(spec: ModelSpec, source: _Source, device: str) -> PreTrainedModel:
@@ -160,8 +168,8 @@ def _check_complete(spec: ModelSpec, info: Mapping[str, Any]) -> None:
             )
 
 
-def _weight_folder(spec: ModelSpec, source: _Source, model: PreTrainedModel) -> Path | None:
-    if spec.path is not None:
+def _weight_folder(source: _Source, model: PreTrainedModel) -> Path | None:
+    if "revision" not in source.arguments:
         return Path(source.name)
     commit = getattr(model.config, "_commit_hash", None)
     config = try_to_load_from_cache(source.name, "config.json", revision=commit or source.arguments["revision"])

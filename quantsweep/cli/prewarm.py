@@ -1,0 +1,76 @@
+"""`quantsweep prewarm +sweeps=k_bit_inference [--update]`: fetch and pin what a study needs, on a machine with a network."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rich.console import Console
+
+from quantsweep.hydra_plugin.composition import Request, compose_base, expand_shorthand, make_request, search_folders
+from quantsweep.pins import pins_path
+from quantsweep.prewarm import Outcome, prewarm
+from quantsweep.schema import TASK_KEYS, build_model
+from quantsweep.specs import ModelSpec, TaskSpec
+
+_WORDS = {"here": "here already", "fetched": "fetched", "skipped": "cannot be had", "failed": "FAILED"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("overrides", nargs="*", help="as after `python launch.py -m`: +sweeps=quickstart, model=…, task=…")
+    parser.add_argument(
+        "--update", action="store_true", help="ask the hub again what names stand for (trials of models that moved are new ones)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fetch everything; 1 if something that was asked for could not be had."""
+    overrides = expand_shorthand(arguments.overrides)
+    cfg = compose_base(overrides)
+    request = make_request(cfg, search_folders(cfg.hydra), overrides)
+    models, tasks = wanted(request)
+    results_dir, task_path = str(request.base["results_dir"]), request.base["task_path"]
+    console = Console(stderr=True)
+    counts: Counter[str] = Counter()
+    with console.status("looking") as status:
+
+        def report(text: str) -> None:
+            status.update(text) if console.is_terminal else print(f"  … {text}", flush=True)
+
+        for outcome in prewarm(models, tasks, results_dir, task_path=task_path, update=arguments.update, report=report):
+            print(outcome_text(outcome), flush=True)
+            counts[outcome.state] += 1
+    summary = "   ".join(f"{_WORDS[state]} {counts[state]}" for state in _WORDS if counts[state])
+    print(f"{summary or 'nothing is asked for'}   pins: {pins_path(results_dir)}")
+    return 1 if counts["failed"] else 0
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """One line for one model or task."""
+    return f"{outcome.kind:<6} {outcome.name:<24} {_WORDS[outcome.state]}: {outcome.text}"
+
+
+def wanted(request: Request) -> tuple[list[ModelSpec], list[TaskSpec]]:
+    """Each model (its revision as the yaml has it, not as it is pinned) and each task of a request, once.
+
+    Raises ConfigurationError for values that cannot be.
+    """
+    models: dict[ModelSpec, None] = {}
+    tasks: dict[TaskSpec, None] = {}
+    for candidate in _narrowed(request):
+        models[build_model(request.schema.section("model", candidate))] = None
+        tasks |= dict.fromkeys(request.schema.tasks(candidate))
+    named: dict[str, TaskSpec] = {}
+    for spec in tasks:  # limits and few-shot counts share their data
+        named.setdefault(spec.name, spec)
+    return list({(spec.hub_id, spec.revision, spec.path, spec.name): spec for spec in models}.values()), list(named.values())
+
+
+def _narrowed(request: Request) -> Iterator[dict[str, object]]:
+    """Candidates of the grids, reduced to the axes that say which model and which tasks."""
+    for grid in request.grids:
+        axes = tuple(axis for axis in grid.axes if axis.key.split(".")[0] in ("model", "task", *TASK_KEYS))
+        yield from replace(grid, axes=axes).candidates()
