@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,22 +34,41 @@ class Environment:
     versions: str
 
 
+SNAPSHOT = "SNAPSHOT.json"
+"""In a copy of the code that jobs run from: which commit and which changes it is a copy of."""
+
+
 def capture(folder: SweepFolder) -> Environment:
     """Look around once; keeps uncommitted changes of the checkout as `code/<hash>.diff`."""
-    commit, diff = git_state(product_root())
-    digest = None
-    if diff:
-        digest = hashlib.sha256(diff.encode()).hexdigest()[:16]
-        path = folder.code / f"{digest}.diff"
-        if not path.exists():
-            write_text(path, diff)
+    commit, digest = code_state(folder)
     return Environment(
-        host=platform.node(),
+        host=node_name(),
         slurm_job=slurm_job(),
         code_commit=commit,
         code_diff=digest,
         versions=canonical_json(versions()),
     )
+
+
+def code_state(folder: SweepFolder) -> tuple[str | None, str | None]:
+    """(commit, hash of the uncommitted changes, which are kept in `code/`) of the code that runs."""
+    snapshot = product_root() / SNAPSHOT
+    if snapshot.is_file():
+        known = json.loads(snapshot.read_text())
+        return known["code_commit"], known["code_diff"]
+    commit, diff = git_state(product_root())
+    if not diff:
+        return commit, None
+    digest = hashlib.sha256(diff.encode()).hexdigest()[:16]
+    path = folder.code / f"{digest}.diff"
+    if not path.exists():
+        write_text(path, diff)
+    return commit, digest
+
+
+def node_name() -> str:
+    """The machine, by the name that Slurm has for it inside a job."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def versions() -> dict[str, str]:
@@ -80,6 +101,14 @@ def _untracked(root: Path) -> str:
     """New files of the product's own folders (a new method, a new yaml), whole: they run as much as edited ones."""
     names = (_git(root, "ls-files", "--others", "--exclude-standard", "--", "quantsweep", "conf", "sweeps", "launch.py") or "").splitlines()
     return "".join(f"new file {name}\n{(root / name).read_text(errors='replace')}\n" for name in names if (root / name).is_file())
+
+
+def tracked_files(root: Path, parts: Sequence[str]) -> list[str] | None:
+    """Files of a checkout under `parts` that git tracks or would (new ones, not ignored ones); None where there is no checkout."""
+    if not (root / ".git").exists():
+        return None
+    listed = _git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *parts)
+    return None if listed is None else sorted({name for name in listed.split("\0") if name and (root / name).is_file()})
 
 
 def _git(root: Path, *arguments: str) -> str | None:

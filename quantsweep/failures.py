@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import signal
 import traceback
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ DISK_FULL = "disk_full"
 CRASHED = "crashed"
 KILLED = "killed"
 HUNG = "hung"
+BAD_NODE = "bad_node"
+TIME_LIMIT = "time_limit"
+NODE_FAILURE = "node_failure"
+PREEMPTED = "preempted"
+NOT_STARTED = "not_started"
 BUG = "bug"
 CLASSES = {
     OUT_OF_GPU_MEMORY: "the GPU had too little memory, also with the smallest batch",
@@ -37,6 +43,11 @@ CLASSES = {
     CRASHED: "the process died of a signal of its own (segmentation fault, abort)",
     KILLED: "somebody killed the process (often the machine, out of memory)",
     HUNG: "nothing was heard of the trial for too long; it was killed",
+    BAD_NODE: "the machine's GPU or driver is broken",
+    TIME_LIMIT: "the batch system's time limit ended the job in the middle of the trial",
+    NODE_FAILURE: "the machine was lost in the middle of the trial",
+    PREEMPTED: "the job had to make room for another in the middle of the trial",
+    NOT_STARTED: "the job ended before its worker could begin (its setup lines, its interpreter, its file system)",
     BUG: "an exception that nobody expected",
 }
 """Every failure class, and what it means."""
@@ -85,6 +96,44 @@ def hung(minutes: float) -> Failure:
     )
 
 
+def of_lost_job(state_word: str, trial_label: str) -> Failure:
+    """Why a trial has no end: its job is gone, and `state_word` is what Slurm says of it (UNKNOWN: nothing)."""
+    kind = _CLASS_OF_STATE.get(state_word, KILLED)
+    said = "Slurm knows nothing of it any more" if state_word == "UNKNOWN" else f"Slurm says {state_word}"
+    return Failure(
+        failure_class=kind, message=f"the job ended while it was at {trial_label}: {said}", fingerprint=_hash([kind, state_word])
+    )
+
+
+_CLASS_OF_STATE = {
+    "TIMEOUT": TIME_LIMIT,
+    "DEADLINE": TIME_LIMIT,
+    "OUT_OF_MEMORY": OUT_OF_HOST_MEMORY,
+    "NODE_FAIL": NODE_FAILURE,
+    "BOOT_FAIL": NODE_FAILURE,
+    "PREEMPTED": PREEMPTED,
+}
+
+
+def not_started(text: str) -> Failure:
+    """The job failed before its worker began; `text` is the end of what it printed."""
+    last = text.strip().splitlines()[-1] if text.strip() else "it printed nothing"
+    message = f"the job ended before its worker began: {last}"
+    return Failure(failure_class=NOT_STARTED, message=message, fingerprint=_hash([NOT_STARTED, last]), traceback=text or None)
+
+
+def out_of_host_memory(seen: str) -> Failure:
+    """The machine's memory watch killed the trial's process; `seen` says how that is known."""
+    message = f"the process that ran the trial was killed for lack of memory ({seen})"
+    return Failure(failure_class=OUT_OF_HOST_MEMORY, message=message, fingerprint=_hash([OUT_OF_HOST_MEMORY]))
+
+
+def overtime(minutes: float) -> Failure:
+    """The time limit came while the trial had most of the job's time for itself."""
+    message = f"the job's time limit of {minutes:.0f} minutes came before the trial's end"
+    return Failure(failure_class=TIME_LIMIT, message=message, fingerprint=_hash([TIME_LIMIT]))
+
+
 def is_disk_full(error: OSError) -> bool:
     """True for the errors of a full disk or an exhausted quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -95,6 +144,8 @@ def _class_of(error: BaseException) -> str:
         return OUT_OF_GPU_MEMORY
     if isinstance(error, MemoryError):
         return OUT_OF_HOST_MEMORY
+    if _BROKEN_MACHINE.search(str(error)):
+        return BAD_NODE
     if isinstance(error, OSError) and is_disk_full(error):
         return DISK_FULL
     if isinstance(error, (ModelError, EvaluationError, FileNotFoundError, ConnectionError)):
@@ -102,6 +153,14 @@ def _class_of(error: BaseException) -> str:
     if isinstance(error, QuantizationError):
         return QUANTIZATION
     return CONFIGURATION if isinstance(error, ConfigurationError) else BUG
+
+
+# What CUDA and NVML say when it is the machine's fault; a device-side assert or an illegal address is the program's.
+_BROKEN_MACHINE = re.compile(
+    r"uncorrectable ECC|no CUDA-capable device|CUDA-capable device\(s\) is/are busy|device is unavailable|hardware stack error"
+    r"|GPU is lost|fallen off the bus|driver/library version mismatch|CUDA driver initialization failed|CUDA unknown error",
+    re.IGNORECASE,
+)
 
 
 def _hash(parts: list[str]) -> str:

@@ -16,8 +16,8 @@ from quantsweep import records
 from quantsweep.plan import Plan, skipped_summary
 
 if TYPE_CHECKING:
-    from quantsweep.launching.cluster import SubmitSummary
     from quantsweep.launching.local import LocalSummary
+    from quantsweep.launching.refill import SubmitSummary
     from quantsweep.specs import Shard
 
 MAX_REASONS = 5
@@ -40,12 +40,23 @@ def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
         lines.append(f"  skipped     … and {len(reasons) - MAX_REASONS} more reasons")
     if plan.shards:
         lines.append(f"  shards      {counts['shards']:>9,}   {_classes(plan.shards)}")
-        lines.append(f"  predicted   {plan.predicted_hours():>9,.2f}   worker-hours (arithmetic on model sizes, not a measurement)")
+        lines += _predicted(plan)
     if plan.unpinned:
         lines.append(f"  not pinned  {', '.join(plan.unpinned)}: submitting needs model.revision=<40 hexadecimal digits> or a folder")
     if counts["to_run"] == 0:
         lines.append("  nothing left to run" if counts["in_flight"] == 0 else "  nothing to submit: the rest is in flight")
     return "\n".join(lines)
+
+
+def _predicted(plan: Plan) -> list[str]:
+    """Worker-hours, or GPU-hours where GPUs are asked for, with interval and basis, and what the budget says to it."""
+    if plan.forecast is None:
+        return []
+    forecast = plan.forecast
+    kind, hours = ("GPU-hours", plan.gpu_minutes / 60) if plan.gpu_minutes else ("worker-hours", forecast.minutes / 60)
+    low, high = (hours * bound / forecast.minutes if forecast.minutes else 0.0 for bound in (forecast.low, forecast.high))
+    budget = "none set" if plan.launch.gpu_hours is None else f"{plan.launch.gpu_hours:,.1f} GPU-hours"
+    return [f"  predicted   {hours:>9,.2f}   {kind} ({low:,.2f}–{high:,.2f}; {forecast.basis})   budget {budget}"]
 
 
 def _classes(shards: Iterable[Shard]) -> str:
@@ -55,17 +66,36 @@ def _classes(shards: Iterable[Shard]) -> str:
 
 def submitted_text(summary: SubmitSummary, *, sweep: str) -> str:
     """After a submission to Slurm."""
-    known = summary.limits
     numbers = ", ".join(map(str, summary.array_job_ids))
-    text = f"submitted {summary.shards} shards in {len(summary.array_job_ids)} arrays ({numbers}). You can log out."
-    text += f"   status: quantsweep status {sweep}"
-    submit = known.max_submit_jobs or "none known"
-    limits = f"MaxArraySize {known.max_array_size}, MaxJobCount {known.max_job_count}, MaxSubmitJobs {submit}"
+    lines = []
+    if summary.shards:
+        text = f"submitted {summary.shards} shards in {len(summary.array_job_ids)} arrays ({numbers}). You can log out."
+        lines.append(f"{text}   status: quantsweep status {sweep}")
     if summary.refusal is not None:
-        text += f"\n  then Slurm said no: {summary.refusal}"
-    if summary.waiting:
-        text += f"\n  {summary.waiting} shards wait for room in the queue ({limits}): the same command submits them later"
-    return text
+        lines.append(f"  Slurm said no: {summary.refusal}")
+    if summary.budget_spent:
+        lines.append("  the budget has no room for the rest: raise budget.gpu_hours and launch again")
+    elif summary.waiting:
+        lines.append(f"  {summary.waiting} shards wait for room in the queue ({_limits(summary)}): {_who_follows(summary)}")
+    if summary.excluded:
+        lines.append(f"  not on {', '.join(summary.excluded)}: trial after trial failed there for the machine's fault")
+    return "\n".join(lines) or "nothing to submit"
+
+
+def _limits(summary: SubmitSummary) -> str:
+    known = summary.limits
+    if known is None:
+        return "no limit is known"
+    submit = known.max_submit_jobs or "none known"
+    return f"MaxArraySize {known.max_array_size}, MaxJobCount {known.max_job_count}, MaxSubmitJobs {submit}"
+
+
+def _who_follows(summary: SubmitSummary) -> str:
+    if not summary.shards:
+        return "the same command submits them later"
+    if summary.collector is not None:
+        return f"workers that end submit them, or the same command does (no collector: {summary.collector})"
+    return "the running sweep submits them as room appears"
 
 
 def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
@@ -73,6 +103,10 @@ def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
     rate = summary.evaluations / summary.seconds if summary.seconds else 0.0
     text = f"{summary.done} trials done, {summary.failed} failed, {summary.evaluations} evaluations in {summary.seconds:.0f} s"
     text += f" ({rate:.1f} a second).   results: {folder}"
+    if summary.held:
+        text += f"\n  {summary.held} trials are held: many others failed in one place before them (quantsweep status {sweep})"
+    if summary.budget_spent:
+        text += "\n  the budget is spent; raise budget.gpu_hours and launch again"
     if summary.interrupted:
         text += "\n  interrupted; every finished task is kept. The same command goes on from here"
     if summary.failed:
@@ -130,7 +164,8 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]
 
 def status_text(status: Mapping[str, Any]) -> str:
     """The state of a sweep, from the facts that `quantsweep status --json` prints."""
-    counts = "   ".join(f"{key.replace('_', ' ')} {status[key]:,}" for key in ("done", "running", "waiting", "failed", "to_launch"))
+    states = ("done", "running", "queued", "waiting", "unknown", "held", "failed", "to_launch")
+    counts = "   ".join(f"{key.replace('_', ' ')} {status[key]:,}" for key in states if status[key] or key == "done")
     lines = [
         f"{status['sweep']}",
         f"  trials      {status['trials']:>9,}   {counts}",
@@ -138,12 +173,42 @@ def status_text(status: Mapping[str, Any]) -> str:
     ]
     if status["launch"]:
         lines.append(f"  launch      {status['launch']} is at work on it")
-    for failure in status["failures"]:
-        lines.append(f"  failed      {failure['count']:>9,}   {failure['class']} [{failure['fingerprint']}]: {failure['message']}")
-        lines.append(f"                          quantsweep logs {failure['trial_id']} --sweep {status['sweep']}")
+    if status["slurm"]:
+        lines.append(f"  Slurm       {status['slurm']}")
+    if status["retried"]:
+        lines.append("  tried again " + " · ".join(f"{name} {count:,}" for name, count in status["retried"].items()))
+    lines += [line for failure in status["failures"] for line in _failure_lines(failure, status["sweep"])]
+    lines += [f"  held        {hold['words']}: {hold['because']}" for hold in status["holds"]]
+    if status["excluded_nodes"]:
+        lines.append(f"  not used    {', '.join(status['excluded_nodes'])}: trial after trial failed there for the machine's fault")
     if status["evaluations_done"]:
-        used = f"{status['worker_hours']:.2f} worker-hours used"
-        lines.append(f"  rate        {status['evaluations_per_hour']:>9,.0f}   evaluations an hour of worker time;   {used}")
+        lines.append(f"  used        {_used(status)}")
+    if status["minutes_left"] is not None:
+        lines.append(
+            f"  rate        {status['trials_per_hour']:>9,.0f}   trials an hour lately; about {_duration(status['minutes_left'])} left"
+        )
+    if status["unknown"]:
+        lines.append("  unknown: Slurm knows nothing of their jobs, and their workers are silent; they are held for a while.")
+        lines.append("           If you have looked and they are gone: launch again with assume_dead=true")
     if status["to_launch"] and not status["launch"]:
         lines.append("  the launch command, typed again, runs what is missing or failed")
     return "\n".join(lines)
+
+
+def _failure_lines(failure: Mapping[str, Any], sweep: str) -> list[str]:
+    return [
+        f"  failed      {failure['count']:>9,}   {failure['class']} [{failure['fingerprint']}]: {failure['message']}",
+        f"                          quantsweep logs {failure['trial_id']} --sweep {sweep}",
+    ]
+
+
+def _used(status: Mapping[str, Any]) -> str:
+    hours = f"{status['worker_hours']:.2f} worker-hours"
+    if status["gpu_hours"] or status["budget_gpu_hours"]:
+        of = f" of {status['budget_gpu_hours']:,.1f}" if status["budget_gpu_hours"] else ""
+        hours = f"{status['gpu_hours']:,.2f}{of} GPU-hours   {hours}"
+    return hours
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"

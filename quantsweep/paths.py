@@ -29,6 +29,7 @@ class SweepFolder:
     """The rooms of `results/<sweep>/`.
 
     plan/      one Parquet a launch or retry: what was asked, and which shard runs it; submissions (JSON)
+    holds/     one small JSON a hold: trials that are not run for now
     workers/   one small JSON a worker: which trial it is at, and when it was last heard of
     trials/ metrics/ samples/ layers/     Parquet, one file a worker, only ever replaced whole
     logs/      one file a shard; the trials table holds each trial's place in it
@@ -50,6 +51,11 @@ class SweepFolder:
     def plan(self) -> Path:
         """The folder of plans and submissions."""
         return self.path / "plan"
+
+    @property
+    def holds(self) -> Path:
+        """The folder of holds."""
+        return self.path / "holds"
 
     @property
     def workers(self) -> Path:
@@ -91,7 +97,8 @@ class SweepFolder:
                 )
 
     def _rooms(self) -> tuple[Path, ...]:
-        return (self.path, self.plan, self.workers, self.logs, self.logs / "slurm", self.code, *(self.table(name) for name in TABLES))
+        own = (self.plan, self.holds, self.workers, self.logs, self.logs / "slurm", self.code)
+        return (self.path, *own, *(self.table(name) for name in TABLES))
 
     def _check_parent(self) -> None:
         parent = next(p for p in self.path.parents if p.exists())

@@ -8,7 +8,7 @@ Trials that are already done stay in the file, without a shard.
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,8 +23,8 @@ from quantsweep.errors import ConfigurationError, ConfigurationErrors, ResultsEr
 from quantsweep.files import write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
-from quantsweep.shards import cut, predicted_minutes
-from quantsweep.specs import PlannedTrial, Resources, RunSettings, Shard, canonical_json, options_tuple
+from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
+from quantsweep.specs import LaunchSettings, PlannedTrial, Resources, RunSettings, Shard, canonical_json, options_tuple
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -65,6 +65,11 @@ class Plan:
     in_flight: frozenset[str]
     shards: tuple[Shard, ...]
     settings: RunSettings = field(default_factory=RunSettings)
+    launch: LaunchSettings = field(default_factory=LaunchSettings)
+    forecast: Forecast | None = None
+    """Worker time of what is to run."""
+    gpu_minutes: float = 0.0
+    """Predicted GPU-minutes of what is to run."""
 
     @property
     def trials(self) -> tuple[PlannedTrial, ...]:
@@ -97,10 +102,6 @@ class Plan:
             "evaluations_to_run": sum(len(p.tasks) for shard in self.shards for p in shard.trials),
             "shards": len(self.shards),
         }
-
-    def predicted_hours(self) -> float:
-        """Predicted worker-hours of what is to run (arithmetic, see quantsweep.shards)."""
-        return sum(predicted_minutes(p) for shard in self.shards for p in shard.trials) / 60
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -182,21 +183,70 @@ def build_plan(
     done: Done,
     in_flight: frozenset[str],
     settings: RunSettings,
-    shard_minutes: float,
+    launch: LaunchSettings | None = None,
     workers: int | None,
+    predictor: Predictor | None = None,
 ) -> Plan:
     """Subtract what is done and what is in flight, and cut the rest into shards."""
     left = (remaining_tasks(planned, done) for planned in expansion.trials)
     to_run = [planned for planned in left if planned.tasks and planned.trial.trial_id not in in_flight]
-    shards = cut(to_run, max_minutes=shard_minutes, workers=workers)
-    return Plan(sweep=sweep, expansion=expansion, done=done, in_flight=in_flight, shards=shards, settings=settings)
+    launch = launch or LaunchSettings()
+    predictor = predictor or Arithmetic()
+    return Plan(
+        sweep=sweep,
+        expansion=expansion,
+        done=done,
+        in_flight=in_flight,
+        shards=cut(to_run, max_minutes=launch.shard_minutes, workers=workers, minutes=predictor.minutes),
+        settings=settings,
+        launch=launch,
+        forecast=predictor.forecast(to_run),
+        gpu_minutes=sum(predictor.minutes(planned) * planned.trial.model.resources.gpus for planned in to_run),
+    )
 
 
 # --- the file -----------------------------------------------------------------------------------------------------------
 
+ROWS_A_GROUP = 2_000
+"""Rows of one Parquet row group: a worker reads the groups that hold its shard, not the whole plan."""
 
-def write_plan(folder: Path, plan: Plan) -> Path:
-    """Write the plan as `plan-<time>-<pid>.parquet`; returns its path."""
+
+@dataclass(frozen=True, kw_only=True)
+class PlanHeader:
+    """What a plan's file says besides its trials.
+
+    sequence: plans of a sweep are numbered; a trial belongs to the newest plan that gave it a shard.
+    root: the plan of the launch that a retry plan descends from (its own name for a launch).
+    """
+
+    name: str
+    sweep: str
+    root: str
+    settings: RunSettings
+    launch: LaunchSettings
+
+    @property
+    def sequence(self) -> int:
+        """The plan's number."""
+        return plan_sequence(self.name)
+
+
+def plan_sequence(name: str) -> int:
+    """The number in a plan's name.
+
+    >>> plan_sequence("plan-00007-20260101T000000-1a2b3c4d.parquet")
+    7
+    """
+    return int(name.split("-")[1])
+
+
+def plan_files(folder: Path) -> list[Path]:
+    """All plans of a sweep, oldest first."""
+    return sorted(folder.glob("plan-*.parquet"), key=lambda path: (plan_sequence(path.name), path.name))
+
+
+def write_plan(folder: Path, plan: Plan, *, root: str | None = None) -> Path:
+    """Write the plan as `plan-<number>-<time>-<id>.parquet`, durably; returns its path.  root: see PlanHeader."""
     shard_of = {p.trial.trial_id: (shard.shard_id, p) for shard in plan.shards for p in shard.trials}
     rows = []
     for planned in plan.trials:
@@ -211,17 +261,46 @@ def write_plan(folder: Path, plan: Plan) -> Path:
                 "to_run": None if left is None else text if left == planned else left.to_json(),
             }
         )
-    metadata = {"sweep": plan.sweep, "settings": asdict(plan.settings), "counts": plan.counts()}
+    rows.sort(key=lambda row: -1 if row["shard_id"] is None else row["shard_id"])
+    number = 1 + max((plan_sequence(path.name) for path in plan_files(folder)), default=0)
+    name = f"plan-{number:05d}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.parquet"
+    metadata = {
+        "sweep": plan.sweep,
+        "root": root or name,
+        "settings": asdict(plan.settings),
+        "launch": asdict(plan.launch),
+        "counts": plan.counts(),
+    }
     table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA).replace_schema_metadata({"quantsweep": canonical_json(metadata)})
-    path = folder / f"plan-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**9:09d}-{os.getpid()}.parquet"
-    write_table(path, table)
-    return path
+    write_table(folder / name, table, row_group_size=ROWS_A_GROUP)
+    return folder / name
+
+
+def read_header(path: Path) -> PlanHeader:
+    """What the plan says besides its trials."""
+    try:
+        metadata = json.loads(pq.read_schema(path).metadata[b"quantsweep"])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is not a plan of quantsweep: {error}") from error
+    settings = metadata["settings"]
+    return PlanHeader(
+        name=path.name,
+        sweep=metadata["sweep"],
+        root=metadata["root"],
+        settings=RunSettings(**{**settings, "tracking": options_tuple(dict(settings["tracking"]))}),
+        launch=LaunchSettings.from_dict(metadata["launch"]),
+    )
+
+
+def read_headers(folder: Path) -> dict[str, PlanHeader]:
+    """All plans' headers by name, oldest first."""
+    return {path.name: read_header(path) for path in plan_files(folder)}
 
 
 def read_asked(folder: Path) -> list[PlannedTrial]:
     """Everything that was ever asked of a sweep: the union of its plans, tasks of equal trials together."""
     asked: dict[str, PlannedTrial] = {}
-    for path in sorted(folder.glob("plan-*.parquet")):
+    for path in plan_files(folder):
         table = _read(path, ["trial_id", "planned"])
         for trial_id, text in zip(table.column("trial_id").to_pylist(), table.column("planned").to_pylist(), strict=True):
             planned = PlannedTrial.from_json(text)
@@ -229,23 +308,62 @@ def read_asked(folder: Path) -> list[PlannedTrial]:
     return list(asked.values())
 
 
-def read_settings(path: Path) -> RunSettings:
-    """How the plan's trials are to be run."""
-    try:
-        metadata = json.loads(pq.read_schema(path).metadata[b"quantsweep"])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise ResultsError(f"{path} is not a plan of quantsweep: {error}") from error
-    settings = metadata["settings"]
-    return RunSettings(**{**settings, "tracking": options_tuple(dict(settings["tracking"]))})
+def read_asked_tasks(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Trial id to task keys of everything that was ever asked: `read_asked` without building any trial."""
+    asked: dict[str, tuple[str, ...]] = {}
+    for path in plan_files(folder):
+        table = _read(path, ["trial_id", "tasks"])
+        for trial_id, tasks in zip(table.column("trial_id").to_pylist(), table.column("tasks").to_pylist(), strict=True):
+            known = asked.get(trial_id)
+            asked[trial_id] = tuple(tasks) if known is None else tuple(dict.fromkeys((*known, *tasks)))
+    return asked
+
+
+def read_owned_tasks(folder: Path) -> dict[str, tuple[tuple[str, int], tuple[str, ...]]]:
+    """Trial id to ((plan, shard), task keys): the newest plan that gave the trial a shard, and all that it asks of it."""
+    owned: dict[str, tuple[tuple[str, int], tuple[str, ...]]] = {}
+    for path in plan_files(folder):
+        table = _read(path, ["trial_id", "shard_id", "tasks"], filters=[("shard_id", ">=", 0)])
+        columns = (table.column(name).to_pylist() for name in ("trial_id", "shard_id", "tasks"))
+        for trial_id, shard_id, tasks in zip(*columns, strict=True):
+            owned[trial_id] = ((path.name, shard_id), tuple(tasks))
+    return owned
+
+
+def read_owners(folder: Path, *, after: str | None = None) -> dict[str, tuple[str, int]]:
+    """Trial id to (plan, shard): the newest plan that gave the trial a shard; of plans newer than `after` only, if given."""
+    owners: dict[str, tuple[str, int]] = {}
+    for path in plan_files(folder):
+        if after is not None and plan_sequence(path.name) <= plan_sequence(after):
+            continue
+        table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", ">=", 0)])
+        pairs = zip(table.column("trial_id").to_pylist(), table.column("shard_id").to_pylist(), strict=True)
+        owners.update((trial_id, (path.name, shard_id)) for trial_id, shard_id in pairs)
+    return owners
+
+
+def count_assignments(folder: Path) -> dict[tuple[str, str], int]:
+    """(trial id, root of the plan) to how many plans of that root have given the trial a shard."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for path in plan_files(folder):
+        root = read_header(path).root
+        table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", ">=", 0)])
+        counts.update((trial_id, root) for trial_id in table.column("trial_id").to_pylist())
+    return dict(counts)
 
 
 def read_shard(path: Path, shard_id: int) -> Shard:
     """The trials of one shard, with those tasks that were left when the plan was made."""
-    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", "==", shard_id)])
-    trials = tuple(PlannedTrial.from_json(text) for text in table.column("to_run").to_pylist())
+    trials = read_shard_trials(path, [shard_id])
     if not trials:
         raise ResultsError(f"{path} has no shard {shard_id}")
-    return Shard(shard_id=shard_id, resources=trials[0].trial.model.resources, trials=trials)
+    return Shard(shard_id=shard_id, resources=trials[0].trial.model.resources, trials=tuple(trials))
+
+
+def read_shard_trials(path: Path, shard_ids: Iterable[int]) -> list[PlannedTrial]:
+    """The trials of some shards, each with those tasks that were left when the plan was made."""
+    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", "in", list(shard_ids))])
+    return [PlannedTrial.from_json(text) for text in table.column("to_run").to_pylist()]
 
 
 def shard_sizes(path: Path) -> dict[int, int]:
@@ -253,11 +371,16 @@ def shard_sizes(path: Path) -> dict[int, int]:
     return dict(Counter(number for number in _read(path, ["shard_id"]).column("shard_id").to_pylist() if number is not None))
 
 
-def shard_resources(path: Path) -> dict[int, Resources]:
-    """What each shard needs: the resources of its model."""
+def shard_samples(path: Path) -> dict[int, PlannedTrial]:
+    """One trial of each shard, which tells what the shard needs: all of them have one model."""
     table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", ">=", 0)])
     last = dict(zip(table.column("shard_id").to_pylist(), table.column("to_run").to_pylist(), strict=True))
-    return {shard_id: PlannedTrial.from_json(text).trial.model.resources for shard_id, text in sorted(last.items())}
+    return {shard_id: PlannedTrial.from_json(text) for shard_id, text in sorted(last.items())}
+
+
+def shard_resources(path: Path) -> dict[int, Resources]:
+    """What each shard needs: the resources of its model."""
+    return {shard_id: planned.trial.model.resources for shard_id, planned in shard_samples(path).items()}
 
 
 def shard_trials(path: Path, shard_ids: Iterable[int]) -> frozenset[str]:

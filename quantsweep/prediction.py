@@ -29,7 +29,15 @@ import pyarrow.compute as pc
 
 from quantsweep import records
 from quantsweep.errors import ResultsError
-from quantsweep.shards import EXAMPLES_OF_A_TASK, UNKNOWN_PARAMETERS, assumed_tokens, predicted_minutes
+from quantsweep.shards import (
+    ARITHMETIC,
+    ARITHMETIC_RANGE,
+    EXAMPLES_OF_A_TASK,
+    UNKNOWN_PARAMETERS,
+    Forecast,
+    assumed_tokens,
+    predicted_minutes,
+)
 from quantsweep.specs import PlannedTrial, TaskSpec
 
 MIN_TRIALS = 20
@@ -42,9 +50,6 @@ SMALLEST_SPREAD = 0.05
 """Of log(measured / predicted): identical trials on one machine differ by some percent."""
 TWO_SIDED_90 = 1.645
 """Standard deviations on either side that hold 90 % of a normal distribution."""
-ARITHMETIC_RANGE = (0.3, 10.0)
-"""Assumed around a prediction without any measurement: it is a floor, more likely exceeded than undercut."""
-ARITHMETIC = "arithmetic on model sizes, not a measurement"
 
 _STEPS = 8
 _OUTLIER = 2.0
@@ -55,16 +60,6 @@ _REST = ("quantize_seconds", "restore_seconds", "write_seconds")
 _METRICS = ("attempt", "model", "task", "task_key", "num_fewshot", "limit", "num_samples", "num_input_tokens", "num_parameters")
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """The worker time of some trials: minutes, a 90 % interval (low, high) in minutes, and what it rests on, in words."""
-
-    minutes: float
-    low: float
-    high: float
-    basis: str
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ past trials, `quantsweep.prediction` knows better, and `cut` is given its minute
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 from quantsweep.specs import PlannedTrial, Resources, Shard, TaskSpec
 
@@ -28,6 +29,48 @@ Minutes = Callable[[PlannedTrial], float]
 """Predicts the duration of one trial on one worker, in minutes."""
 SHARDS_A_WORKER = 4
 """Local workers get at least this many shards each (if there are trials enough), so that none idles at the end."""
+
+
+ARITHMETIC_RANGE = (0.3, 10.0)
+"""Assumed around a prediction without any measurement: it is a floor, more likely exceeded than undercut."""
+ARITHMETIC = "arithmetic on model sizes, not a measurement"
+SLURM_SHARDS = 64
+"""A sweep on Slurm is cut into about so many shards at least, so that the scheduler can balance them …"""
+SLURM_MINUTES = 5.0
+"""… but into none predicted shorter than this: starting one costs half a minute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """The worker time of some trials: minutes, a 90 % interval (low, high) in minutes, and what it rests on, in words."""
+
+    minutes: float
+    low: float
+    high: float
+    basis: str
+
+
+class Predictor(Protocol):
+    """Predicts trials (`quantsweep.prediction`)."""
+
+    def minutes(self, planned: PlannedTrial) -> float:
+        """One trial on one worker."""
+
+    def forecast(self, trials: Iterable[PlannedTrial]) -> Forecast:
+        """All of them together."""
+
+
+class Arithmetic:
+    """A predictor that has seen nothing."""
+
+    def minutes(self, planned: PlannedTrial) -> float:
+        """The floor."""
+        return predicted_minutes(planned)
+
+    def forecast(self, trials: Iterable[PlannedTrial]) -> Forecast:
+        """Its sum, with a wide interval."""
+        total = sum(map(predicted_minutes, trials))
+        return Forecast(minutes=total, low=total * ARITHMETIC_RANGE[0], high=total * ARITHMETIC_RANGE[1], basis=ARITHMETIC)
 
 
 def predicted_minutes(planned: PlannedTrial) -> float:
@@ -49,13 +92,15 @@ def cut(
     """Cut trials into shards, small models first.
 
     max_minutes: predicted bound of a shard (a single longer trial is a shard of its own).
-    workers: for local runs, how many work side by side; shards are then cut small enough to keep them all busy.
+    workers: for local runs, how many work side by side; shards are then cut small enough to keep them all busy.  None: on Slurm.
     minutes: predicts one trial.
     """
     ordered = sorted(trials, key=_order)
-    if workers is not None and ordered:
-        total = sum(map(minutes, ordered))
+    total = sum(map(minutes, ordered))
+    if workers is not None:
         max_minutes = min(max_minutes, total / (workers * SHARDS_A_WORKER))
+    else:
+        max_minutes = min(max_minutes, max(SLURM_MINUTES, total / SLURM_SHARDS))
     pieces = [
         (resources, tuple(chunk))
         for (_, resources), group in groupby(ordered, key=_affinity)

@@ -278,6 +278,25 @@ def _is_already_gone(line: str) -> bool:
     return "Invalid job id" in line or "already completing or completed" in line
 
 
+# -- changing jobs in the queue -----------------------------------------------------------------------
+
+
+def set_dependency(job_id: str, dependency: str) -> bool:
+    """Let a pending job wait for other jobs; False if it no longer waits (or Slurm does not let us)."""
+    return _run(["scontrol", "update", f"JobId={job_id.partition('_')[0]}", f"Dependency={dependency}"]).returncode == 0
+
+
+def requeue(job_id: str) -> bool:
+    """Put a running job back into the queue under its own id; False if Slurm does not let us."""
+    return _run(["scontrol", "requeue", job_id]).returncode == 0
+
+
+def exclude_nodes(job_ids: Iterable[str], nodes: Collection[str]) -> bool:
+    """Keep pending jobs off some nodes; False if Slurm refused for one of them."""
+    listed = ",".join(sorted(nodes))
+    return all(_run(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={listed}"]).returncode == 0 for job_id in job_ids)
+
+
 # -- limits -----------------------------------------------------------------------------------------
 
 

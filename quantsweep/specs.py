@@ -20,8 +20,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from quantsweep.errors import ConfigurationError
@@ -40,9 +40,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text, on every machine."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def content_hash(value: Any, length: int = 16) -> str:
@@ -69,12 +72,14 @@ class Resources:
     """What one shard of this model needs from a cluster; equal resources share a Slurm array.
 
     gpus: GPUs for one worker; cpus: cores; memory_gb: host memory; minutes: time limit.
+    raised: a retry asked for more than the model's yaml says, so the cluster's own numbers are no upper bound.
     """
 
     gpus: int = 0
     cpus: int = 1
     memory_gb: int = 4
     minutes: int = 240
+    raised: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("gpus", 0), ("cpus", 1), ("memory_gb", 1), ("minutes", 1)):
@@ -251,8 +256,9 @@ class TrialSpec:
         """Everything that can change a number, as plain JSON values."""
         return {
             "model": self.model.identity() | ({"unquantized": []} if self.quantization.is_baseline else {}),
-            "quantization": asdict(self.quantization),
-            "calibration": None if self.calibration is None else asdict(self.calibration),
+            # Flat dataclasses: `vars` is what `asdict` gives, without its deep copy, which cost half of planning.
+            "quantization": vars(self.quantization),
+            "calibration": None if self.calibration is None else vars(self.calibration),
             "seed": self.seed,
         }
 
@@ -296,17 +302,37 @@ class PlannedTrial:
         data = json.loads(text)
         trial, tasks = data["trial"], data["tasks"]
         model, quantization, calibration = trial["model"], trial["quantization"], trial["calibration"]
-        model = {**model, "resources": Resources(**model["resources"]), "unquantized": tuple(model["unquantized"])}
         options = {key: options_tuple(dict(quantization[key])) for key in ("method_options", "data_type_options")}
         return cls(
             trial=TrialSpec(
-                model=ModelSpec(**model),
+                model=_model_from(_frozen(model)),
                 quantization=QuantizationSpec(**{**quantization, **options}),
                 calibration=None if calibration is None else CalibrationSpec(**calibration),
                 seed=trial["seed"],
             ),
-            tasks=tuple(TaskSpec(**task) for task in tasks),
+            tasks=tuple(_task_from(_frozen(task)) for task in tasks),
         )
+
+
+# A plan of 43,000 trials has a dozen models and tasks: each is built once, and equal ones are the same object.
+
+
+def _frozen(data: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (key, tuple(value) if isinstance(value, list) else tuple(value.items()) if isinstance(value, dict) else value)
+        for key, value in data.items()
+    )
+
+
+@lru_cache(maxsize=4096)
+def _model_from(items: tuple[tuple[str, Any], ...]) -> ModelSpec:
+    data = dict(items)
+    return ModelSpec(**{**data, "resources": Resources(**dict(data["resources"]))})
+
+
+@lru_cache(maxsize=4096)
+def _task_from(items: tuple[tuple[str, Any], ...]) -> TaskSpec:
+    return TaskSpec(**dict(items))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +360,14 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """Where shards run: this machine (`kind="local"`) or a Slurm cluster; the fields are those of conf/cluster/slurm.yaml."""
+    """Where shards run: this machine (`kind="local"`) or a Slurm cluster; the fields are those of conf/cluster/slurm.yaml.
+
+    allocation: "gpu" gives each shard a job of its own; "node" takes whole nodes and runs node_gpus / resources.gpus workers
+    (node_cpus / resources.cpus for models without GPU) side by side in one job.
+    max_gpus, max_memory_gb, max_minutes: how far a retry after a lack of them may go.
+    submit_from_nodes: whether sbatch works on the nodes: then the running sweep submits what is left and what may be retried.
+    signal_seconds: how long before the time limit Slurm warns a job.
+    """
 
     kind: Literal["local", "slurm"] = "local"
     partition: str | None = None
@@ -348,18 +381,77 @@ class ClusterSpec:
     minutes: int | None = None
     memory_gb: int | None = None
     cpus: int | None = None
+    allocation: Literal["gpu", "node"] = "gpu"
+    node_gpus: int | None = None
+    node_cpus: int | None = None
+    max_gpus: int = 8
+    max_memory_gb: int = 512
+    max_minutes: int = 2880
     max_array_size: int | None = None
     max_parallel: int | None = None
+    max_submitted: int | None = None
+    submit_from_nodes: bool = True
+    signal_seconds: int = 120
     additional_parameters: Options = ()
+
+    def __post_init__(self) -> None:
+        if self.allocation == "node" and not (self.node_gpus or self.node_cpus):
+            raise ConfigurationError("cluster.allocation=node needs cluster.node_gpus (or cluster.node_cpus for nodes without GPUs)")
+        for name in ("max_array_size", "max_parallel", "max_submitted", "node_gpus", "node_cpus", "signal_seconds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"cluster.{name} must be at least 1, got {value}")
 
     def resources(self, model: Resources) -> Resources:
         """What a shard asks for here: the model's resources, unless the cluster's configuration says otherwise."""
         return Resources(
             gpus=model.gpus,
             cpus=self.cpus or model.cpus,
-            memory_gb=self.memory_gb or model.memory_gb,
-            minutes=self.minutes or model.minutes,
+            memory_gb=max(model.memory_gb, self.memory_gb or model.memory_gb) if model.raised else self.memory_gb or model.memory_gb,
+            minutes=max(model.minutes, self.minutes or model.minutes) if model.raised else self.minutes or model.minutes,
+            raised=model.raised,
         )
+
+    def workers(self, needs: Resources) -> int:
+        """How many workers one job runs side by side."""
+        if self.allocation == "gpu":
+            return 1
+        if needs.gpus:
+            return max(1, (self.node_gpus or needs.gpus) // needs.gpus)
+        return max(1, (self.node_cpus or needs.cpus) // needs.cpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSettings:
+    """What one launch decided beside its trials; the retries that follow from it inherit it.
+
+    gpu_hours: the budget, None for none.  max_retries: at most so many retries a trial and cause (None: each cause's own number).
+    breaker_trials: so many trials failing in one place hold those that share the cause (None: never).
+    shard_minutes: predicted bound of a shard.
+    code: the snapshot that jobs run, a folder under code/ (None: the checkout itself, on this machine).
+    """
+
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
+    gpu_hours: float | None = None
+    max_retries: int | None = None
+    breaker_trials: int | None = 10
+    shard_minutes: float = 60.0
+    code: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpu_hours is not None and self.gpu_hours <= 0:
+            raise ConfigurationError(f"budget.gpu_hours must be above 0, or null for none; got {self.gpu_hours}")
+        if self.max_retries is not None and self.max_retries < 0:
+            raise ConfigurationError(f"max_retries must be 0 or more, or null; got {self.max_retries}")
+        if self.breaker_trials is not None and self.breaker_trials < 2:
+            raise ConfigurationError(f"breaker_trials must be at least 2, or null for never; got {self.breaker_trials}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LaunchSettings:
+        """The inverse of `dataclasses.asdict` after JSON."""
+        cluster = dict(data["cluster"])
+        cluster |= {"setup": tuple(cluster["setup"]), "additional_parameters": options_tuple(dict(cluster["additional_parameters"]))}
+        return cls(**{**data, "cluster": ClusterSpec(**cluster)})
 
 
 @dataclass(frozen=True, kw_only=True)

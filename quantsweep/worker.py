@@ -10,27 +10,32 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from quantsweep import environment, failures, records
+from quantsweep import breaker, environment, failures, records
+from quantsweep.attempts import Attempt
 from quantsweep.errors import ResultsError
 from quantsweep.failures import Failure
+from quantsweep.holds import holding, read_holds
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_settings, read_shard, remaining_tasks
+from quantsweep.plan import PlanHeader, read_header, read_owners, read_shard, remaining_tasks
 from quantsweep.shards import predicted_minutes
 from quantsweep.specs import PlannedTrial, RunSettings, Shard, content_hash
 from quantsweep.tracking import make_tracker
+from quantsweep.workers import BEAT_SECONDS, LOST_AND_REQUEUED, WorkerRecord, new_worker_name, read_records, write_record
 
 Observer = Callable[[PlannedTrial, str, int], None]
 """Told of each trial's end: the trial, "done", "failed" or "stopped", and how many evaluations it wrote."""
@@ -38,6 +43,74 @@ Observer = Callable[[PlannedTrial, str, int], None]
 POLL_SECONDS = 0.2
 MIN_TIMEOUT_MINUTES = 10.0
 TIMEOUT_FACTOR = 5.0
+MAX_RESTARTS_OF_A_TRIAL = 3
+"""A trial at which its job was lost so often, and requeued, is left to the retries."""
+BREAKER_SECONDS = 2.0
+"""A worker whose trials fail one after another reads everybody's attempts at most this often."""
+MAX_STRIKES = 2
+"""A worker on whose machine so many trials in a row failed for the machine's fault ends."""
+OVERTIME_SHARE = 0.5
+"""A trial that had this share of its job's time for itself when the limit came is too long for the job."""
+
+
+class Stop:
+    """Asks all workers of a process to end: the trial at hand may go on for `grace` seconds (None: until its own end)."""
+
+    PERSON = "stopped"
+    TIME_LIMIT = "time limit"
+    ENDED = "ended by Slurm"
+    BUDGET = "budget"
+    BAD_NODE = "bad node"
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._drop_at: float | None = None
+        self.reason: str | None = None
+
+    def set(self, reason: str = PERSON, grace: float | None = None) -> None:
+        """Ask; the first reason stays, a shorter grace wins."""
+        self.reason = self.reason or reason
+        if grace is not None:
+            drop_at = time.monotonic() + grace
+            self._drop_at = drop_at if self._drop_at is None else min(self._drop_at, drop_at)
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """True once somebody asked."""
+        return self._event.is_set()
+
+    def drops_now(self) -> bool:
+        """True once the trial at hand must not go on."""
+        return self._drop_at is not None and time.monotonic() >= self._drop_at
+
+
+class Allotment:
+    """GPU-seconds that all workers of one process may use together; None: as many as they need."""
+
+    def __init__(self, gpu_seconds: float | None = None) -> None:
+        self._granted = gpu_seconds
+        self._used = 0.0
+        self._lock = threading.Lock()
+
+    def use(self, gpu_seconds: float) -> None:
+        """Count what was used."""
+        with self._lock:
+            self._used += gpu_seconds
+
+    def is_spent(self) -> bool:
+        """True if nothing is left."""
+        return self._granted is not None and self._used >= self._granted
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobContext:
+    """The job that a worker is part of: its array's name and shards, the GPUs of one worker, its time limit, its share of the budget."""
+
+    job_name: str | None = None
+    shard_ids: tuple[int, ...] = ()
+    gpus: int = 0
+    minutes: float | None = None
+    allotment: Allotment = field(default_factory=Allotment)
 
 
 class ChildDiedError(Exception):
@@ -59,6 +132,7 @@ class ShardSummary:
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    held: int = 0
     stopped: bool = False
 
 
@@ -70,36 +144,41 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def events(self, planned: PlannedTrial, settings: RunSettings, log: Path, stop: threading.Event) -> Iterator[dict[str, Any]]:
+    def events(self, planned: PlannedTrial, settings: RunSettings, log: Path, stop: Stop) -> Iterator[dict[str, Any]]:
         """Run one trial; yields what the child says, ending with "done" or "failed".
 
-        Raises ChildDiedError if the child dies or is silent for too long, StoppedError between two events once `stop` is set.
+        Raises ChildDiedError if the child dies or is silent for too long, StoppedError between two tasks once `stop` is set
+        (in the middle of one when it must not go on).
         """
         timeout = settings.trial_timeout_minutes or max(MIN_TIMEOUT_MINUTES, TIMEOUT_FACTOR * predicted_minutes(planned))
         pipe = self._start(log)
+        kills = oom_kills()
         try:
             pipe.send_bytes(json.dumps({"planned": planned.to_json(), "settings": asdict(settings)}).encode())
             while True:
-                event = self._receive(pipe, timeout)
+                event = self._receive(pipe, timeout, stop)
                 if event.pop("last", False):
                     self.kill()
                 yield event
                 if event["event"] in ("done", "failed"):
                     return
-                if stop.is_set():
+                if stop.is_set() and event["event"] == "task":
                     self.kill()
                     raise StoppedError
         except (EOFError, OSError) as error:
             code = self._reap()
             if code == -signal.SIGTERM and environment.slurm_job() is not None:
-                stop.set()  # Slurm ends the job (scancel, preemption, time limit): its TERM reaches every process of it
+                stop.set(Stop.ENDED, 0.0)  # Slurm ends the job (scancel, preemption, time limit): its TERM reaches every process of it
             if stop.is_set():
                 raise StoppedError from error  # it was ended on purpose: no failure of the trial
-            raise ChildDiedError(failures.from_exit(code)) from error
+            raise ChildDiedError(_cause_of_death(code, kills)) from error
 
-    def _receive(self, pipe: Connection, timeout_minutes: float) -> dict[str, Any]:
+    def _receive(self, pipe: Connection, timeout_minutes: float, stop: Stop) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_minutes * 60
         while not pipe.poll(POLL_SECONDS):
+            if stop.drops_now():
+                self.kill()
+                raise StoppedError
             if time.monotonic() > deadline:
                 self.kill()
                 raise ChildDiedError(failures.hung(timeout_minutes))
@@ -144,99 +223,207 @@ class Child:
             self._pipe = None
 
 
-@dataclass
-class _Attempt:
-    """What is known of the trial at hand; becomes its row in `trials`."""
+def oom_kills() -> int:
+    """How many processes of this job the kernel has killed for lack of memory, by its control group's own count; 0 where there is none."""
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        place = next(line.split(":", 2)[2] for line in groups if line.startswith("0::"))
+        events = (Path("/sys/fs/cgroup") / place.lstrip("/") / "memory.events").read_text()
+        return sum(int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill "))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0
 
-    planned: PlannedTrial
-    attempt: str
-    log: str
-    log_start: int
-    started_at: datetime
-    facts: dict[str, Any] = field(default_factory=dict)
-    sizes: dict[str, Any] = field(default_factory=dict)
-    evaluate_seconds: float = 0.0
-    write_seconds: float = 0.0
-    num_tasks: int = 0
+
+def _cause_of_death(code: int | None, kills_before: int) -> Failure:
+    if code == -signal.SIGKILL and oom_kills() > kills_before:
+        return failures.out_of_host_memory("the control group's count of kills for lack of memory went up")
+    return failures.from_exit(code)
 
 
 class Worker:
-    """Runs shards one after another, keeping its child (and the model in it) between them."""
+    """Runs shards one after another, keeping its child (and the model in it) between them.
 
-    def __init__(self, plan_path: Path, *, extra_environment: Mapping[str, str] | None = None, stop: threading.Event | None = None) -> None:
-        self._plan = plan_path
-        self._folder = SweepFolder(plan_path.resolve().parent.parent)
-        self._folder.check()
-        self._settings = read_settings(plan_path)
-        self._environment = environment.capture(self._folder)
-        self._stop = stop or threading.Event()
-        self._child = Child(extra_environment)
+    Its name is in every file that it writes, and its record says what it is at.
+    """
+
+    def __init__(
+        self,
+        plan_path: Path,
+        *,
+        extra_environment: Mapping[str, str] | None = None,
+        stop: Stop | None = None,
+        context: JobContext | None = None,
+    ) -> None:
+        self.plan = plan_path
+        self.folder = SweepFolder(plan_path.resolve().parent.parent)
+        self.folder.check()
+        self.header = read_header(plan_path)
+        self.environment = environment.capture(self.folder)
+        self.stop = stop or Stop()
+        self.context = context or JobContext()
+        self.child = Child(extra_environment)
+        name = new_worker_name()
         # One log a worker: its child writes there for as long as it lives, and each trial's row holds its place.
-        self._log = self._folder.logs / f"{plan_path.stem}-{self._environment.host}-{os.getpid()}-{id(self):x}.log"
+        self.log = self.folder.logs / f"{name}.log"
+        self.writer = records.Writer(self.folder, name)
+        self.beat = Beat(self.folder, self._first_record(name), self.context.allotment)
+        self.not_here = frozenset(_given_up(self.folder, self.header, self.beat.record))
+        self.beat.start()
 
-    @property
-    def stopping(self) -> bool:
-        """True once somebody asked the workers to stop."""
-        return self._stop.is_set()
+    def _first_record(self, name: str) -> WorkerRecord:
+        return WorkerRecord(
+            worker=name,
+            host=platform.node(),
+            node=self.environment.host,
+            pid=os.getpid(),
+            plan=self.plan.name,
+            job=self.environment.slurm_job,
+            job_name=self.context.job_name,
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            shard_ids=self.context.shard_ids,
+            gpus=self.context.gpus,
+            log=str(self.log),
+        )
 
-    def request_stop(self) -> None:
-        """Ask all workers that share this stop event to end after the task at hand."""
-        self._stop.set()
-
-    def close(self) -> None:
-        """End the child."""
-        self._child.kill()
+    def close(self, ended: str | None = None) -> None:
+        """End the child; write down how this worker ended (by default: as it was asked to, or finished)."""
+        self.child.kill()
+        self.beat.end(ended or self.stop.reason or "finished")
 
     def run(self, shard_id: int, observer: Observer | None = None) -> ShardSummary:
         """Run what is left of one shard; never raises for what happens inside a trial, only when results cannot be written."""
-        shard = read_shard(self._plan, shard_id)
-        run = _ShardRun(self._plan, self._folder, shard, self._settings, self._environment, self._child, self._stop, self._log)
-        return run.all(observer or (lambda planned, status, evaluations: None))
+        try:
+            return _ShardRun(self, read_shard(self.plan, shard_id)).all(observer or (lambda planned, status, evaluations: None))
+        except Exception as error:
+            full = isinstance(error, DiskFullError) or (isinstance(error, OSError) and failures.is_disk_full(error))
+            self.close("DISK_FULL" if full else f"error: {type(error).__name__}: {error}")
+            raise
+
+
+class DiskFullError(ResultsError):
+    """Results cannot be written for want of space: the shard ends, and nothing goes on by itself."""
+
+
+class Beat(threading.Thread):
+    """Keeps the worker's record fresh, and counts GPU-seconds while it does."""
+
+    def __init__(self, folder: SweepFolder, record: WorkerRecord, allotment: Allotment) -> None:
+        super().__init__(daemon=True)
+        self.record = record
+        self._folder, self._allotment = folder, allotment
+        self._began = self._counted = time.monotonic()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self.update()
+
+    def run(self) -> None:
+        """Until the worker ends; a file system that fails for a moment must not end it."""
+        while not self._ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                self.update()
+
+    def update(self, **changes: Any) -> None:
+        """Change the record and write it."""
+        with self._lock:
+            now = time.monotonic()
+            self._allotment.use(self.record.gpus * (now - self._counted))
+            self._counted = now
+            self.record = replace(self.record, seconds=now - self._began, **changes)
+            write_record(self._folder, self.record)
+
+    def end(self, word: str) -> None:
+        """The last word; a second one is not heard."""
+        if not self._ended.is_set():
+            self._ended.set()
+            with contextlib.suppress(OSError):  # a full disk, say: then the record grows old by itself
+                self.update(ended=word, trial_id=None, label=None)
+
+
+def _given_up(folder: SweepFolder, header: PlanHeader, mine: WorkerRecord) -> Iterator[str]:
+    """Trials of this plan that are not for this worker: owned by a newer plan, failed already, or lost too often in this very job."""
+    yield from read_owners(folder.plan, after=header.name)
+    columns = ["trial_id", "status", "plan"]
+    rows = records.read_table(folder.path, "trials", columns).to_pylist()
+    yield from (row["trial_id"] for row in rows if row["status"] == "failed" and row["plan"] == header.name)
+    if mine.job is not None and mine.restarts:
+        yield from _close_earlier_runs(folder, mine)
+
+
+def _close_earlier_runs(folder: SweepFolder, mine: WorkerRecord) -> Iterator[str]:
+    """Slurm has requeued this job: its earlier workers are gone, whatever their records say; yields trials that keep taking it down."""
+    lost: Counter[str] = Counter()
+    for heard in read_records(folder):
+        record = heard.record
+        if record.job != mine.job or record.restarts >= mine.restarts or record.worker == mine.worker:
+            continue
+        if record.ended is None:
+            write_record(folder, replace(record, ended=LOST_AND_REQUEUED))
+        if record.trial_id is not None:
+            lost[record.trial_id] += 1
+    yield from (trial_id for trial_id, count in lost.items() if count >= MAX_RESTARTS_OF_A_TRIAL)
 
 
 class _ShardRun:
     """One pass over one shard."""
 
-    def __init__(
-        self,
-        plan: Path,
-        folder: SweepFolder,
-        shard: Shard,
-        settings: RunSettings,
-        environment_: environment.Environment,
-        child: Child,
-        stop: threading.Event,
-        log: Path,
-    ) -> None:
-        self._log = log
-        self._plan, self._folder, self._shard, self._settings = plan, folder, shard, settings
-        self._environment, self._child, self._stop = environment_, child, stop
-        stem = f"{shard.shard_id:05d}-{environment_.host}-{os.getpid()}"
-        self._writer = records.Writer(folder, stem)
+    def __init__(self, worker: Worker, shard: Shard) -> None:
+        self._worker, self._shard = worker, shard
+        self._folder, self._stop, self._log = worker.folder, worker.stop, worker.log
+        self._launch, self._settings = worker.header.launch, worker.header.settings
+        self._writer = worker.writer
+        self._strikes = 0
+        self._checked = float("-inf")
 
     def all(self, observer: Observer) -> ShardSummary:
         """Every trial that is not done yet, in order."""
         done = records.read_done(self._folder.path)
         left = [remaining_tasks(planned, done) for planned in self._shard.trials]
-        todo = [planned for planned in left if planned.tasks]
-        counts = {"done": 0, "failed": 0, "stopped": 0}
+        todo = [planned for planned in left if planned.tasks and planned.trial.trial_id not in self._worker.not_here]
+        counts: Counter[str] = Counter()
         tracker = make_tracker(self._settings, self._folder, self._shard.shard_id)
         try:
             for planned in todo:
+                if self._worker.context.allotment.is_spent():
+                    self._stop.set(Stop.BUDGET)
                 if self._stop.is_set():
                     break
+                if self._is_held(planned):
+                    counts["held"] += 1
+                    continue
                 row, evaluations = self._trial(planned, tracker.log_evaluation)
                 status = "stopped" if row is None else row["status"]
                 counts[status] += 1
                 observer(planned, status, evaluations)
-                if row is not None and row["failure_class"] == failures.DISK_FULL:
-                    raise ResultsError(
-                        f"disk full while writing {self._folder.path}: {row['failure_message']}. "
-                        "Make space, then launch again; nothing that was written is lost"
-                    )
+                if row is not None:
+                    self._look_at(row)
         finally:
             tracker.finish()
-        return ShardSummary(done=counts["done"], failed=counts["failed"], skipped=len(left) - len(todo), stopped=self._stop.is_set())
+        return ShardSummary(
+            done=counts["done"],
+            failed=counts["failed"],
+            held=counts["held"],
+            skipped=len(left) - len(todo),
+            stopped=self._stop.is_set(),
+        )
+
+    def _is_held(self, planned: PlannedTrial) -> bool:
+        """True if this trial is held; looks for new holds each time (one listing of a folder that is nearly always empty)."""
+        return holding(read_holds(self._folder), planned) is not None
+
+    def _look_at(self, row: Mapping[str, Any]) -> None:
+        """What a trial's end means for those that come after it."""
+        cause = row["failure_class"]
+        if cause == failures.DISK_FULL:
+            raise DiskFullError(
+                f"disk full while writing {self._folder.path}: {row['failure_message']}. "
+                "Make space, then launch again; nothing that was written is lost"
+            )
+        self._strikes = self._strikes + 1 if cause == failures.BAD_NODE else 0
+        if self._strikes >= MAX_STRIKES:
+            self._stop.set(Stop.BAD_NODE)
+        if cause in breaker.COUNTED and time.monotonic() - self._checked > BREAKER_SECONDS:
+            self._checked = time.monotonic()
+            breaker.check(self._folder, self._worker.header.root, self._launch.breaker_trials)
 
     # One trial ---------------------------------------------------------------------------------------------------------
 
@@ -245,24 +432,51 @@ class _ShardRun:
         attempt = self._begin(planned)
         failure: Failure | None = None
         try:
-            for event in self._child.events(planned, self._settings, self._log, self._stop):
+            for event in self._worker.child.events(planned, self._settings, self._log, self._stop):
                 failure = self._on_event(attempt, event, track) or failure
         except ChildDiedError as error:
             failure = error.failure
         except StoppedError:
-            return None, attempt.num_tasks
+            failure = self._overtime(attempt)
+            if failure is None:
+                self._worker.beat.update(trial_id=None, label=None)
+                return None, attempt.num_tasks
         except OSError as error:
             if not failures.is_disk_full(error):
                 raise
             failure = failures.from_exception(error)
-            self._child.kill()  # in the middle of a trial: it would go on talking of it
+            self._worker.child.kill()  # in the middle of a trial: it would go on talking of it
         return self._finish(attempt, failure), attempt.num_tasks
 
-    def _begin(self, planned: PlannedTrial) -> _Attempt:
+    def _overtime(self, attempt: Attempt) -> Failure | None:
+        """A trial that was dropped at the time limit failed if it had most of the job's time; otherwise it simply runs again."""
+        minutes = self._worker.context.minutes
+        taken = (datetime.now(UTC) - attempt.started_at).total_seconds() / 60
+        if self._stop.reason != Stop.TIME_LIMIT or minutes is None or taken < OVERTIME_SHARE * minutes:
+            return None
+        return failures.overtime(minutes)
+
+    def _begin(self, planned: PlannedTrial) -> Attempt:
         started = datetime.now(UTC)
-        identity = [planned.trial.trial_id, self._environment.host, os.getpid(), time.time_ns(), threading.get_ident()]
-        start = self._say(f"--- trial {planned.trial.trial_id}  {planned.trial.label}  {started.isoformat(timespec='seconds')}\n")
-        return _Attempt(planned, content_hash(identity), self._log.name, start, started)
+        trial_id = planned.trial.trial_id
+        start = self._say(f"--- trial {trial_id}  {planned.trial.label}  {started.isoformat(timespec='seconds')}\n")
+        self._worker.beat.update(
+            shard_id=self._shard.shard_id,
+            trial_id=trial_id,
+            label=planned.trial.label,
+            trial_started=started.timestamp(),
+            log_start=start,
+        )
+        return Attempt(
+            planned=planned,
+            attempt=content_hash([trial_id, self._worker.beat.record.worker, time.time_ns(), threading.get_ident()]),
+            plan=self._worker.plan.name,
+            shard_id=self._shard.shard_id,
+            environment=self._worker.environment,
+            log=self._log.name,
+            log_start=start,
+            started_at=started,
+        )
 
     def _say(self, text: str) -> int:
         """Append to the log and return where that began; a full disk is reported by the tables, not by their log."""
@@ -276,7 +490,7 @@ class _ShardRun:
                 raise
             return self._log.stat().st_size if self._log.exists() else 0
 
-    def _on_event(self, attempt: _Attempt, event: Mapping[str, Any], track: Callable[[Mapping[str, Any]], None]) -> Failure | None:
+    def _on_event(self, attempt: Attempt, event: Mapping[str, Any], track: Callable[[Mapping[str, Any]], None]) -> Failure | None:
         kind = event["event"]
         if kind == "failed":
             return Failure(**{key: value for key, value in event.items() if key != "event"})
@@ -287,15 +501,16 @@ class _ShardRun:
         elif kind == "quantized":
             attempt.facts["quantize_seconds"] = event["quantize_seconds"]
             attempt.sizes = dict(event["sizes"])
-            self._add(attempt, "layers", [{**self._common(attempt), **layer} for layer in event["layers"]])
+            now = datetime.now(UTC)
+            self._add(attempt, "layers", [{**attempt.common(now), **layer} for layer in event["layers"]])
         else:
             attempt.facts.update({key: value for key, value in event.items() if key != "event"})
         return None
 
-    def _write_task(self, attempt: _Attempt, event: Mapping[str, Any], track: Callable[[Mapping[str, Any]], None]) -> None:
+    def _write_task(self, attempt: Attempt, event: Mapping[str, Any], track: Callable[[Mapping[str, Any]], None]) -> None:
         task = next(t for t in attempt.planned.tasks if t.task_key == event["task_key"])
         result = event["result"]
-        common = {**self._common(attempt), **records.task_columns(task), "requests_hash": result["requests_hash"]}
+        common = {**attempt.common(datetime.now(UTC)), **records.task_columns(task), "requests_hash": result["requests_hash"]}
         self._add(attempt, "samples", [{**common, **result["samples"]}])
         shared = {
             key: result[key]
@@ -318,38 +533,11 @@ class _ShardRun:
         for row in rows:
             track(row)
 
-    def _finish(self, attempt: _Attempt, failure: Failure | None) -> dict[str, Any]:
+    def _finish(self, attempt: Attempt, failure: Failure | None) -> dict[str, Any]:
         if failure is not None:
             self._say(f"{failure.traceback or ''}--- failed: {failure.failure_class}: {failure.message}\n")
         end = self._log.stat().st_size if self._log.exists() else 0
-        failed = {
-            f"failure_{name}": getattr(failure, key, None)
-            for name, key in (
-                ("class", "failure_class"),
-                ("message", "message"),
-                ("fingerprint", "fingerprint"),
-                ("traceback", "traceback"),
-            )
-        }
-        row = {
-            **self._common(attempt),
-            "label": attempt.planned.trial.label,
-            "status": "done" if failure is None else "failed",
-            **failed,
-            "num_tasks": attempt.num_tasks,
-            "started_at": attempt.started_at,
-            **{
-                key: attempt.facts.get(key)
-                for key in ("load_seconds", "quantize_seconds", "restore_seconds", "peak_memory_bytes", "energy_joules")
-            },
-            "evaluate_seconds": attempt.evaluate_seconds,
-            "write_seconds": attempt.write_seconds,
-            "log": attempt.log,
-            "log_start": attempt.log_start,
-            "log_end": end,
-            "config": records.config_json(attempt.planned),
-            **{column.name: attempt.sizes.get(column.name) for column in records.SIZE},
-        }
+        row = attempt.row(failure, datetime.now(UTC), end)
         try:
             self._writer.add("trials", [row])
         except OSError as error:
@@ -358,23 +546,10 @@ class _ShardRun:
             row |= {"status": "failed", "failure_class": failures.DISK_FULL, "failure_message": str(error)}
         return row
 
-    def _add(self, attempt: _Attempt, table: str, rows: list[dict[str, Any]]) -> None:
+    def _add(self, attempt: Attempt, table: str, rows: list[dict[str, Any]]) -> None:
         started = time.perf_counter()
         self._writer.add(table, rows)
         attempt.write_seconds += time.perf_counter() - started
-
-    def _common(self, attempt: _Attempt) -> dict[str, Any]:
-        return {
-            **records.identity_columns(attempt.planned.trial),
-            "attempt": attempt.attempt,
-            "shard_id": self._shard.shard_id,
-            "plan": self._plan.name,
-            "finished_at": datetime.now(UTC),
-            "device": attempt.facts.get("device"),
-            "driver": attempt.facts.get("driver"),
-            **asdict(self._environment),
-            "schema_version": records.SCHEMA_VERSION,
-        }
 
 
 def run_shard(plan_path: str | Path, shard_id: int) -> ShardSummary:

@@ -28,6 +28,8 @@ BEAT_SECONDS = 30.0
 """A worker says at least this often that it lives."""
 STALE_SECONDS = 900.0
 """After this long without a word a worker of which nobody else knows anything counts as gone."""
+LOST_AND_REQUEUED = "lost, requeued"
+"""What a worker that Slurm has started again says of its forerunner."""
 
 _PART = re.compile(r"(.+)-(\d{3,})")
 
@@ -36,7 +38,8 @@ _PART = re.compile(r"(.+)-(\d{3,})")
 class WorkerRecord:
     """What one worker says of itself.
 
-    job: Slurm's id (`123_4`), None on this machine alone.  job_name: the array's unique name, which its submission holds.
+    node: what Slurm calls the machine (the host's name elsewhere).  job: Slurm's id (`123_4`), None on this machine alone.
+    job_name: the array's unique name, which its submission holds.  restarts: how often Slurm has requeued the job.
     trial_id, label, trial_started: the trial at hand; None between trials.  ended: how it ended; None while it works.
     gpus, seconds: GPUs it occupies, and for how long so far (the budget counts their product).
     log, log_start: where the trial at hand writes.
@@ -46,6 +49,7 @@ class WorkerRecord:
     host: str
     pid: int
     plan: str
+    node: str = ""
     job: str | None = None
     job_name: str | None = None
     restarts: int = 0

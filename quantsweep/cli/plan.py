@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from math import ceil
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -11,8 +14,9 @@ from quantsweep import slurm
 from quantsweep.errors import SlurmError
 from quantsweep.hydra_plugin.composition import compose_base, expand_shorthand, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare
-from quantsweep.launching.cluster import array_size, group_shards
+from quantsweep.launching.refill import array_size
 from quantsweep.messages import plan_text
+from quantsweep.plan import Plan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             "arrays": arrays or 0,
             "skipped_reasons": skipped,
             "unpinned": list(plan.unpinned),
-            "predicted_worker_hours": plan.predicted_hours(),
+            "predicted": _predicted(plan),
             "sweep": plan.sweep,
             "folder": str(prepared.folder.path),
         }
@@ -55,10 +59,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _predicted(plan: Plan) -> dict[str, Any]:
+    forecast = plan.forecast
+    if forecast is None:
+        return {}
+    return {
+        "worker_hours": forecast.minutes / 60,
+        "worker_hours_low": forecast.low / 60,
+        "worker_hours_high": forecast.high / 60,
+        "gpu_hours": plan.gpu_minutes / 60,
+        "basis": forecast.basis,
+    }
+
+
 def _num_arrays(prepared: Prepared) -> int | None:
     """How many Slurm arrays a launch would submit; None on this machine."""
     if prepared.cluster.kind != "slurm":
         return None
-    limits = slurm.read_limits(prepared.cluster.account, prepared.cluster.qos, prepared.cluster.partition)
-    shards = [(shard.shard_id, prepared.cluster.resources(shard.resources)) for shard in prepared.plan.shards]
-    return len(group_shards(shards, array_size(prepared.cluster, limits)))
+    cluster = prepared.cluster
+    limits = slurm.read_limits(cluster.account, cluster.qos, cluster.partition)
+    shards = Counter(cluster.resources(shard.resources) for shard in prepared.plan.shards)
+    size = array_size(cluster, limits)
+    return sum(ceil(ceil(count / cluster.workers(needs)) / size) for needs, count in shards.items())

@@ -1,22 +1,29 @@
-"""`quantsweep status SWEEP [--json]`: counts by state and by failure, from files and at most one call to Slurm."""
+"""`quantsweep status SWEEP [--json]`: counts by state and by failure, from files and at most one squeue and one sacct call."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections import Counter
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pyarrow.compute as pc
-
-from quantsweep import records, slurm
+from quantsweep import budget, records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
-from quantsweep.errors import ResultsError
+from quantsweep.errors import ResultsError, SlurmError
+from quantsweep.holds import Hold, holding, read_holds
 from quantsweep.launching.lock import lock_holder
-from quantsweep.launching.submissions import FlyingTask, flying_tasks, in_flight_trials
+from quantsweep.launching.nodes import find_broken
+from quantsweep.launching.refill import waiting_shards
+from quantsweep.launching.tasks import Observation, in_flight_trials, observe
 from quantsweep.messages import status_text
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_asked, remaining_tasks
+from quantsweep.plan import read_asked, read_asked_tasks, read_headers, shard_trials
+from quantsweep.workers import read_records
+
+RATE_WINDOW = timedelta(minutes=30)
+"""The rate is that of the trials that ended within this time of the last one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,46 +40,110 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sweep_status(folder: SweepFolder) -> dict[str, Any]:
-    """The facts: everything that was ever asked of this sweep, by state, failures by fingerprint, time used."""
-    asked = read_asked(folder.plan)
+    """The facts: everything that was ever asked of this sweep, by state, failures by fingerprint, time used.
+
+    A trial that is not done is running, queued (in Slurm's queue), waiting (for room in it), unknown, or held; the rest is
+    left to launch, and of that rest `failed` says how much has failed.
+    """
+    asked = read_asked_tasks(folder.plan)
     if not asked:
         raise ResultsError(f"{folder.path} has no plan yet: nothing was launched")
     done = records.read_done(folder.path)
-    left = {p.trial.trial_id for p in asked if remaining_tasks(p, done).tasks}
-    flying = flying_tasks(folder)
-    running = in_flight_trials(folder, (t for t in flying if t.state is not slurm.State.PENDING)) & left
-    waiting = (in_flight_trials(folder, (t for t in flying if t.state is slurm.State.PENDING)) & left) - running
-    failed = _failed(folder, left - running - waiting)
-    used = _worker_seconds(folder)
-    num_done = sum((p.trial.trial_id, t.task_key) in done for p in asked for t in p.tasks)
+    left = {trial_id for trial_id, tasks in asked.items() if any((trial_id, task) not in done for task in tasks)}
+    seen, silence = _observe(folder)
+    states = _states(folder, seen, left)
+    attempts = _attempts(folder)
+    holds = read_holds(folder)
+    held = _held(folder, holds, left - set().union(*states.values()))
+    rest = left - set().union(held, *states.values())
+    failed = [row for row in _latest(attempts) if row["status"] == "failed" and row["trial_id"] in rest]
+    num_done = sum((trial_id, task) in done for trial_id, tasks in asked.items() for task in tasks)
+    per_hour = _trials_per_hour(attempts)
+    hours = next((h.launch.gpu_hours for h in reversed(read_headers(folder.plan).values()) if h.root == h.name), None)
+    in_work = sum(len(states[name]) for name in ("running", "queued", "waiting"))
     return {
         "sweep": folder.name,
         "trials": len(asked),
         "done": len(asked) - len(left),
-        "running": len(running),
-        "launch": lock_holder(folder.plan / "launch.lock"),
-        "waiting": len(waiting),
+        **{name: len(ids) for name, ids in states.items()},
+        "held": len(held),
         "failed": len(failed),
-        "to_launch": len(left - running - waiting),
-        "evaluations": sum(len(p.tasks) for p in asked),
+        "to_launch": len(rest),
+        "launch": lock_holder(folder.plan / "launch.lock"),
+        "slurm": silence,
+        "evaluations": sum(map(len, asked.values())),
         "evaluations_done": num_done,
+        "retried": _retried(attempts, seen, {row["trial_id"] for row in failed}),
         "failures": _by_fingerprint(failed),
-        "jobs": _by_state(flying),
-        "worker_hours": used / 3600,
-        "evaluations_per_hour": num_done / used * 3600 if used else 0.0,
+        "holds": [{"words": hold.words, "because": hold.because, "by": hold.by} for hold in holds],
+        "excluded_nodes": sorted(find_broken(attempts)),
+        "jobs": dict(Counter(task.state.word for task in seen.in_flight)),
+        "worker_hours": sum(heard.record.seconds for heard in seen.records) / 3600,
+        "gpu_hours": budget.used(heard.record for heard in seen.records) / 3600,
+        "budget_gpu_hours": hours,
+        "trials_per_hour": per_hour,
+        "minutes_left": in_work / per_hour * 60 if in_work and per_hour else None,
     }
 
 
-def _failed(folder: SweepFolder, trial_ids: set[str]) -> list[dict[str, Any]]:
-    """Latest attempts that failed, of trials that are neither done nor in flight."""
-    columns = ["trial_id", "status", "failure_class", "failure_message", "failure_fingerprint", "finished_at", "attempt"]
-    rows = records.latest(records.read_table(folder.path, "trials", columns), ("trial_id",)).to_pylist()
-    return [row for row in rows if row["status"] == "failed" and row["trial_id"] in trial_ids]
+def _observe(folder: SweepFolder) -> tuple[Observation, str | None]:
+    """How the jobs stand; where Slurm does not answer, what it said, and nothing is concluded of the jobs."""
+    try:
+        return observe(folder), None
+    except SlurmError as error:
+        return Observation(submissions=(), tasks=(), records=tuple(read_records(folder)), queued=()), str(error)
+
+
+def _states(folder: SweepFolder, seen: Observation, left: Collection[str]) -> dict[str, set[str]]:
+    """Trials that are not done, by what their jobs do."""
+    remaining = set(left)
+    states: dict[str, set[str]] = {}
+    for name, wanted in (("running", None), ("queued", slurm.State.PENDING), ("unknown", slurm.State.UNKNOWN)):
+        tasks = [task for task in seen.in_flight if _state_name(task.state) == name or task.state is wanted]
+        states[name] = set(in_flight_trials(folder, tasks)) & remaining
+        remaining -= states[name]
+    by_plan: dict[str, list[int]] = {}
+    for plan, shard_id in waiting_shards(folder, seen.submissions) if seen.submissions else ():
+        by_plan.setdefault(plan, []).append(shard_id)
+    states["waiting"] = set().union(*(shard_trials(folder.plan / plan, ids) for plan, ids in by_plan.items())) & remaining
+    return states
+
+
+def _state_name(state: slurm.State) -> str:
+    return "running" if state not in (slurm.State.PENDING, slurm.State.UNKNOWN) else ""
+
+
+def _held(folder: SweepFolder, holds: list[Hold], trial_ids: Collection[str]) -> set[str]:
+    if not holds:
+        return set()
+    return {p.trial.trial_id for p in read_asked(folder.plan) if p.trial.trial_id in trial_ids and holding(holds, p) is not None}
+
+
+# --- attempts -------------------------------------------------------------------------------------------------------------
+
+
+def _attempts(folder: SweepFolder) -> list[dict[str, Any]]:
+    columns = ["trial_id", "status", "failure_class", "failure_message", "failure_fingerprint", "finished_at", "attempt", "host"]
+    return records.read_table(folder.path, "trials", columns).to_pylist()  # type: ignore[no-any-return]
+
+
+def _latest(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last attempt of each trial."""
+    ordered = sorted(attempts, key=lambda row: (row["finished_at"], row["attempt"]))
+    return list({row["trial_id"]: row for row in ordered}.values())
+
+
+def _retried(attempts: list[dict[str, Any]], seen: Observation, failed: Collection[str]) -> dict[str, int]:
+    """Cause → trials that failed with it and have been, or will be, tried again; and jobs that came back after a requeue."""
+    causes = {(row["trial_id"], row["failure_class"]) for row in attempts if row["status"] == "failed" and row["trial_id"] not in failed}
+    counts = Counter(cause for _, cause in causes)
+    requeued = sum(heard.record.restarts > 0 for heard in seen.records)
+    return dict(counts.most_common()) | ({"requeued jobs": requeued} if requeued else {})
 
 
 def _by_fingerprint(failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     counts = Counter(row["failure_fingerprint"] for row in failed)
-    first = {row["failure_fingerprint"]: row for row in reversed(failed)}
+    first: Mapping[str, dict[str, Any]] = {row["failure_fingerprint"]: row for row in reversed(failed)}
     return [
         {
             "count": count,
@@ -85,11 +156,11 @@ def _by_fingerprint(failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _by_state(flying: list[FlyingTask]) -> dict[str, int]:
-    return dict(Counter(task.state.word for task in flying))
-
-
-def _worker_seconds(folder: SweepFolder) -> float:
-    columns = ["load_seconds", "quantize_seconds", "evaluate_seconds", "write_seconds", "restore_seconds"]
-    rows = records.read_table(folder.path, "trials", columns)
-    return float(sum(pc.sum(rows.column(name)).as_py() or 0.0 for name in columns))
+def _trials_per_hour(attempts: list[dict[str, Any]]) -> float:
+    """Trials that were done in the last half hour; 0 where the last one is longer ago than that."""
+    ends = sorted(row["finished_at"] for row in attempts if row["status"] == "done")
+    if not ends or datetime.now(UTC) - ends[-1] > RATE_WINDOW:
+        return 0.0
+    recent = [end for end in ends if ends[-1] - end <= RATE_WINDOW]
+    span = (recent[-1] - recent[0]).total_seconds()
+    return (len(recent) - 1) / span * 3600 if span > 0 else 0.0

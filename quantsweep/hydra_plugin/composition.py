@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean
 from quantsweep.grid import Axis, Grid, refine
 from quantsweep.paths import product_root
+from quantsweep.pins import read_pins
 from quantsweep.schema import AXIS_KEYS, SECTIONS, Schema, unknown_key
 
 GROUPS = (*SECTIONS, "cluster", "tracking")
@@ -36,6 +37,10 @@ LAUNCH_KEYS = (
     "batch_size",
     "workers",
     "shard_minutes",
+    "max_retries",
+    "breaker_trials",
+    "budget",
+    "assume_dead",
     "trial_timeout_minutes",
     "cluster",
     "tracking",
@@ -182,6 +187,7 @@ def _study_file_problems(name: str, folders: Sequence[Path]) -> list[str]:
 def _known_keys(folders: Sequence[Path], chosen: Mapping[str, list[str]]) -> set[str]:
     base = _load(folders, CONFIG_NAME)
     keys = set(AXIS_KEYS) | {key for key in base if key not in ("defaults", "hydra")}
+    keys |= {f"budget.{key}" for key in base["budget"]}
     defaults = {key: value for entry in base["defaults"] if isinstance(entry, dict) for key, value in entry.items()}
     for section in SECTIONS:
         # A study brings axes of its own: any option may be met.
@@ -235,7 +241,8 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
     if problems:
         raise ConfigurationErrors(problems)
     options = _options(grids, base, folders)
-    return Request(base=base, schema=Schema(base, options, typed), grids=grids, typed=typed)
+    pins = read_pins(str(base["results_dir"]))
+    return Request(base=base, schema=Schema(base, options, typed, pins), grids=grids, typed=typed)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -255,7 +262,7 @@ def _split(
         if not override.is_sweep_override():
             typed[key] = None if override.is_delete() else override.value()
             continue
-        if key in LAUNCH_KEYS or key.split(".")[0] in ("cluster", "tracking"):
+        if key in LAUNCH_KEYS or key.split(".")[0] in ("cluster", "tracking", "budget"):
             problems.append(f"{key} is set once a launch and cannot be an axis; got '{override.input_line}'")
             continue
         try:

@@ -27,10 +27,12 @@ from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.prepare import cluster_spec
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.local import num_workers, run_local
-from quantsweep.launching.submissions import flying_tasks
+from quantsweep.launching.refill import submit_waiting
+from quantsweep.launching.settle import settle
+from quantsweep.launching.tasks import observe
 from quantsweep.messages import local_text, submitted_text
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_settings, shard_sizes
+from quantsweep.plan import read_header, shard_sizes
 from quantsweep.specs import ClusterSpec, Resources
 
 WAIT_SECONDS = 30.0
@@ -113,11 +115,12 @@ def _shard_of(overrides: Sequence[str]) -> tuple[str, int] | None:
 
 def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config: DictConfig, *, wait: bool) -> None:
     if cluster.kind == "slurm":
-        print(submitted_text(slurm_cluster.submit(plan, ids, cluster), sweep=str(config.sweep)), flush=True)
-        while wait and flying_tasks(SweepFolder(plan.parent.parent)):
+        folder = SweepFolder(plan.parent.parent)
+        print(submitted_text(submit_waiting(folder, settle(folder), fresh_limits=True), sweep=str(config.sweep)), flush=True)
+        while wait and observe(folder).in_flight:
             time.sleep(WAIT_SECONDS)
         return
-    device = read_settings(plan).device
+    device = read_header(plan).settings.device
     sizes = shard_sizes(plan)
     total = sum(sizes[shard_id] for shard_id in ids)
     summary = run_local(plan, ids, total=total, workers=num_workers(config.workers, device), device=device)
@@ -131,6 +134,6 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
 def _executor(folder: Path, cluster: ClusterSpec) -> submitit.Executor:
     if cluster.kind == "slurm":
         executor: submitit.Executor = submitit.SlurmExecutor(folder=folder)
-        executor.update_parameters(**slurm_cluster.sbatch_parameters(cluster, cluster.resources(Resources()), "quantsweep", num_tasks=1000))
+        executor.update_parameters(**slurm_cluster.sbatch_parameters(cluster, cluster.resources(Resources()), "quantsweep"))
         return executor
     return submitit.LocalExecutor(folder=folder)

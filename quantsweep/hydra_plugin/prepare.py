@@ -7,7 +7,7 @@ run is the truth.  All mistakes are collected and raised together.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +17,12 @@ from quantsweep import records
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.launching.local import num_workers
-from quantsweep.launching.submissions import flying_tasks, in_flight_trials
+from quantsweep.launching.tasks import Observation, in_flight_trials, observe
 from quantsweep.paths import SweepFolder, sweep_folder
 from quantsweep.plan import Expansion, Plan, build_plan, expand
+from quantsweep.prediction import Predictor, sweep_folders
 from quantsweep.schema import convert, refuse_inapplicable
-from quantsweep.specs import ClusterSpec, RunSettings, options_tuple
+from quantsweep.specs import ClusterSpec, LaunchSettings, RunSettings, options_tuple
 
 T = TypeVar("T")
 
@@ -37,10 +38,13 @@ class Prepared:
     title: str
 
 
-def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, single: bool = False) -> Prepared:
+def prepare(
+    cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, single: bool = False, seen: Observation | None = None
+) -> Prepared:
     """Plan what a composed configuration and its overrides ask for; writes nothing.
 
     single: one trial typed by hand, where a parameter that would change nothing is refused instead of merged.
+    seen: how the sweep's jobs stand, if that is known already.
     """
     request = make_request(cfg, folders, arguments)
     base = request.base
@@ -49,13 +53,15 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
     settings = _collect(problems, lambda: run_settings(base))
     cluster = _collect(problems, lambda: cluster_spec(base["cluster"]))
     _collect(problems, lambda: _check_numbers(base))
+    launch = None if cluster is None else _collect(problems, lambda: launch_settings(base, cluster))
     expansion = _collect(problems, lambda: expand(request.schema, request.grids))
     if single and expansion is not None:
         _collect(problems, lambda: refuse_inapplicable(request.schema.quantization({})[0], request.typed))
-    if problems or folder is None or settings is None or cluster is None or expansion is None:
+    if problems or folder is None or settings is None or cluster is None or launch is None or expansion is None:
         raise ConfigurationErrors(problems)
     workers = num_workers(base["workers"], settings.device)
-    plan = _plan(base, folder, settings, cluster, expansion, workers)
+    seen = seen or observe(folder, assume_dead=bool(base["assume_dead"]))
+    plan = _plan(base, folder, settings, launch, expansion, workers, seen)
     return Prepared(plan=plan, folder=folder, cluster=cluster, workers=workers, title=_title(request))
 
 
@@ -64,21 +70,31 @@ def refuse_unpinned(plan: Plan) -> None:
     if plan.unpinned:
         raise ConfigurationError(
             f"not submitted: it is not known which weights {', '.join(plan.unpinned)} would be (a name on the hub may move). "
-            "Give the exact commit (model.revision=<40 hexadecimal digits>), or the folder of a copy (model=/folder)"
+            "Run `quantsweep prewarm` with the same words, which fetches and pins them; or give the exact commit "
+            "(model.revision=<40 hexadecimal digits>), or the folder of a copy (model=/folder)"
         )
 
 
 def _plan(
-    base: Mapping[str, Any], folder: SweepFolder, settings: RunSettings, cluster: ClusterSpec, expansion: Expansion, workers: int
+    base: Mapping[str, Any],
+    folder: SweepFolder,
+    settings: RunSettings,
+    launch: LaunchSettings,
+    expansion: Expansion,
+    workers: int,
+    seen: Observation,
 ) -> Plan:
+    here = launch.cluster.kind == "local"
+    predictor = Predictor.from_tables(sweep_folders(Path(str(base["results_dir"])).expanduser()))
     return build_plan(
         expansion,
         sweep=folder.name,
         done=records.read_done(folder.path),
-        in_flight=in_flight_trials(folder, flying_tasks(folder)),
+        in_flight=in_flight_trials(folder, seen.in_flight),
         settings=settings,
-        shard_minutes=float(base["shard_minutes"]),
-        workers=workers if cluster.kind == "local" else None,
+        launch=launch,
+        workers=workers if here else None,
+        predictor=predictor,
     )
 
 
@@ -129,6 +145,14 @@ def cluster_spec(config: Mapping[str, Any]) -> ClusterSpec:
     rest = {key: value for key, value in config.items() if key != "additional_parameters"}
     spec = convert(ClusterSpec, rest, "cluster")
     return ClusterSpec(**{key: getattr(spec, key) for key in rest}, additional_parameters=options_tuple(parameters))
+
+
+def launch_settings(base: Mapping[str, Any], cluster: ClusterSpec) -> LaunchSettings:
+    """Budget, retries, breaker and the length of shards, from the composed configuration."""
+    gpu_hours = base["budget"]["gpu_hours"]
+    data = {key: base[key] for key in ("max_retries", "breaker_trials")}
+    rest = convert(LaunchSettings, {**data, "gpu_hours": gpu_hours, "shard_minutes": base["shard_minutes"]}, "launch")
+    return replace(rest, cluster=cluster)
 
 
 def _check_numbers(base: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ That is all a launcher has to carry, so the stock ones (`hydra/launcher=basic`, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,22 @@ from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from quantsweep import holds, snapshot
 from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
 from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
-from quantsweep.launching.lock import launch_lock
-from quantsweep.launching.submissions import close_finished, flying_tasks
-from quantsweep.messages import plan_text
-from quantsweep.paths import sweep_folder
+from quantsweep.launching.lock import RUN, launch_lock
+from quantsweep.launching.refill import submit_waiting
+from quantsweep.launching.settle import settle
+from quantsweep.launching.tasks import Observation
+from quantsweep.messages import plan_text, submitted_text
+from quantsweep.paths import SweepFolder, sweep_folder
 from quantsweep.plan import write_plan
+
+LOCK_SECONDS = 60.0
+"""How long a launch waits for a worker or a collector that looks after the sweep this moment."""
 
 
 class QuantsweepSweeper(Sweeper):
@@ -52,15 +59,28 @@ class QuantsweepSweeper(Sweeper):
         assert self._launcher is not None
         folder = sweep_folder(str(self._config.results_dir), str(self._config.sweep))
         folder.create()
-        with launch_lock(folder.plan / "launch.lock"):
-            close_finished(folder, flying_tasks(folder))
-            prepared = prepare(self._config, search_folders(self._config.hydra), arguments)
+        here = OmegaConf.select(self._config, "cluster.kind") == "local"
+        with launch_lock(folder.plan / "launch.lock", purpose=RUN if here else "launch", wait_seconds=LOCK_SECONDS):
+            seen = settle(folder, assume_dead=bool(self._config.assume_dead))
+            prepared = prepare(self._config, search_folders(self._config.hydra), arguments, seen=seen)
             print(plan_text(prepared.plan, title=prepared.title, folder=folder.path), flush=True)
             refuse_unpinned(prepared.plan)
+            if lifted := holds.release(folder):
+                print(f"  {lifted} holds are lifted: what they held is tried again", flush=True)
             if not prepared.plan.shards:
-                return []
-            path = write_plan(folder.plan, prepared.plan)
-            return self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in prepared.plan.shards], initial_job_idx=0)
+                return self._submit_older(folder, seen, here=here)
+            plan = prepared.plan if here else replace(prepared.plan, launch=replace(prepared.plan.launch, code=snapshot.take(folder)))
+            path = write_plan(folder.plan, plan)
+            return self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in plan.shards], initial_job_idx=0)
+
+    def _submit_older(self, folder: SweepFolder, seen: Observation, *, here: bool) -> Sequence[Any]:
+        """Nothing new: shards of older launches may still wait for room in the queue."""
+        assert self._config is not None
+        if not here:
+            summary = submit_waiting(folder, seen, fresh_limits=True)
+            if summary.shards or summary.waiting:
+                print(submitted_text(summary, sweep=folder.name), flush=True)
+        return []
 
 
 def shard_overrides(plan: Path, shard_id: int) -> list[str]:

@@ -10,11 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
+from quantsweep import holds
 from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.composition import check_command_line, expand_shorthand, help_text, refuse_sweeps, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
 from quantsweep.launching.local import run_local
-from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.lock import RUN, launch_lock
 from quantsweep.messages import results_text
 from quantsweep.plan import write_plan
 from quantsweep.worker import run_shard
@@ -51,7 +52,8 @@ def _run_one(cfg: DictConfig) -> dict[str, int]:
     prepared = prepare(cfg, search_folders(hydra), list(hydra.overrides.task), single=True)
     refuse_unpinned(prepared.plan)
     prepared.folder.create()
-    with launch_lock(prepared.folder.plan / "launch.lock"):
+    with launch_lock(prepared.folder.plan / "launch.lock", purpose=RUN):
+        holds.release(prepared.folder)
         failed = _run_here(prepared)
     print(results_text(prepared.folder.path, [planned.trial.trial_id for planned in prepared.plan.trials]))
     if failed:

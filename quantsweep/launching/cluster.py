@@ -1,165 +1,150 @@
-"""Shards on Slurm, through submitit: one array a resource class, split where the cluster says so, then detached.
+"""One array of shards to sbatch, through submitit: its options, its script, and what a refusal means.
 
-Limits are read, not guessed: an array holds at most MaxArraySize tasks, and no more tasks are
-submitted than the tightest MaxSubmitJobs leaves room for; what does not fit follows with the next
-launch, and the user is told.  submitit writes one pickle a task into the sweep's own folder, which
-`SweepFolder.check` has found closed to others.
+submitit knows how sbatch is told things; its pickles are left out, since a plan and a submission are files
+already: each task runs `python -m quantsweep.slurm_job`, reads which shards are its own, and nothing that
+others could have written is ever unpickled.  The interpreter replaces the batch script (`exec`), so
+that the warning before the time limit (`--signal=B:USR2@…`) reaches it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
 
-from quantsweep import slurm
 from quantsweep.errors import SlurmError
-from quantsweep.launching.submissions import Submission, new_submission
+from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder, product_root
-from quantsweep.plan import shard_resources
-from quantsweep.specs import ClusterSpec, Resources
-from quantsweep.worker import run_shard
-
-HEADROOM = 0.9
-"""Share of a submit limit that one sweep uses; the rest is for the user's other work."""
-JOB_COUNT_SHARE = 0.5
-"""Share of the cluster-wide MaxJobCount that one sweep fills at most: it belongs to everybody."""
+from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
 
 
 class RefusedError(SlurmError):
     """Slurm said no, for a reason that is understood: nothing was accepted."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SubmitSummary:
-    """What was submitted, and what has to wait for room."""
-
-    shards: int
-    array_job_ids: tuple[int, ...]
-    waiting: int
-    limits: slurm.Limits
-    refusal: str | None = None
+class NoRoomError(RefusedError):
+    """Slurm said no for now: a limit on submitted jobs is reached, or it is busy."""
 
 
-def group_shards(shards: Iterable[tuple[int, Resources]], array_size: int) -> list[tuple[Resources, tuple[int, ...]]]:
-    """Shards of one resource class together, in arrays of at most `array_size` tasks.
+class ShardExecutor(submitit.SlurmExecutor):
+    """submitit's Slurm executor for a command that every task of an array runs."""
 
-    >>> one = Resources()
-    >>> [ids for _, ids in group_shards([(0, one), (1, one), (2, one)], 2)]
-    [(0, 1), (2,)]
-    """
-    classes: dict[Resources, list[int]] = {}
-    for shard_id, resources in shards:
-        classes.setdefault(resources, []).append(shard_id)
-    return [(resources, tuple(ids[i : i + array_size])) for resources, ids in classes.items() for i in range(0, len(ids), array_size)]
+    def submit_tasks(self, command: str, num_tasks: int) -> int:
+        """Submit `command` as an array of tasks 0 … num_tasks−1; returns the array's job id.
 
-
-def room(limits: slurm.Limits, queued: int) -> int:
-    """How many more tasks may be submitted now, with head-room left."""
-    bounds = [int(limits.max_job_count * JOB_COUNT_SHARE)]
-    if limits.max_submit_jobs is not None:
-        bounds.append(max(1, int(limits.max_submit_jobs * HEADROOM)))
-    return max(0, min(bounds) - queued)
-
-
-def array_size(cluster: ClusterSpec, limits: slurm.Limits) -> int:
-    """Tasks that one array may have: the largest index stays below MaxArraySize."""
-    return max(1, min(cluster.max_array_size or limits.max_array_size, limits.max_array_size))
-
-
-def submit(plan_path: Path, shard_ids: Sequence[int], cluster: ClusterSpec) -> SubmitSummary:
-    """Submit shards and return; raises SlurmError if not even the first array was accepted."""
-    folder = SweepFolder(plan_path.resolve().parent.parent)
-    folder.check()
-    limits = slurm.read_limits(cluster.account, cluster.qos, cluster.partition)
-    fits = list(shard_ids)[: room(limits, sum(task.state.is_active for task in slurm.queue()))]
-    if not fits:
-        why = ", ".join(limits.notes) or "MaxJobCount"
-        raise SlurmError(f"no room in the queue now ({why}): nothing was submitted. The same command submits later")
-    needs_of = shard_resources(plan_path)
-    groups = group_shards([(shard_id, cluster.resources(needs_of[shard_id])) for shard_id in fits], array_size(cluster, limits))
-    submission = new_submission(folder, plan_path, (ids for _, ids in groups))
-    refusal: str | None = None
-    for index, (needs, _) in enumerate(groups):
+        Raises RefusedError or SlurmError (then it may have been accepted all the same).
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.parameters["map_count"] = num_tasks
         try:
-            submission = _submit_array(plan_path, folder, submission, index, needs, cluster)
-        except SlurmError as error:
-            if index == 0:
-                if isinstance(error, RefusedError):  # anything else may have been accepted all the same: the intent stays open
-                    replace(submission, closed=True).save()
-                raise
-            refusal = str(error)
-            break
-    submitted = [array for array in submission.arrays if array.array_job_id is not None]
-    count = sum(len(array.shard_ids) for array in submitted)
-    return SubmitSummary(
-        shards=count,
-        array_job_ids=tuple(array.array_job_id for array in submitted if array.array_job_id is not None),
-        waiting=len(shard_ids) - count,
-        limits=limits,
-        refusal=refusal,
-    )
+            return int(self._submit_command(command).job_id)
+        except FailedJobError as error:
+            raise _explained(error, f"an array of {num_tasks} tasks") from error
 
 
-def _submit_array(
-    plan: Path, folder: SweepFolder, submission: Submission, index: int, needs: Resources, cluster: ClusterSpec
-) -> Submission:
-    array = submission.arrays[index]
-    executor = submitit.SlurmExecutor(folder=folder.logs / "slurm" / array.job_name, **_interpreter(cluster))
-    executor.update_parameters(**sbatch_parameters(cluster, needs, array.job_name, num_tasks=len(array.shard_ids)))
-    try:
-        jobs = executor.map_array(run_shard, [str(plan)] * len(array.shard_ids), list(array.shard_ids))
-    except FailedJobError as error:
-        raise _explained(error, f"array {array.job_name} of {len(array.shard_ids)} tasks") from error
-    return submission.with_array(index, replace(array, array_job_id=int(jobs[0].job_id.split("_")[0])))
+def submit_array(
+    folder: SweepFolder, submission: Path, index: int, array: SubmittedArray, launch: LaunchSettings, excluded: Sequence[str] = ()
+) -> int:
+    """sbatch one array of a submission; returns its job id."""
+    cluster = launch.cluster
+    executor = ShardExecutor(folder=folder.logs / "slurm" / array.job_name, **_interpreter(cluster))
+    parameters = sbatch_parameters(cluster, array.resources, array.job_name, workers=array.workers, code=_code(folder, launch))
+    executor.update_parameters(**_excluding(parameters, excluded), array_parallelism=cluster.max_parallel or len(array.tasks))
+    command = f"exec {executor.python} -u -m quantsweep.slurm_job task {shlex.quote(str(submission))} {index}"
+    return executor.submit_tasks(command, len(array.tasks))
+
+
+def submit_collector(folder: SweepFolder, job_name: str, launch: LaunchSettings, after: Sequence[int]) -> int:
+    """sbatch the job that looks after the sweep once the arrays `after` have ended, however they ended."""
+    cluster = launch.cluster
+    executor = ShardExecutor(folder=folder.logs / "slurm" / "collector", **_interpreter(cluster))
+    parameters = sbatch_parameters(cluster, Resources(gpus=0, cpus=1, memory_gb=4, minutes=60), job_name, code=_code(folder, launch))
+    executor.update_parameters(**parameters, array_parallelism=1, dependency=afterany(after))
+    return executor.submit_tasks(f"exec {executor.python} -u -m quantsweep.slurm_job collect {shlex.quote(str(folder.path))}", 1)
+
+
+def afterany(jobs: Sequence[int]) -> str:
+    """Slurm's words for: once all of these have ended (afterok would wait for ever once one failed)."""
+    return "afterany:" + ":".join(str(job) for job in jobs)
+
+
+def _code(folder: SweepFolder, launch: LaunchSettings) -> Path | None:
+    if launch.code is not None:
+        return folder.code / launch.code
+    return product_root() if (product_root() / "launch.py").is_file() else None
 
 
 def _interpreter(cluster: ClusterSpec) -> dict[str, Any]:
-    return {} if cluster.python is None else {"python": cluster.python}
+    return {"python": cluster.python or shlex.quote(sys.executable)}
 
 
-def sbatch_parameters(cluster: ClusterSpec, needs: Resources, job_name: str, *, num_tasks: int) -> dict[str, Any]:
-    """The options of one array, as submitit's SlurmExecutor names them."""
+def _excluding(parameters: dict[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
+    listed = [*filter(None, [parameters.get("exclude")]), *nodes]
+    return parameters | ({"exclude": ",".join(listed)} if listed else {})
+
+
+def sbatch_parameters(
+    cluster: ClusterSpec, needs: Resources, job_name: str, *, workers: int = 1, code: Path | None = None
+) -> dict[str, Any]:
+    """The options of one array, as submitit's SlurmExecutor names them; `needs` is what one worker needs."""
     parameters: dict[str, Any] = {
         "job_name": job_name,
         "time": needs.minutes,
-        "mem": f"{needs.memory_gb}GB",
+        "mem": f"{needs.memory_gb * workers}GB",
         "nodes": 1,
         "ntasks_per_node": 1,
-        "cpus_per_task": needs.cpus,
-        "array_parallelism": cluster.max_parallel or num_tasks,
+        "cpus_per_task": needs.cpus * workers,
         "stderr_to_stdout": True,
         "use_srun": False,
-        "setup": [*cluster.setup, *_python_path(), f"export OMP_NUM_THREADS={needs.cpus} TOKENIZERS_PARALLELISM=false"],
-        "additional_parameters": dict(cluster.additional_parameters),
+        "setup": [*cluster.setup, *_python_path(code), f"export OMP_NUM_THREADS={needs.cpus} TOKENIZERS_PARALLELISM=false"],
+        "additional_parameters": {
+            "signal": f"B:USR2@{cluster.signal_seconds}",
+            "requeue": True,
+            **({"exclusive": True, "mem": "0"} if cluster.allocation == "node" and needs.memory_gb else {}),
+            **dict(cluster.additional_parameters),
+        },
     }
     optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint", "exclude")}
     if needs.gpus:
         key = "gres" if cluster.gpu_option == "gres" else "gpus_per_node"
-        optional[key] = f"gpu:{needs.gpus}" if key == "gres" else needs.gpus
+        gpus = needs.gpus * workers
+        optional[key] = f"gpu:{gpus}" if key == "gres" else gpus
     return parameters | {key: value for key, value in optional.items() if value is not None}
 
 
-def _python_path() -> list[str]:
-    """Nodes import the checkout that launched, whether or not it is installed there."""
-    return [f"export PYTHONPATH='{product_root()}'\"${{PYTHONPATH:+:$PYTHONPATH}}\""] if (product_root() / "launch.py").is_file() else []
+def _python_path(code: Path | None) -> list[str]:
+    """Nodes import the copy of the code that was made at launch, whether or not anything is installed there."""
+    return [] if code is None else [f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"']
+
+
+REFUSALS: Mapping[str, tuple[type[RefusedError], str]] = {
+    "QOSMaxSubmitJobPerUserLimit": (NoRoomError, "you have as many jobs in the queue as your QOS allows"),
+    "AssocMaxSubmitJobLimit": (NoRoomError, "your account has as many jobs in the queue as it may"),
+    "AssocGrpSubmitJobsLimit": (NoRoomError, "your account has as many jobs in the queue as it may"),
+    "QOSGrpSubmitJobsLimit": (NoRoomError, "your QOS has as many jobs in the queue as it may"),
+    "MaxSubmitJob": (NoRoomError, "a limit on submitted jobs is reached"),
+    "temporarily unable to accept job": (NoRoomError, "the cluster has as many jobs as it can hold (MaxJobCount)"),
+    "Invalid job array specification": (RefusedError, "the array is larger than MaxArraySize; set cluster.max_array_size"),
+    "Invalid account": (RefusedError, "give cluster.account=… (see: sacctmgr show assoc user=$USER)"),
+    "invalid partition": (RefusedError, "give cluster.partition=… (see: sinfo)"),
+    "Invalid qos": (RefusedError, "give cluster.qos=… (see: sacctmgr show qos)"),
+    "Requested time limit is invalid": (RefusedError, "the partition's MaxTime is shorter; give cluster.minutes=… (see: sinfo -o '%P %l')"),
+    "Requested node configuration is not available": (RefusedError, "no node of the partition has so many GPUs, cores, or so much memory"),
+    "Memory specification can not be satisfied": (RefusedError, "no node has so much memory; give cluster.memory_gb=…"),
+    "Invalid feature specification": (RefusedError, "no node has that feature; see cluster.constraint"),
+    "Invalid generic resource": (RefusedError, "the cluster knows no such GPUs; see cluster.gpu_option"),
+}
+"""Words of sbatch, how they are to be taken, and what they mean."""
 
 
 def _explained(error: FailedJobError, what: str) -> SlurmError:
     text = " ".join(str(error).split())
-    known = {
-        "QOSMaxSubmitJobPerUserLimit": "you have as many jobs in the queue as your QOS allows; wait for some to end and launch again",
-        "AssocMaxSubmitJobLimit": "your account has as many jobs in the queue as it may; wait for some to end and launch again",
-        "Invalid job array specification": "the array is larger than MaxArraySize; set cluster.max_array_size",
-        "Invalid account": "give cluster.account=… (see: sacctmgr show assoc user=$USER)",
-        "invalid partition": "give cluster.partition=… (see: sinfo)",
-        "Invalid qos": "give cluster.qos=… (see: sacctmgr show qos)",
-    }
-    for word, meaning in known.items():
+    for word, (kind, meaning) in REFUSALS.items():
         if word.lower() in text.lower():
-            return RefusedError(f"Slurm refused {what}: {meaning} [{word}]")
+            return kind(f"Slurm refused {what}: {meaning} [{word}]")
     return SlurmError(f"submitting {what} failed, and it may have been accepted all the same: {text}")

@@ -24,8 +24,12 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from quantsweep import budget
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import read_header
 from quantsweep.specs import PlannedTrial
-from quantsweep.worker import Worker
+from quantsweep.worker import Allotment, JobContext, Stop, Worker
+from quantsweep.workers import read_records
 
 REPORT_SECONDS = 15.0
 """Without a terminal, one line this often."""
@@ -53,13 +57,14 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def worker_environment(index: int, workers: int, device: str) -> dict[str, str]:
-    """Each worker gets its GPU, or its share of the cores: two that share cores by chance slow each other badly."""
+def worker_environment(index: int, workers: int, device: str, gpus_each: int = 1) -> dict[str, str]:
+    """Each worker gets its GPUs, or its share of the cores: two that share cores by chance slow each other badly."""
     gpus = 0 if device == "cpu" else num_gpus()
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(n) for n in range(gpus)]
-        return {"CUDA_VISIBLE_DEVICES": names[index % gpus]}
+        first = index * gpus_each
+        return {"CUDA_VISIBLE_DEVICES": ",".join(names[(first + n) % gpus] for n in range(gpus_each))}
     threads = str(max(1, num_cores() // workers))
     return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
 
@@ -72,28 +77,50 @@ class LocalSummary:
     failed: int = 0
     evaluations: int = 0
     interrupted: bool = False
+    budget_spent: bool = False
+    held: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
 
 def run_local(plan_path: Path, shard_ids: Sequence[int], *, total: int, workers: int, device: str) -> LocalSummary:
-    """Run shards on this machine until they are done or somebody presses Ctrl-C; `total` is their number of trials."""
+    """Run shards on this machine until they are done, the budget is spent, or somebody presses Ctrl-C.
+
+    total: the number of their trials.
+    """
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard_id in shard_ids:
         todo.put(shard_id)
     workers = max(1, min(workers, len(shard_ids)))
-    stop = threading.Event()
+    stop = Stop()
     summary = LocalSummary()
     started = time.monotonic()
+    gpus = 1 if device != "cpu" and num_gpus() else 0
+    context = JobContext(shard_ids=tuple(shard_ids), gpus=gpus, allotment=_allotment(plan_path, gpus))
     with _display(total) as display:
         crew = [
-            _Hand(Worker(plan_path, extra_environment=worker_environment(index, workers, device), stop=stop), todo, summary, display)
+            _Hand(
+                Worker(plan_path, extra_environment=worker_environment(index, workers, device), stop=stop, context=context),
+                todo,
+                summary,
+                display,
+            )
             for index in range(workers)
         ]
         _attend(crew, stop, display)
-    summary.interrupted = stop.is_set() and not summary.problems
+    summary.budget_spent = stop.reason == Stop.BUDGET
+    summary.interrupted = stop.reason in (Stop.PERSON, Stop.ENDED) and not summary.problems
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _allotment(plan_path: Path, gpus: int) -> Allotment:
+    """What is left of the budget, for all workers of this machine together."""
+    hours = read_header(plan_path).launch.gpu_hours
+    if hours is None or not gpus:
+        return Allotment()
+    folder = SweepFolder(plan_path.resolve().parent.parent)
+    return Allotment(budget.remaining(hours, [heard.record for heard in read_records(folder)], {}))
 
 
 class _Hand(threading.Thread):
@@ -107,14 +134,14 @@ class _Hand(threading.Thread):
     def run(self) -> None:
         """Until the queue is empty, a stop, or results that cannot be written."""
         try:
-            while not self.worker.stopping:
-                self.worker.run(self._todo.get_nowait(), self._observe)
+            while not self.worker.stop.is_set():
+                self._summary.held += self.worker.run(self._todo.get_nowait(), self._observe).held
         except queue.Empty:
             pass
         except Exception as error:  # noqa: BLE001 - said by the launcher at the end; the other hands stop too
             if not self.dropped:
                 self._summary.problems.append(f"{type(error).__name__}: {error}")
-                self.worker.request_stop()
+                self.worker.stop.set()
         finally:
             self.worker.close()
 
@@ -127,7 +154,7 @@ class _Hand(threading.Thread):
         self._display.advance(planned, self._summary)
 
 
-def _attend(crew: list[_Hand], stop: threading.Event, display: _Display) -> None:
+def _attend(crew: list[_Hand], stop: Stop, display: _Display) -> None:
     """Wait for the crew; the first Ctrl-C (or TERM) asks it to stop, the second drops what it is at."""
     with _terminate_as_interrupt():
         for hand in crew:

@@ -1,8 +1,10 @@
 """One launch of a sweep at a time: a lock that works on shared file systems.
 
 The lock is a file made with `os.link` from a unique name, which is atomic on NFS and Lustre where
-`flock` is not.  It names host, process and expiry; its holder renews it while it lives.  A lock whose
-process is dead on this host, or that was not renewed until its expiry, is taken over.
+`flock` is not.  It names host, process and purpose; its holder renews it while it lives.  A lock whose
+process is dead on this host, or that was not renewed for LIFE_SECONDS *by the file system's clock*
+(hosts' own clocks differ), is taken over.  A holder that slept through its own expiry finds out
+before it does anything that cannot be undone: `check_held`.
 """
 
 from __future__ import annotations
@@ -19,23 +21,29 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep.errors import LockedError
-from quantsweep.files import write_text
+from quantsweep.files import filesystem_now, write_text
+from quantsweep.workers import is_process
 
 LIFE_SECONDS = 600.0
 RENEW_SECONDS = 60.0
+POLL_SECONDS = 0.5
+RUN = "run"
+"""Purpose of a lock that is held for a whole run on this machine: nobody waits for it."""
 
 
 @contextlib.contextmanager
-def launch_lock(path: Path) -> Iterator[None]:
-    """Hold the lock for the duration of the block; raises LockedError if somebody else holds it."""
+def launch_lock(path: Path, *, purpose: str = "launch", wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock for the duration of the block; raises LockedError if somebody else holds it.
+
+    wait_seconds: how long to wait for a holder that will be done soon (one that is not a run on this machine).
+    """
     token = secrets.token_hex(8)
-    if not _take(path, token):
+    deadline = time.monotonic() + wait_seconds
+    while not _acquire(path, token, purpose):
         holder = _read(path)
-        if not _is_stale(holder):
+        if holder.get("purpose") == RUN or time.monotonic() > deadline:
             raise LockedError(_held_message(path, holder))
-        _break(path, holder)
-        if not _take(path, token):
-            raise LockedError(_held_message(path, _read(path)))
+        time.sleep(POLL_SECONDS)
     ended = threading.Event()
     renewer = threading.Thread(target=_renew, args=(path, token, ended), daemon=True)
     renewer.start()
@@ -48,19 +56,32 @@ def launch_lock(path: Path) -> Iterator[None]:
             path.unlink()
 
 
+def check_held(path: Path) -> None:
+    """Raise LockedError unless this process holds the lock (it may have been stopped for long, and the lock taken over)."""
+    holder = _read(path)
+    if (holder.get("pid"), holder.get("host")) != (os.getpid(), platform.node()):
+        raise LockedError(f"the launch lock {path} is not this process's any more ({lock_holder(path) or 'nobody'} has it): it ends here")
+
+
 def lock_holder(path: Path) -> str | None:
     """Who holds the lock, in words; None if nobody that lives does."""
     holder = _read(path)
-    return None if _is_stale(holder) else f"process {holder['pid']} on {holder['host']}"
+    return None if _is_stale(path, holder) else f"process {holder['pid']} on {holder['host']}"
 
 
-def _content(token: str) -> str:
-    return json.dumps({"host": platform.node(), "pid": os.getpid(), "expires": time.time() + LIFE_SECONDS, "token": token})
+def _acquire(path: Path, token: str, purpose: str) -> bool:
+    if _take(path, token, purpose):
+        return True
+    holder = _read(path)
+    if not _is_stale(path, holder):
+        return False
+    _break(path, holder)
+    return _take(path, token, purpose)
 
 
-def _take(path: Path, token: str) -> bool:
+def _take(path: Path, token: str, purpose: str) -> bool:
     unique = path.with_name(f".{path.name}.{token}")
-    unique.write_text(_content(token))
+    unique.write_text(json.dumps({"host": platform.node(), "pid": os.getpid(), "token": token, "purpose": purpose}))
     try:
         os.link(unique, path)
     except FileExistsError:
@@ -86,8 +107,9 @@ def _renew(path: Path, token: str, ended: threading.Event) -> None:
     while not ended.wait(RENEW_SECONDS):
         # A file system that fails for a moment must not end the renewing: the next round tries again.
         with contextlib.suppress(OSError):
-            if _read(path).get("token") == token:
-                write_text(path, _content(token))
+            content = _read(path)
+            if content.get("token") == token:
+                write_text(path, json.dumps(content))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -97,20 +119,16 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _is_stale(holder: dict[str, Any]) -> bool:
-    if not holder or holder["expires"] < time.time():
+def _is_stale(path: Path, holder: dict[str, Any]) -> bool:
+    if not holder:
         return True
-    return holder["host"] == platform.node() and not _is_alive(holder["pid"])
-
-
-def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        age = filesystem_now(path.parent) - path.stat().st_mtime
+    except FileNotFoundError:
+        return True  # released this moment
+    if age > LIFE_SECONDS:
         return True
-    return True
+    return holder["host"] == platform.node() and not is_process(holder["pid"])
 
 
 def _held_message(path: Path, holder: dict[str, Any]) -> str:

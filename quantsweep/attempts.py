@@ -1,0 +1,76 @@
+"""The row of one attempt at a trial, whoever writes it: the worker that ran it, or who finds that its worker is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from quantsweep import records
+from quantsweep.environment import Environment
+from quantsweep.failures import Failure
+from quantsweep.specs import PlannedTrial
+
+FACTS = ("load_seconds", "quantize_seconds", "restore_seconds", "peak_memory_bytes", "energy_joules")
+
+
+@dataclass
+class Attempt:
+    """What is known of a trial while it runs; becomes its row in `trials`.
+
+    environment: None where nothing is known but the host and the job (`host`, `slurm_job`).
+    facts: what the child reported (FACTS, device, driver).  sizes: the columns of records.SIZE.
+    """
+
+    planned: PlannedTrial
+    attempt: str
+    plan: str
+    shard_id: int | None
+    environment: Environment
+    log: str
+    log_start: int
+    started_at: datetime
+    facts: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    evaluate_seconds: float = 0.0
+    write_seconds: float = 0.0
+    num_tasks: int = 0
+
+    def common(self, now: datetime) -> dict[str, Any]:
+        """The columns that every table has: the trial's axes and where the row comes from."""
+        return {
+            **records.identity_columns(self.planned.trial),
+            "attempt": self.attempt,
+            "shard_id": self.shard_id,
+            "plan": self.plan,
+            "finished_at": now,
+            "device": self.facts.get("device"),
+            "driver": self.facts.get("driver"),
+            **asdict(self.environment),
+            "schema_version": records.SCHEMA_VERSION,
+        }
+
+    def row(self, failure: Failure | None, now: datetime, log_end: int) -> dict[str, Any]:
+        """The row of `trials`."""
+        return {
+            **self.common(now),
+            "label": self.planned.trial.label,
+            "status": "done" if failure is None else "failed",
+            **_failure_columns(failure),
+            "num_tasks": self.num_tasks,
+            "started_at": self.started_at,
+            **{key: self.facts.get(key) for key in FACTS},
+            "evaluate_seconds": self.evaluate_seconds,
+            "write_seconds": self.write_seconds,
+            "log": self.log,
+            "log_start": self.log_start,
+            "log_end": log_end,
+            "config": records.config_json(self.planned),
+            **{column.name: self.sizes.get(column.name) for column in records.SIZE},
+        }
+
+
+def _failure_columns(failure: Failure | None) -> Mapping[str, Any]:
+    fields = {"class": "failure_class", "message": "message", "fingerprint": "fingerprint", "traceback": "traceback"}
+    return {f"failure_{name}": getattr(failure, key, None) for name, key in fields.items()}

@@ -1,0 +1,196 @@
+"""One step of a running sweep: write down what ended, plan what may be tried again, submit what waits.
+
+    settle → retry plan → submit waiting shards (→ a collector that comes after them)
+
+Three take this step, under the launch lock: the launch command, each worker that ends (not more often
+than every PAUSE_SECONDS, and not if somebody else is at it), and the collector, a small job that Slurm
+starts once all arrays have ended, however they ended.  Each of them may die in the middle: what is done is in
+the tables, what is submitted is in the submissions, and the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from quantsweep import breaker, records
+from quantsweep.errors import LockedError, QuantsweepError
+from quantsweep.files import filesystem_now
+from quantsweep.holds import Hold, holding, read_holds
+from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.refill import SubmitSummary, submit_waiting
+from quantsweep.launching.settle import NOT_BY_ITSELF, settle
+from quantsweep.launching.tasks import Observation, in_flight_trials
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import (
+    Expansion,
+    Plan,
+    PlanHeader,
+    count_assignments,
+    read_headers,
+    read_owned_tasks,
+    read_shard_trials,
+    remaining_tasks,
+    write_plan,
+)
+from quantsweep.retries import Verdict, decide
+from quantsweep.shards import cut
+from quantsweep.specs import PlannedTrial
+
+PAUSE_SECONDS = 30.0
+"""Workers that end take the step at most this often: it costs Slurm a request or two."""
+MAX_ASSIGNMENTS = 25
+"""A trial that was submitted so often without leaving any row is left to a person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSummary:
+    """What one step did.  given_up: reason → trials that are not tried again by themselves."""
+
+    retried: int = 0
+    given_up: Mapping[str, int] = field(default_factory=dict)
+    submitted: SubmitSummary = field(default_factory=SubmitSummary)
+
+
+def advance(folder: SweepFolder) -> StepSummary:
+    """Take the step; raises LockedError if somebody else is at it, SlurmError if Slurm does not answer."""
+    with launch_lock(folder.plan / "launch.lock", purpose="advance", wait_seconds=60.0):
+        seen = settle(folder)
+        retried, given_up = plan_retries(folder, seen)
+        return StepSummary(retried=retried, given_up=given_up, submitted=submit_waiting(folder, seen))
+
+
+def advance_now_and_then(folder: SweepFolder) -> str:
+    """For a worker that ends: take the step unless it was taken just now or somebody is at it; says what came of it."""
+    stamp = folder.plan / ".advanced"
+    if stamp.exists() and filesystem_now(folder.plan) - stamp.stat().st_mtime < PAUSE_SECONDS:
+        return "the sweep was looked after just now"
+    stamp.touch()
+    try:
+        return step_text(advance(folder))
+    except LockedError:
+        return "somebody else is looking after the sweep"
+    except QuantsweepError as error:
+        return f"the sweep could not be looked after from here: {error}"
+
+
+def step_text(step: StepSummary) -> str:
+    """A line for the log."""
+    done = step.submitted
+    text = f"planned {step.retried} trials again, submitted {done.shards} shards, {done.waiting} wait"
+    text += "".join(f"; {count} given up: {reason}" for reason, count in step.given_up.items())
+    return text + (f"; then Slurm said no: {done.refusal}" if done.refusal else "")
+
+
+# --- retries --------------------------------------------------------------------------------------------------------------
+
+
+def plan_retries(folder: SweepFolder, seen: Observation) -> tuple[int, dict[str, int]]:
+    """Write plans of trials whose jobs have ended without a result and that may be tried again; returns how many, and who was given up."""
+    headers = read_headers(folder.plan)
+    left = _left_behind(folder, seen, headers)
+    if not left:
+        return 0, {}
+    causes = _causes(folder, headers)
+    for root in {headers[plan].root for plan, _ in left}:
+        breaker.check(folder, root, headers[root].launch.breaker_trials)
+    holds = read_holds(folder)
+    often = count_assignments(folder.plan)
+    again: dict[str, list[PlannedTrial]] = {}
+    given_up: Counter[str] = Counter()
+    for plan, planned in left:
+        trial_id = planned.trial.trial_id
+        verdict = _verdict(planned, headers[plan], causes.get(trial_id, []), headers, holds)
+        if often.get((trial_id, headers[plan].root), 0) >= MAX_ASSIGNMENTS:
+            verdict = Verdict(resources=None, reason=f"submitted {MAX_ASSIGNMENTS} times without an end")
+        if verdict.resources is None:
+            given_up[verdict.reason] += 1
+            continue
+        model = replace(planned.trial.model, resources=verdict.resources)
+        again.setdefault(headers[plan].root, []).append(replace(planned, trial=replace(planned.trial, model=model)))
+    for root, trials in again.items():
+        _write_retry(folder, headers[root], trials)
+    return sum(map(len, again.values())), dict(given_up)
+
+
+def _left_behind(folder: SweepFolder, seen: Observation, headers: Mapping[str, PlanHeader]) -> list[tuple[str, PlannedTrial]]:
+    """(plan, trial with the tasks that are missing) of shards whose last job has ended, unless its end was wanted."""
+    last = _last_words(seen)
+    flying = in_flight_trials(folder, seen.in_flight)
+    done = records.read_done(folder.path)
+    shards: dict[str, set[int]] = {}
+    mine: set[str] = set()
+    for trial_id, ((plan, shard_id), tasks) in read_owned_tasks(folder.plan).items():
+        word = last.get((plan, shard_id))
+        missing = any((trial_id, task) not in done for task in tasks)
+        if word is not None and word not in NOT_BY_ITSELF and missing and trial_id not in flying and plan in headers:
+            shards.setdefault(plan, set()).add(shard_id)
+            mine.add(trial_id)
+    rest = (
+        (plan, remaining_tasks(planned, done))
+        for plan, ids in shards.items()
+        for planned in read_shard_trials(folder.plan / plan, ids)
+        if planned.trial.trial_id in mine
+    )
+    return [(plan, planned) for plan, planned in rest if planned.tasks]
+
+
+def _last_words(seen: Observation) -> dict[tuple[str, int], str]:
+    """(plan, shard) → how its task ended; the last one, if it was submitted more than once."""
+    ended = {(task.submission, task.array, task.index): task.ended for task in seen.ended}
+    words: dict[tuple[str, int], str] = {}
+    for submission in seen.submissions:
+        for number, array in enumerate(submission.arrays):
+            for index, shard_ids in enumerate(array.tasks):
+                word = array.ended.get(index) or ended.get((submission.path, number, index))
+                for shard_id in shard_ids:
+                    if word:
+                        words[array.plan, shard_id] = word
+                    elif not array.abandoned:
+                        words.pop((array.plan, shard_id), None)  # submitted again since
+    return words
+
+
+def _causes(folder: SweepFolder, headers: Mapping[str, PlanHeader]) -> dict[str, list[tuple[str, str]]]:
+    """Trial id → (plan, cause) of each failed attempt, once each."""
+    columns = ["trial_id", "attempt", "plan", "status", "failure_class"]
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for row in records.read_table(folder.path, "trials", columns).to_pylist():
+        if row["status"] == "failed" and row["plan"] in headers:
+            found.setdefault(row["trial_id"], {})[row["attempt"]] = (row["plan"], row["failure_class"])
+    return {trial_id: list(attempts.values()) for trial_id, attempts in found.items()}
+
+
+def _verdict(
+    planned: PlannedTrial,
+    header: PlanHeader,
+    causes: Iterable[tuple[str, str]],
+    headers: Mapping[str, PlanHeader],
+    holds: Iterable[Hold],
+) -> Verdict:
+    held = holding(holds, planned)
+    if held is not None:
+        return Verdict(resources=None, reason=f"held ({held.words}: {held.because})")
+    mine = [(plan, cause) for plan, cause in causes if headers[plan].root == header.root]
+    return decide(
+        (cause for _, cause in mine),
+        (cause for plan, cause in mine if plan == header.name),
+        planned.trial.model.resources,
+        header.launch.cluster,
+        header.launch.max_retries,
+    )
+
+
+def _write_retry(folder: SweepFolder, root: PlanHeader, trials: list[PlannedTrial]) -> Path:
+    plan = Plan(
+        sweep=root.sweep,
+        expansion=Expansion(trials=tuple(trials), duplicates=0, skipped={}, candidates=len(trials)),
+        done=frozenset(),
+        in_flight=frozenset(),
+        shards=cut(trials, max_minutes=root.launch.shard_minutes),
+        settings=root.settings,
+        launch=root.launch,
+    )
+    return write_plan(folder.plan, plan, root=root.name)

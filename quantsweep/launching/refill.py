@@ -1,0 +1,338 @@
+"""Submitting what waits: shards that no array has, as many as there is room and budget for.
+
+A shard *waits* while it owns a trial that is not done and no live array has it.  Whoever holds the
+launch lock submits waiting shards: the launch command first, then the running sweep itself (each
+worker that ends, and the collector), so that a sweep of any length passes under any submit limit
+without a process on the login node.
+
+    room = min(HEADROOM · tightest submit limit, JOB_COUNT_SHARE · MaxJobCount) − jobs of this user
+
+Order of steps, each durable before the next: intent (all arrays of this round) → sbatch → receipt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from quantsweep import budget, slurm
+from quantsweep.errors import SlurmError
+from quantsweep.files import filesystem_now, write_text
+from quantsweep.holds import holding, read_holds
+from quantsweep.launching import cluster as sbatch
+from quantsweep.launching.cluster import NoRoomError, RefusedError
+from quantsweep.launching.lock import check_held
+from quantsweep.launching.nodes import broken_nodes
+from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, new_submission
+from quantsweep.launching.tasks import COLLECTOR, Observation
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import PlanHeader, plan_files, read_headers, read_owned_tasks, read_shard_trials, shard_samples, shard_sizes
+from quantsweep.records import read_done
+from quantsweep.shards import predicted_minutes
+from quantsweep.specs import ClusterSpec, Resources
+
+HEADROOM = 0.9
+"""Share of a submit limit that one sweep uses; the rest is for the user's other work."""
+JOB_COUNT_SHARE = 0.5
+"""Share of the cluster-wide MaxJobCount that one sweep fills at most: it belongs to everybody."""
+LIMITS_SECONDS = 600.0
+"""How long limits that were read are believed by the running sweep; a launch command always reads them."""
+BACK_OFF_SECONDS = (1.0, 4.0, 16.0)
+"""Pauses before an array is tried again that Slurm neither took nor refused."""
+
+Waiting = tuple[str, int]
+"""A shard that waits: (plan, shard)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitSummary:
+    """What was submitted, and what has to wait for room or for budget."""
+
+    shards: int = 0
+    array_job_ids: tuple[int, ...] = ()
+    waiting: int = 0
+    limits: slurm.Limits | None = None
+    refusal: str | None = None
+    budget_spent: bool = False
+    collector: str | None = None
+    excluded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Tasks that may share an array: one plan, one resource class."""
+
+    plan: str
+    resources: Resources
+    workers: int
+    tasks: tuple[tuple[int, ...], ...]
+    seconds: tuple[float, ...]
+    """Predicted seconds of each task, all its workers together."""
+    granted: tuple[float, ...] = ()
+    """GPU-seconds that each task may use; empty without a budget."""
+
+
+def waiting_shards(folder: SweepFolder, submissions: Iterable[Submission]) -> list[Waiting]:
+    """Shards for Slurm that no live array has and that own a trial which is not done, oldest plan first."""
+    taken = {
+        (array.plan, shard_id)
+        for submission in submissions
+        for array in submission.arrays
+        if not array.abandoned
+        for ids in array.tasks
+        for shard_id in ids
+    }
+    on_slurm = {name for name, header in read_headers(folder.plan).items() if header.launch.cluster.kind == "slurm"}
+    if not on_slurm:
+        return []
+    done = read_done(folder.path)
+    waiting = {
+        shard
+        for trial_id, (shard, tasks) in read_owned_tasks(folder.plan).items()
+        if shard[0] in on_slurm and shard not in taken and any((trial_id, task) not in done for task in tasks)
+    }
+    waiting -= _held_shards(folder, waiting)
+    order = {path.name: number for number, path in enumerate(plan_files(folder.plan))}
+    return sorted(waiting, key=lambda shard: (order[shard[0]], shard[1]))
+
+
+def _held_shards(folder: SweepFolder, waiting: Iterable[Waiting]) -> set[Waiting]:
+    """Shards all of whose trials are held; nothing is read where nothing is held."""
+    holds = read_holds(folder)
+    by_plan: dict[str, set[int]] = {}
+    for plan, shard_id in waiting if holds else ():
+        by_plan.setdefault(plan, set()).add(shard_id)
+    return {
+        (plan, shard_id)
+        for plan, ids in by_plan.items()
+        for shard_id in ids
+        if all(holding(holds, planned) for planned in read_shard_trials(folder.plan / plan, [shard_id]))
+    }
+
+
+def room(limits: slurm.Limits, queued: int, cluster: ClusterSpec) -> int:
+    """How many more tasks may be submitted now, with head-room left (and one for the collector)."""
+    bounds = [int(limits.max_job_count * JOB_COUNT_SHARE) - 1]
+    if limits.max_submit_jobs is not None:
+        bounds.append(max(1, int(limits.max_submit_jobs * HEADROOM) - 1))
+    if cluster.max_submitted is not None:
+        bounds.append(cluster.max_submitted)
+    return max(0, min(bounds) - queued)
+
+
+def array_size(cluster: ClusterSpec, limits: slurm.Limits) -> int:
+    """Tasks that one array may have: the largest index stays below MaxArraySize."""
+    return max(1, min(cluster.max_array_size or limits.max_array_size, limits.max_array_size))
+
+
+def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool = False) -> SubmitSummary:
+    """Submit as many waiting shards as there is room for; the launch lock must be held.
+
+    seen: what `settle` returned (its submissions may be older than their files by now: only their shards matter).
+    Raises SlurmError if not even the first array was accepted for a reason other than want of room.
+    """
+    headers = read_headers(folder.plan)
+    waiting = waiting_shards(folder, seen.submissions)
+    if not waiting:
+        return SubmitSummary()
+    newest = headers[waiting[-1][0]]
+    limits = _limits(folder, newest.launch.cluster, fresh=fresh_limits)
+    places = room(limits, _queued(seen), newest.launch.cluster)
+    groups = _groups(folder, waiting, headers)
+    chosen, spent = _within_budget(folder, _first(groups, places), seen, newest)
+    if not chosen:
+        return SubmitSummary(waiting=len(waiting), limits=limits, budget_spent=spent)
+    excluded = tuple(sorted(broken_nodes(folder)))
+    arrays = [array for group in chosen for array in _arrays(group, array_size(newest.launch.cluster, limits))]
+    submission, refusal = _submit(folder, new_submission(folder, arrays), headers, excluded)
+    accepted = [array for array in submission.arrays if array.array_job_id is not None]
+    count = sum(len(ids) for array in accepted for ids in array.tasks)
+    collector = _ensure_collector(folder, seen, submission, newest) if accepted else None
+    return SubmitSummary(
+        shards=count,
+        array_job_ids=tuple(array.array_job_id for array in accepted if array.array_job_id is not None),
+        waiting=len(waiting) - count,
+        limits=limits,
+        refusal=refusal,
+        budget_spent=spent,
+        collector=collector,
+        excluded=excluded,
+    )
+
+
+# --- what, how many -------------------------------------------------------------------------------------------------------
+
+
+def _limits(folder: SweepFolder, cluster: ClusterSpec, *, fresh: bool) -> slurm.Limits:
+    """The cluster's limits; the running sweep believes what was read some minutes ago, since each reading is several requests."""
+    path = folder.plan / "limits.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if not fresh and filesystem_now(folder.plan) - path.stat().st_mtime < LIMITS_SECONDS:
+            content = json.loads(path.read_text())
+            return slurm.Limits(**{**content, "notes": tuple(content["notes"])})
+    limits = slurm.read_limits(cluster.account, cluster.qos, cluster.partition)
+    write_text(path, json.dumps(asdict(limits)), durable=False)
+    return limits
+
+
+def _queued(seen: Observation) -> int:
+    # Nothing of this sweep was open, so nobody has asked for the queue yet: other jobs of the user count too.
+    queued = seen.queued or slurm.queue()
+    return sum(task.state.is_active for task in queued)
+
+
+def _groups(folder: SweepFolder, waiting: Sequence[Waiting], headers: Mapping[str, PlanHeader]) -> list[_Group]:
+    by_class: dict[tuple[str, Resources], list[int]] = {}
+    minutes: dict[Waiting, float] = {}
+    for plan in dict.fromkeys(plan for plan, _ in waiting):
+        samples, sizes = shard_samples(folder.plan / plan), shard_sizes(folder.plan / plan)
+        longest = _longest(headers[plan].launch.cluster)
+        for _, shard_id in (shard for shard in waiting if shard[0] == plan):
+            needs = headers[plan].launch.cluster.resources(samples[shard_id].trial.model.resources)
+            needs = replace(needs, minutes=min(needs.minutes, longest)) if longest is not None else needs
+            by_class.setdefault((plan, needs), []).append(shard_id)
+            minutes[plan, shard_id] = predicted_minutes(samples[shard_id]) * sizes[shard_id]
+    return [_group(plan, needs, ids, headers[plan].launch.cluster.workers(needs), minutes) for (plan, needs), ids in by_class.items()]
+
+
+def _group(plan: str, needs: Resources, ids: Sequence[int], workers: int, minutes: Mapping[Waiting, float]) -> _Group:
+    tasks = tuple(tuple(ids[i : i + workers]) for i in range(0, len(ids), workers))
+    seconds = tuple(60 * sum(minutes[plan, shard_id] for shard_id in task) for task in tasks)
+    return _Group(plan=plan, resources=needs, workers=workers, tasks=tasks, seconds=seconds)
+
+
+def _longest(cluster: ClusterSpec) -> int | None:
+    """The partition's time limit in minutes; None if it has none or cannot be asked (then sbatch says so)."""
+    try:
+        return slurm.partition_limits(cluster.partition).max_minutes
+    except slurm.SlurmUnavailable:
+        raise
+    except SlurmError:
+        return None
+
+
+def _first(groups: Iterable[_Group], places: int) -> list[_Group]:
+    """The first `places` tasks."""
+    chosen = []
+    for group in groups:
+        if places > 0:
+            chosen.append(replace(group, tasks=group.tasks[:places], seconds=group.seconds[:places]))
+            places -= len(group.tasks)
+    return chosen
+
+
+def _within_budget(folder: SweepFolder, groups: list[_Group], seen: Observation, newest: PlanHeader) -> tuple[list[_Group], bool]:
+    """Those tasks that the budget has room for; True if it stopped any."""
+    hours = newest.launch.gpu_hours
+    if hours is None:
+        return groups, False
+    left = budget.remaining(hours, [heard.record for heard in seen.records], _reserved(seen))
+    chosen, stopped = [], False
+    for group in groups:
+        if group.resources.gpus == 0:
+            chosen.append(group)
+            continue
+        granted: list[float] = []
+        for seconds in group.seconds:
+            if left <= 0:
+                stopped = True
+                break
+            granted.append(min(left, budget.allotment(seconds * group.resources.gpus)))
+            left -= granted[-1]
+        if granted:
+            count = len(granted)
+            chosen.append(replace(group, tasks=group.tasks[:count], seconds=group.seconds[:count], granted=tuple(granted)))
+    return chosen, stopped
+
+
+def _reserved(seen: Observation) -> dict[str, float]:
+    """What tasks in flight may use of the budget, by job."""
+    by_path = {submission.path: submission for submission in seen.submissions}
+    reserved = {}
+    for task in seen.in_flight:
+        granted = by_path[task.submission].arrays[task.array].gpu_seconds
+        if granted:
+            reserved[task.job_id] = granted[task.index]
+    return reserved
+
+
+def _arrays(group: _Group, size: int) -> list[SubmittedArray]:
+    return [
+        SubmittedArray(
+            job_name="",
+            plan=group.plan,
+            tasks=group.tasks[i : i + size],
+            resources=group.resources,
+            workers=group.workers,
+            gpu_seconds=group.granted[i : i + size],
+        )
+        for i in range(0, len(group.tasks), size)
+    ]
+
+
+# --- sbatch ---------------------------------------------------------------------------------------------------------------
+
+
+def _submit(
+    folder: SweepFolder, submission: Submission, headers: Mapping[str, PlanHeader], excluded: Sequence[str]
+) -> tuple[Submission, str | None]:
+    """sbatch every array of a declared submission; stops at the first that Slurm has no room for."""
+    refusal: str | None = None
+    for index, array in enumerate(submission.arrays):
+        try:
+            number = _submit_patiently(folder, submission, index, headers[array.plan], excluded)
+        except NoRoomError as error:
+            refusal = str(error)
+            break
+        except SlurmError as error:
+            submission = submission.abandon()
+            if index == 0:
+                raise
+            return submission, str(error)
+        submission = submission.with_array(index, replace(array, array_job_id=number))
+    return (submission.abandon() if refusal else submission), refusal
+
+
+def _submit_patiently(folder: SweepFolder, submission: Submission, index: int, header: PlanHeader, excluded: Sequence[str]) -> int:
+    """sbatch one array; where it is not clear whether Slurm has it, the queue is asked before it is tried again."""
+    array = submission.arrays[index]
+    for pause in (*BACK_OFF_SECONDS, None):
+        check_held(folder.plan / "launch.lock")
+        try:
+            return sbatch.submit_array(folder, submission.path, index, array, header.launch, excluded)
+        except RefusedError:
+            raise
+        except SlurmError:
+            if (number := _find(array.job_name)) is not None:
+                return number
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last pause is None")
+
+
+def _find(job_name: str) -> int | None:
+    return next((task.array_job_id for task in slurm.queue([job_name])), None)
+
+
+def _ensure_collector(folder: SweepFolder, seen: Observation, submission: Submission, header: PlanHeader) -> str | None:
+    """One collector waits for all arrays that may still run; says why if there is none.
+
+    It is a convenience: workers that end, and the launch command, do the same work.
+    """
+    if not header.launch.cluster.submit_from_nodes:
+        return "nodes may not submit (cluster.submit_from_nodes=false)"
+    old = {task.job_id.partition("_")[0] for task in seen.in_flight}
+    after = sorted({int(number) for number in old} | {a.array_job_id for a in submission.arrays if a.array_job_id is not None})
+    try:
+        for waiting in seen.collectors:
+            if slurm.set_dependency(waiting.job_id, sbatch.afterany(after)):
+                return None
+        number = sbatch.submit_collector(folder, f"{job_prefix(folder)}{submission.path.stem[-8:]}-{COLLECTOR}", header.launch, after)
+    except SlurmError as error:
+        return str(error)
+    replace(submission, collector=number).save()
+    return None

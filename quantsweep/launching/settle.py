@@ -1,0 +1,162 @@
+"""Writing down what became of tasks that have ended, and of the trials that were lost with them.
+
+    task ended, its worker's record has not       → the trial at hand gets its row in `trials`: failed, with Slurm's cause
+    task failed, no worker ever began              → each unfinished trial of its shards does (not_started)
+    receipt lost, job found in the queue           → the receipt is written now
+    receipt lost, job not found                    → the array is abandoned; its shards wait again
+    all arrays of a submission over                → closed, never asked about again
+
+Everything here may be interrupted and done again: rows carry an id that is derived from the worker and
+the trial, so the same loss counts once.  Only the holder of the launch lock settles: anybody else
+might have looked between an intent and its receipt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from quantsweep import failures, records
+from quantsweep.attempts import Attempt
+from quantsweep.environment import Environment
+from quantsweep.failures import Failure
+from quantsweep.launching.submissions import Submission
+from quantsweep.launching.tasks import Observation, Task, observe
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import plan_files, read_shard_trials, remaining_tasks
+from quantsweep.specs import PlannedTrial, content_hash
+from quantsweep.workers import Heard, WorkerRecord, write_record
+
+BLAMELESS = frozenset({"CANCELLED"})
+"""Ends that say nothing of a trial: somebody wanted the job gone."""
+NOT_BY_ITSELF = frozenset({"CANCELLED", "DISK_FULL"})
+"""Ends after which nothing is submitted again until somebody types the launch command."""
+DISK_FULL = "DISK_FULL"
+OUTPUT_TAIL = 2_000
+
+
+def settle(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
+    """Look, write down what has ended, and return what was seen (its in_flight is what may still run)."""
+    seen = observe(folder, assume_dead=assume_dead)
+    _settle_tasks(folder, seen)
+    _settle_local(folder, seen.records)
+    flying = {task.submission for task in seen.in_flight}
+    ended = _words(seen)
+    for submission in seen.submissions:
+        if not submission.closed:
+            _close(submission, ended, is_flying=submission.path in flying)
+    return seen
+
+
+def slurm_log(folder: SweepFolder, job_name: str, job_id: str) -> Path:
+    """Where a task's own output goes (submitit's naming)."""
+    return folder.logs / "slurm" / job_name / f"{job_id}_0_log.out"
+
+
+def _close(submission: Submission, ended: dict[tuple[Path, int], dict[int, str]], *, is_flying: bool) -> None:
+    arrays = tuple(
+        replace(array, abandoned=True)
+        if array.array_job_id is None
+        else replace(array, ended={**array.ended, **ended.get((submission.path, number), {})})
+        for number, array in enumerate(submission.arrays)
+    )
+    replace(submission, arrays=arrays, closed=not is_flying and all(array.is_over for array in arrays)).save()
+
+
+def _words(seen: Observation) -> dict[tuple[Path, int], dict[int, str]]:
+    """(submission, array) → task → the word to write down: Slurm's, or the worker's own where that says more."""
+    own = {heard.record.job: heard.record.ended for heard in seen.records if heard.record.ended == DISK_FULL}
+    words: dict[tuple[Path, int], dict[int, str]] = {}
+    for task in seen.ended:
+        words.setdefault((task.submission, task.array), {})[task.index] = own.get(task.job_id) or task.ended or ""
+    return words
+
+
+# --- lost trials ------------------------------------------------------------------------------------------------------------
+
+
+def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
+    by_job: dict[str, list[WorkerRecord]] = {}
+    for heard in seen.records:
+        if heard.record.job is not None:
+            by_job.setdefault(heard.record.job, []).append(heard.record)
+    rows: list[dict[str, Any]] = []
+    over: list[WorkerRecord] = []
+    names = {(s.path, n): array.job_name for s in seen.submissions for n, array in enumerate(s.arrays)}
+    for task in seen.ended:
+        own = by_job.get(task.job_id, [])
+        if not own and task.ended == "FAILED":
+            rows += _not_started(folder, task, names[task.submission, task.array])
+        for record in own:
+            if record.ended is None:
+                rows += _lost(folder, record, task.ended or "UNKNOWN")
+                over.append(replace(record, ended=f"lost: {task.ended}"))
+    if rows:
+        records.write_rows(folder, "trials", rows, f"settled-{content_hash([row['attempt'] for row in rows])}")
+    for record in over:
+        write_record(folder, record)
+
+
+def _settle_local(folder: SweepFolder, heard: Iterable[Heard]) -> None:
+    """Workers of this machine that were killed: nobody's fault, the trial at hand simply runs again."""
+    for one in heard:
+        if one.record.job is None and one.record.ended is None and not one.is_alive:
+            write_record(folder, replace(one.record, ended="lost"))
+
+
+def _lost(folder: SweepFolder, record: WorkerRecord, state: str) -> list[dict[str, Any]]:
+    """The row of the trial that a worker was at when it was lost; none if it was between trials, or the loss was wanted."""
+    if record.trial_id is None or state in BLAMELESS or record.shard_id is None:
+        return []
+    unfinished = _unfinished(folder, record.plan, [record.shard_id])
+    planned = next((planned for planned in unfinished if planned.trial.trial_id == record.trial_id), None)
+    if planned is None:
+        return []  # every task of it was written; only the trial's own row is missing
+    failure = failures.of_lost_job(state, planned.trial.label)
+    return [lost_row(record, planned, failure)]
+
+
+def lost_row(record: WorkerRecord, planned: PlannedTrial, failure: Failure) -> dict[str, Any]:
+    """The row of `trials` for an attempt whose worker cannot write it any more; the same loss has the same attempt id."""
+    now = datetime.now(UTC)
+    attempt = Attempt(
+        planned=planned,
+        attempt=content_hash([record.worker, planned.trial.trial_id, record.trial_started]),
+        plan=record.plan,
+        shard_id=record.shard_id,
+        environment=Environment(host=record.node, slurm_job=record.job, code_commit=None, code_diff=None, versions="{}"),
+        log=Path(record.log).name,
+        log_start=record.log_start,
+        started_at=now if record.trial_started is None else datetime.fromtimestamp(record.trial_started, UTC),
+    )
+    return attempt.row(failure, now, log_end=record.log_start if not record.log else _size(record.log, record.log_start))
+
+
+def _size(log: str, at_least: int) -> int:
+    try:
+        return max(at_least, Path(log).stat().st_size)
+    except OSError:
+        return at_least
+
+
+def _not_started(folder: SweepFolder, task: Task, job_name: str) -> list[dict[str, Any]]:
+    log = slurm_log(folder, job_name, task.job_id)
+    text = log.read_text(errors="replace")[-OUTPUT_TAIL:] if log.is_file() else ""
+    failure = failures.not_started(text)
+    rows = []
+    for shard_id in task.shard_ids:
+        record = WorkerRecord(worker=task.job_id, host=task.node, pid=0, plan=task.plan, node=task.node, job=task.job_id, shard_id=shard_id)
+        rows += [lost_row(record, planned, failure) for planned in _unfinished(folder, task.plan, [shard_id])]
+    return rows
+
+
+def _unfinished(folder: SweepFolder, plan: str, shard_ids: list[int]) -> list[PlannedTrial]:
+    path = folder.plan / plan
+    if path not in plan_files(folder.plan):
+        return []
+    done = records.read_done(folder.path)
+    left = (remaining_tasks(planned, done) for planned in read_shard_trials(path, shard_ids))
+    return [planned for planned in left if planned.tasks]

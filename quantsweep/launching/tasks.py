@@ -1,0 +1,255 @@
+"""How every task that was handed to Slurm stands: Slurm's word crossed with the workers' own records.
+
+    Slurm says                the worker's record says      the task
+    pending, running, …       –                             in flight
+    completed, failed, …      –                             ended, with that state
+    nothing                   ended                         ended (COMPLETED)
+    nothing                   heard of lately               in flight: the scheduler forgot it, or never knew it
+    nothing                   silent for long, or none      UNKNOWN: held for STALE_SECONDS, then ended as UNKNOWN
+
+"Says" is squeue first, then sacct where the site keeps accounts: squeue forgets a job some minutes after
+its end.  A task that nobody knows is unknown, not dead: it is not submitted again until its worker has been
+silent for the stated time, or somebody who has looked says so (assume_dead=true).
+
+`observe` only looks; `quantsweep.launching.settle` writes down what it means.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from quantsweep import slurm
+from quantsweep.errors import SlurmError
+from quantsweep.files import filesystem_now
+from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions, user_name
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import shard_trials
+from quantsweep.workers import STALE_SECONDS, Heard, read_records
+
+VISIBLE_SECONDS = 90.0
+"""For so long another host's new file may stay unseen on a network file system."""
+COLLECTOR = "collector"
+"""Job names of collectors end so; they run no shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One array task that was submitted and has not been written down as ended.
+
+    state: what is known of it; State.UNKNOWN where nobody knows.  ended: the word to write down, None while it may still run.
+    """
+
+    submission: Path
+    array: int
+    index: int
+    job_id: str
+    plan: str
+    shard_ids: tuple[int, ...]
+    state: slurm.State
+    node: str = ""
+    ended: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """All tasks that are not yet written down as ended, and all submissions as they should be.
+
+    adopted: submissions whose lost receipts were found in the queue, or whose arrays came to nothing (not yet saved).
+    queued: every job of this user, of any kind (it counts towards the limits).
+    """
+
+    submissions: tuple[Submission, ...]
+    tasks: tuple[Task, ...]
+    records: tuple[Heard, ...]
+    queued: tuple[slurm.QueuedTask, ...]
+
+    @property
+    def in_flight(self) -> tuple[Task, ...]:
+        """Tasks that are queued, running, or unknown."""
+        return tuple(task for task in self.tasks if task.ended is None)
+
+    @property
+    def ended(self) -> tuple[Task, ...]:
+        """Tasks that have ended and are not yet written down as such."""
+        return tuple(task for task in self.tasks if task.ended is not None)
+
+    @property
+    def num_queued(self) -> int:
+        """Jobs of this user that count towards submit limits."""
+        return sum(task.state.is_active for task in self.queued)
+
+    @property
+    def collectors(self) -> tuple[slurm.QueuedTask, ...]:
+        """This sweep's collectors that have not started yet."""
+        return tuple(task for task in self.queued if task.name.endswith(COLLECTOR) and task.state is slurm.State.PENDING)
+
+
+def observe(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
+    """Look once: at most one squeue and one sacct call, none if nothing of this sweep is open.
+
+    Raises SlurmError if Slurm does not answer, or if jobs of another user are open.
+    """
+    submissions = read_submissions(folder) if folder.plan.is_dir() else []
+    open_ones = [submission for submission in submissions if not submission.closed]
+    records = tuple(read_records(folder))
+    if not open_ones:
+        return Observation(submissions=tuple(submissions), tasks=(), records=records, queued=())
+    _refuse_strangers(folder, open_ones)
+    queued = slurm.queue()
+    if strange := _unseen(folder, submissions, queued):
+        submissions = _wait_for(folder, strange)
+        open_ones = [submission for submission in submissions if not submission.closed]
+    known = {submission.path: _with_receipts(submission, queued) for submission in open_ones}
+    tasks = _tasks(folder, list(known.values()), queued, records, assume_dead=assume_dead)
+    mine = tuple(task for task in queued if task.name.startswith(job_prefix(folder)) or task.state.is_active)
+    return Observation(
+        submissions=tuple(known.get(submission.path, submission) for submission in submissions),
+        tasks=tuple(tasks),
+        records=records,
+        queued=mine,
+    )
+
+
+def in_flight_trials(folder: SweepFolder, tasks: Iterable[Task]) -> frozenset[str]:
+    """Trial ids that some of these tasks have in their shards."""
+    by_plan: dict[str, set[int]] = {}
+    for task in tasks:
+        by_plan.setdefault(task.plan, set()).update(task.shard_ids)
+    return frozenset().union(*(shard_trials(folder.plan / plan, ids) for plan, ids in by_plan.items()))
+
+
+def _refuse_strangers(folder: SweepFolder, submissions: Iterable[Submission]) -> None:
+    strangers = {submission.user for submission in submissions} - {user_name()}
+    if strangers:
+        who = ", ".join(sorted(strangers))
+        raise SlurmError(
+            f"sweep {folder.name} has jobs submitted by {who}: whether they still run cannot be seen by {user_name()}. "
+            "Ask them for the state, or use a results_dir of your own"
+        )
+
+
+# --- files that are not seen yet, receipts that were lost -----------------------------------------------------------------
+
+
+def _unseen(folder: SweepFolder, submissions: Iterable[Submission], queued: Iterable[slurm.QueuedTask]) -> set[str]:
+    """Names of live jobs of this sweep that no submission speaks of: another host wrote it, and it is not seen here yet."""
+    names = {array.job_name for submission in submissions for array in submission.arrays}
+    prefix = job_prefix(folder)
+    return {
+        task.name
+        for task in queued
+        if task.name.startswith(prefix) and not task.name.endswith(COLLECTOR) and task.state.is_active and task.name not in names
+    }
+
+
+def _wait_for(folder: SweepFolder, strange: set[str]) -> list[Submission]:
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while time.monotonic() < deadline:
+        filesystem_now(folder.plan)
+        submissions = read_submissions(folder)
+        if strange <= {array.job_name for submission in submissions for array in submission.arrays}:
+            return submissions
+        time.sleep(1.0)
+    raise SlurmError(
+        f"jobs of this sweep are in the queue that no file in {folder.plan} speaks of ({', '.join(sorted(strange)[:3])}): "
+        "nothing was submitted. Cancel them (scancel --name=…), or find the submission-*.json that is missing"
+    )
+
+
+def _with_receipts(submission: Submission, queued: Iterable[slurm.QueuedTask]) -> Submission:
+    """The submission with every receipt that the queue can give."""
+    numbers = {task.name: task.array_job_id for task in queued}
+    arrays = tuple(
+        replace(array, array_job_id=numbers[array.job_name])
+        if array.array_job_id is None and not array.abandoned and array.job_name in numbers
+        else array
+        for array in submission.arrays
+    )
+    return replace(submission, arrays=arrays)
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------------
+
+
+def _tasks(
+    folder: SweepFolder, submissions: list[Submission], queued: Iterable[slurm.QueuedTask], records: Iterable[Heard], *, assume_dead: bool
+) -> list[Task]:
+    in_queue = {(task.array_job_id, task.array_task_id or 0): task for task in queued}
+    by_job = _newest_by_job(records)
+    now = filesystem_now(folder.plan)
+    found: list[Task] = []
+    silent: list[tuple[Task, float]] = []
+    for submission in submissions:
+        age = now - submission.path.stat().st_mtime
+        for number, array in enumerate(submission.arrays):
+            for task in _of_array(submission, number, array):
+                known = None if array.array_job_id is None else in_queue.get((array.array_job_id, task.index))
+                if known is None:
+                    silent.append((task, age))
+                else:
+                    found.append(_from_slurm(task, known.state, known.node))
+    return [*found, *_forgotten(silent, by_job, assume_dead=assume_dead)]
+
+
+def _of_array(submission: Submission, number: int, array: SubmittedArray) -> Iterable[Task]:
+    """The tasks of an array that are not written down as ended, as yet of unknown state."""
+    if array.abandoned or array.array_job_id is None:
+        return
+    for index, shard_ids in enumerate(array.tasks):
+        if index not in array.ended:
+            yield Task(
+                submission=submission.path,
+                array=number,
+                index=index,
+                job_id=f"{array.array_job_id}_{index}",
+                plan=array.plan,
+                shard_ids=shard_ids,
+                state=slurm.State.UNKNOWN,
+            )
+
+
+def _from_slurm(task: Task, state: slurm.State, node: str) -> Task:
+    return replace(task, state=state, node=node, ended=state.word if state.is_finished else None)
+
+
+def _newest_by_job(records: Iterable[Heard]) -> dict[str, Heard]:
+    newest: dict[str, Heard] = {}
+    for heard in records:
+        job = heard.record.job
+        if job is not None and (job not in newest or heard.age < newest[job].age):
+            newest[job] = heard
+    return newest
+
+
+def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, Heard], *, assume_dead: bool) -> list[Task]:
+    """Tasks that squeue does not show: accounts first, then the workers' own records, then patience."""
+    if not silent:
+        return []
+    numbers = {int(task.job_id.partition("_")[0]) for task, _ in silent}
+    # An hour and the submission's own age back: sacct must be told, and its clock is another.
+    since = datetime.fromtimestamp(time.time() - max(age for _, age in silent)).astimezone()
+    accounts = slurm.accounting(numbers, since) or {}
+    result = []
+    for task, age in silent:
+        account = accounts.get((int(task.job_id.partition("_")[0]), task.index))
+        if account is not None and account.state.is_finished:
+            result.append(_from_slurm(task, account.state, account.node))
+            continue
+        heard = by_job.get(task.job_id)
+        result.append(_from_record(task, heard, age, assume_dead=assume_dead))
+    return result
+
+
+def _from_record(task: Task, heard: Heard | None, age: float, *, assume_dead: bool) -> Task:
+    if heard is not None and heard.record.ended is not None:
+        return replace(task, state=slurm.State.COMPLETED, ended=slurm.State.COMPLETED.word, node=heard.record.node)
+    if heard is not None and heard.is_alive and not assume_dead:
+        return replace(task, state=slurm.State.RUNNING, node=heard.record.node)
+    silence = min(age, heard.age) if heard is not None else age
+    if assume_dead or silence > STALE_SECONDS:
+        return replace(task, ended=slurm.State.UNKNOWN.word)
+    return task

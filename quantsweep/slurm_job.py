@@ -1,0 +1,160 @@
+"""What a Slurm job of a sweep runs.
+
+    python -m quantsweep.slurm_job task SUBMISSION ARRAY       one array task: its shards, then a step of the sweep
+    python -m quantsweep.slurm_job collect FOLDER              the collector: a step of the sweep
+
+Signals.  USR2 comes some time before the time limit: the trial at hand may end if it can in that time, or is
+dropped; then the job is put back into the queue under its own id and goes on where it was.  TERM
+comes with preemption and scancel, perhaps only moments before KILL: the trial at hand is dropped, and
+whether the job runs again is Slurm's business.  Where no signal comes nothing is lost either:
+a finished task's rows are on disk, and the trial at hand is known from the worker's record.
+
+Files that another host has just written may not be seen yet: they are waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from quantsweep import environment, slurm
+from quantsweep.errors import QuantsweepError, ResultsError
+from quantsweep.files import filesystem_now
+from quantsweep.launching.advance import advance, advance_now_and_then, step_text
+from quantsweep.launching.local import worker_environment
+from quantsweep.launching.submissions import SubmittedArray, read_submission
+from quantsweep.launching.tasks import VISIBLE_SECONDS
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import read_header
+from quantsweep.worker import Allotment, JobContext, Stop, Worker
+
+FINISH_SHARE = 0.6
+"""Of the time between USR2 and the limit, the part in which the trial at hand may still end."""
+
+
+@dataclass
+class _Outcome:
+    """How the workers of this job ended."""
+
+    problems: list[str]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one task, or the collector; returns the exit status (1: something is wrong that a person must see)."""
+    parser = argparse.ArgumentParser(prog="python -m quantsweep.slurm_job", description="What a Slurm job of a sweep runs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    task = commands.add_parser("task", help="run one array task")
+    task.add_argument("submission", type=Path)
+    task.add_argument("array", type=int)
+    collect = commands.add_parser("collect", help="look after the sweep")
+    collect.add_argument("folder", type=Path)
+    arguments = parser.parse_args(argv)
+    try:
+        return _collect(SweepFolder(arguments.folder)) if arguments.command == "collect" else _task(arguments.submission, arguments.array)
+    except QuantsweepError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _collect(folder: SweepFolder) -> int:
+    folder.check()
+    print(step_text(advance(folder)), flush=True)
+    return 0
+
+
+def _task(path: Path, number: int) -> int:
+    folder = SweepFolder(path.parent.parent)
+    _wait_for(path)
+    folder.check()
+    array = read_submission(path).arrays[number]
+    if array.abandoned:
+        print(f"{array.job_name} was given up before it began (its shards are, or will be, submitted under another name)", flush=True)
+        return 0
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    plan = folder.plan / array.plan
+    _wait_for(plan)
+    cluster = read_header(plan).launch.cluster
+    stop = Stop()
+    _listen(stop, cluster.signal_seconds * FINISH_SHARE)
+    problems = _run_shards(plan, array, index, stop)
+    for problem in problems:
+        print(problem, file=sys.stderr, flush=True)
+    if stop.reason == Stop.TIME_LIMIT:
+        if not slurm.requeue(str(environment.slurm_job())):
+            print("Slurm does not let this job go back into the queue: what is left is submitted anew", flush=True)
+        return 0
+    if not problems and not stop.is_set() and cluster.submit_from_nodes:
+        print(advance_now_and_then(folder), flush=True)
+    return 1 if problems else 0
+
+
+def _wait_for(path: Path) -> None:
+    """A file that another host has written a moment ago may take a while to be seen."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ResultsError(f"{path} is not there, {VISIBLE_SECONDS:.0f} s after this job began. Does this node see that file system?")
+        time.sleep(0.5)
+        if path.parent.is_dir():
+            filesystem_now(path.parent)
+
+
+def _listen(stop: Stop, grace_seconds: float) -> None:
+    def handler(reason: str, grace: float) -> Callable[[int, FrameType | None], None]:
+        return lambda number, frame: stop.set(reason, grace)
+
+    signal.signal(signal.SIGUSR2, handler(Stop.TIME_LIMIT, grace_seconds))
+    signal.signal(signal.SIGTERM, handler(Stop.ENDED, 0.0))
+
+
+def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> list[str]:
+    """Run this task's shards, one worker each, side by side; returns what went wrong with results (not with trials)."""
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    shard_ids = array.tasks[index]
+    for shard_id in shard_ids:
+        todo.put(shard_id)
+    allotment = Allotment(array.gpu_seconds[index] if array.gpu_seconds else None)
+    context = JobContext(
+        job_name=array.job_name,
+        shard_ids=shard_ids,
+        gpus=array.resources.gpus,
+        minutes=array.resources.minutes,
+        allotment=allotment,
+    )
+    workers = min(array.workers, len(shard_ids))
+    device = read_header(plan).settings.device
+    problems: list[str] = []
+
+    def work(number: int) -> None:
+        extra = worker_environment(number, workers, device) if workers > 1 else {}
+        worker = Worker(plan, extra_environment=extra, stop=stop, context=context)
+        try:
+            while not stop.is_set():
+                worker.run(todo.get_nowait())
+        except queue.Empty:
+            pass
+        except Exception as error:  # noqa: BLE001 - said at the end of the job; the other workers go on
+            problems.append(f"{type(error).__name__}: {error}")
+        finally:
+            worker.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():  # signals are handled between two joins
+            thread.join(timeout=0.5)
+    return problems
+
+
+if __name__ == "__main__":
+    sys.exit(main())
