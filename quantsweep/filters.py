@@ -130,9 +130,7 @@ def _term(text: str, known: tuple[str, ...]) -> Term:
         raise ConfigurationError(f"filter '{text}' is not of the form column=value, such as model=mini-* or bit_width=3,4")
     if column not in known:
         if column in ROW_COLUMNS:
-            raise ConfigurationError(
-                f"filter {text}: {column} is not known here, only of trials that ran. Known: {', '.join(sorted(known))}"
-            )
+            raise ConfigurationError(f"filter {text}: {column} is known only of trials that ran. Known here: {', '.join(sorted(known))}")
         raise ConfigurationError(did_you_mean("filter column", column, known, limit=len(known)))
     values = tuple(value.strip() for value in wanted.split(","))
     for value in values:

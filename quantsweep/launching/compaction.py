@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from quantsweep import records
 from quantsweep.errors import LockedError, ResultsError
@@ -135,20 +136,18 @@ class _Fold:
         self._recover(now)
         files = records.table_files(self._room)
         forgotten = read_tombstones(self._folder.path)
-        scanned = self._scan(files, self._closed(files, alive, now), any_owner=bool(forgotten.columns(self._table)))
-        gone = [forgotten.mask(self._table, file.keys) for file in scanned]
-        closed = sorted((pair for pair in zip(scanned, gone, strict=True) if pair[0].is_closed), key=lambda pair: not pair[0].is_full)
-        copies = _copies([file.keys for file, _ in closed])
-        chosen = _choose([(file, gone_rows, copy) for (file, gone_rows), copy in zip(closed, copies, strict=True)])
+        scanned = self._scan(files, self._closed(files, alive, now), with_live=bool(forgotten.columns(self._table)))
+        choices = _compared([(file, forgotten.mask(self._table, file.keys)) for file in scanned if file.is_closed])
+        chosen = _worth_it(choices)
         with contextlib.suppress(_ChangedError):  # what is folded by then is folded; the rest is for the next run
-            self._rewrite([(file, ~(gone_rows | copy)) for file, gone_rows, copy in chosen])
+            self._rewrite([(choice.file, ~(choice.gone | choice.copies)) for choice in chosen])
         return TableSummary(
             files_before=len(files),
             files_after=len(records.table_files(self._room)),
             rows=self._written,
-            copies=sum(int((copy & ~gone_rows).sum()) for _, gone_rows, copy in chosen),
-            forgotten=sum(int(gone_rows.sum()) for _, gone_rows, _ in chosen),
-            forgotten_left=sum(int(rows.sum()) for file, rows in zip(scanned, gone, strict=True) if not file.is_closed),
+            copies=sum(int((choice.copies & ~choice.gone).sum()) for choice in chosen),
+            forgotten=sum(int(choice.gone.sum()) for choice in chosen),
+            forgotten_left=sum(int(forgotten.mask(self._table, file.keys).sum()) for file in scanned if not file.is_closed),
         )
 
     # --- what is there ---
@@ -169,11 +168,11 @@ class _Fold:
                 closed.add(path)
         return closed
 
-    def _scan(self, files: Iterable[Path], closed: set[Path], *, any_owner: bool) -> list[_Scanned]:
+    def _scan(self, files: Iterable[Path], closed: set[Path], *, with_live: bool) -> list[_Scanned]:
         """Keys of the closed files (and of the others, if asked); files that are gone, or that this version cannot hold, are left out."""
         found = []
         for path in files:
-            if path in closed or any_owner:
+            if path in closed or with_live:
                 with contextlib.suppress(FileNotFoundError):
                     keys, identity, known = self._read(path, _COPY_KEYS[self._table])
                     found.append(_Scanned(path, identity, keys, path in closed and known))
@@ -186,7 +185,7 @@ class _Fold:
             content = file.read()
         try:
             rows = records.read_file(io.BytesIO(content), self._table, columns)
-            known = set(records.columns_of(io.BytesIO(content))) <= set(self._names)
+            known = set(pq.read_schema(io.BytesIO(content)).names) <= set(self._names)
         except (OSError, pa.ArrowInvalid) as error:
             raise ResultsError(f"{path} cannot be read: {error}. Move it away; the evaluations in it will run again") from error
         return rows, _identity(status), known
@@ -201,6 +200,7 @@ class _Fold:
         """
         held: list[pa.Table] = []
         originals: list[_Scanned] = []
+        number = size = 0
         for file, kept in files:
             try:
                 rows, identity, _ = self._read(file.path, self._names)
@@ -210,9 +210,10 @@ class _Fold:
                 raise _ChangedError
             held.append(rows.filter(pa.array(kept)))
             originals.append(file)
-            if sum(t.num_rows for t in held) >= TARGET_ROWS[self._table] or sum(t.nbytes for t in held) >= TARGET_BYTES:
+            number, size = number + held[-1].num_rows, size + held[-1].nbytes
+            if number >= TARGET_ROWS[self._table] or size >= TARGET_BYTES:
                 self._flush(held, originals, _FULL)
-                held, originals = [], []
+                held, originals, number, size = [], [], 0, 0
         self._flush(held, originals, _REST)
 
     def _flush(self, held: list[pa.Table], originals: list[_Scanned], ending: str) -> None:
@@ -250,32 +251,44 @@ class _Fold:
                     path.unlink(missing_ok=True)
 
 
-_Choice = tuple[_Scanned, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
-"""A closed file; which of its rows are forgotten; which are copies of earlier ones."""
+@dataclass(frozen=True)
+class _Choice:
+    """A closed file, with flags of its rows: forgotten; a copy of an earlier row; one of several copies, the first included."""
+
+    file: _Scanned
+    gone: npt.NDArray[np.bool_]
+    copies: npt.NDArray[np.bool_]
+    doubled: npt.NDArray[np.bool_]
 
 
-def _choose(files: list[_Choice]) -> list[_Choice]:
-    """The files worth rewriting: those that are not full, if there are two; with them all that hold a row that must go, and its original."""
-    # A file that only holds the row of which another has the copy must be rewritten too: a row is never left out of one
-    # file for the sake of another that is not part of the same rewriting.
-    dirty = [bool(gone.any() or copy.any()) for _, gone, copy in files]
-    small = [not file.is_full for file, _, _ in files]
-    if not any(dirty) and sum(small) < 2:
+def _compared(files: list[tuple[_Scanned, npt.NDArray[np.bool_]]]) -> list[_Choice]:
+    """The files, full ones first, each with what is to be said of its rows."""
+    if not files:
         return []
-    if any(copy.any() for _, _, copy in files):
-        return files
-    return [choice for choice, is_dirty, is_small in zip(files, dirty, small, strict=True) if is_dirty or is_small]
+    ordered = sorted(files, key=lambda pair: not pair[0].is_full)
+    rows = pa.concat_tables([file.keys for file, _ in ordered])
+    codes, count = records.row_codes(rows, rows.column_names)
+    doubled = (np.bincount(codes, minlength=count) > 1)[codes]
+    copies = np.ones(rows.num_rows, np.bool_)
+    copies[np.unique(codes, return_index=True)[1]] = False
+    cuts = np.cumsum([file.keys.num_rows for file, _ in ordered])[:-1]
+    return [
+        _Choice(file, gone, copy, double)
+        for (file, gone), copy, double in zip(ordered, np.split(copies, cuts), np.split(doubled, cuts), strict=True)
+    ]
 
 
-def _copies(keys: list[pa.Table]) -> list[npt.NDArray[np.bool_]]:
-    """For each file, one flag a row: True where the same row stands earlier, in this file or one before."""
-    if not keys:
+def _worth_it(choices: list[_Choice]) -> list[_Choice]:
+    """The files to rewrite: those with rows that must go, and those that are not full, if there are two.
+
+    Of rows that stand twice all copies are rewritten, also the one that stays: nothing is left out of
+    one file for the sake of another that somebody else may be rewriting.
+    """
+    small = sum(not choice.file.is_full for choice in choices)
+    dirty = [choice for choice in choices if choice.gone.any() or choice.doubled.any()]
+    if not dirty and small < 2:
         return []
-    rows = pa.concat_tables(keys)
-    codes, _ = records.row_codes(rows, rows.column_names)
-    copy = np.ones(rows.num_rows, np.bool_)
-    copy[np.unique(codes, return_index=True)[1]] = False
-    return np.split(copy, np.cumsum([table.num_rows for table in keys])[:-1])
+    return [choice for choice in choices if not choice.file.is_full or any(choice is other for other in dirty)]
 
 
 def _identity(status: os.stat_result) -> Identity:

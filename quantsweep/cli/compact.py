@@ -1,0 +1,37 @@
+"""`quantsweep compact SWEEP`: fold its many small files into few; safe while workers write, safe to kill."""
+
+from __future__ import annotations
+
+import argparse
+
+from quantsweep.cli._sweep import add_sweep, find_sweep
+from quantsweep.launching.compaction import CompactSummary, compact
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    add_sweep(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fold the files and say what came of it."""
+    folder = find_sweep(arguments)
+    print(f"{folder.name}: {summary_text(compact(folder))}")
+    return 0
+
+
+def summary_text(summary: CompactSummary) -> str:
+    """What compaction did, in a line or two."""
+    before, after = summary.total("files_before"), summary.total("files_after")
+    parts = [f"{before} files, now {after}" if after != before else f"{after} files, nothing to fold"]
+    parts += [f"{count:,} {what}" for name, what in _LEFT_OUT.items() if (count := summary.total(name))]
+    text = "; ".join(parts)
+    if left := summary.total("forgotten_left"):
+        text += (
+            f"\n{left:,} forgotten rows stand in files that workers may still write. quantsweep leaves them out, plain read_parquet "
+            "shows them; they go with the next compaction after these workers have ended"
+        )
+    return text
+
+
+_LEFT_OUT = {"forgotten": "forgotten rows removed", "copies": "doubled rows removed"}
