@@ -9,6 +9,7 @@ own, nearly always empty, so that looking costs one listing.
 
 from __future__ import annotations
 
+import errno
 import json
 import secrets
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from quantsweep import filters
+from quantsweep.errors import ResultsError
 from quantsweep.files import write_text
 from quantsweep.paths import SweepFolder
 from quantsweep.specs import PlannedTrial
@@ -54,11 +56,17 @@ def cancelled(texts: Iterable[str]) -> Hold:
 
 
 def read_holds(folder: SweepFolder) -> list[Hold]:
-    """Every hold in force."""
+    """Every hold in force; raises ResultsError for a damaged file (what it held would run)."""
     found = []
     for path in sorted(folder.holds.glob("*.json")):
-        content = json.loads(path.read_text())
-        found.append(Hold(**{**content, "filters": tuple(content["filters"])}))
+        try:
+            content = json.loads(path.read_text())
+            found.append(Hold(**{**content, "filters": tuple(content["filters"])}))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # lifted between the listing and now
+                raise
+        except (ValueError, TypeError, KeyError) as error:
+            raise ResultsError(f"hold {path} cannot be read: {error}. Delete it, or launch again, which lifts all holds") from error
     return found
 
 

@@ -8,6 +8,7 @@ Trials that are already done stay in the file, without a shard.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections import Counter
@@ -207,6 +208,7 @@ def build_plan(
 
 # --- the file -----------------------------------------------------------------------------------------------------------
 
+_PLAN_NAME = re.compile(r"plan-(\d{5,})-[0-9T]+-[0-9a-f]+\.parquet")
 ROWS_A_GROUP = 2_000
 """Rows of one Parquet row group: a worker reads the groups that hold its shard, not the whole plan."""
 
@@ -237,7 +239,10 @@ def plan_sequence(name: str) -> int:
     >>> plan_sequence("plan-00007-20260101T000000-1a2b3c4d.parquet")
     7
     """
-    return int(name.split("-")[1])
+    match = _PLAN_NAME.fullmatch(name)
+    if match is None:
+        raise ResultsError(f"{name} is not the name of a plan, plan-<number>-<time>-<id>.parquet. Move it away, or give another sweep=…")
+    return int(match[1])
 
 
 def plan_files(folder: Path) -> list[Path]:

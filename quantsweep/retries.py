@@ -97,9 +97,9 @@ def _doubled(resources: Resources, key: str, cluster: ClusterSpec) -> Resources:
     """The same resources with twice as much of one of them, or the very same object if there is no more."""
     # A model that needs no GPU cannot be helped with more of them.
     most = {"gpus": cluster.max_gpus if resources.gpus else 0, "memory_gb": cluster.max_memory_gb, "minutes": cluster.max_minutes}[key]
-    base = getattr(cluster.resources(resources), key)
-    value = min(base * 2, most)
-    if value <= base:
+    base = cluster.resources(resources)  # all of it: what was not lacking stays what the cluster's yaml makes of it
+    value = min(getattr(base, key) * 2, most)
+    if value <= getattr(base, key):
         return resources
     changed: dict[str, Any] = {key: value}
-    return replace(resources, raised=True, **changed)
+    return replace(base, raised=True, **changed)

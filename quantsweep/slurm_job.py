@@ -15,6 +15,7 @@ Files that another host has just written may not be seen yet: they are waited fo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import queue
 import signal
@@ -74,6 +75,7 @@ def _collect(folder: SweepFolder) -> int:
 def _task(path: Path, number: int) -> int:
     folder = SweepFolder(path.parent.parent)
     _wait_for(path)
+    filesystem_now(path.parent)  # what it says now: a moment ago it may have been given up
     folder.check()
     array = read_submission(path).arrays[number]
     if array.abandoned:
@@ -135,17 +137,14 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> li
     problems: list[str] = []
 
     def work(number: int) -> None:
-        extra = worker_environment(number, workers, device) if workers > 1 else {}
-        worker = Worker(plan, extra_environment=extra, stop=stop, context=context)
+        extra = worker_environment(number, workers, device, max(1, array.resources.gpus)) if workers > 1 else {}
         try:
-            while not stop.is_set():
-                worker.run(todo.get_nowait())
-        except queue.Empty:
-            pass
+            worker = Worker(plan, extra_environment=extra, stop=stop, context=context)
+            with contextlib.closing(worker), contextlib.suppress(queue.Empty):
+                while not stop.is_set():
+                    worker.run(todo.get_nowait())
         except Exception as error:  # noqa: BLE001 - said at the end of the job; the other workers go on
             problems.append(f"{type(error).__name__}: {error}")
-        finally:
-            worker.close()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
     for thread in threads:

@@ -5,7 +5,7 @@
 Between submission and the last job of a long sweep the checkout is edited, pulled, moved to another
 branch.  Jobs therefore import the snapshot: PYTHONPATH names it before everything else.  It is named by
 the hash of its files, so launches of equal code share one.  What git ignores (results, caches, a
-`.env`) is left out; in a wheel the installed package itself is copied.
+`.env`) is left out; in a wheel the installed package itself is copied, but for hidden files.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _files() -> tuple[Path, list[str]]:
     files = environment.tracked_files(base, parts)
     if files is None:
         found = (path for part in parts for path in ([base / part] if (base / part).is_file() else (base / part).rglob("*")))
-        files = [str(path.relative_to(base)) for path in found if path.is_file() and "__pycache__" not in path.parts]
+        whole = (path.relative_to(base) for path in found if path.is_file())
+        files = [str(path) for path in whole if not any(part == "__pycache__" or part.startswith(".") for part in path.parts)]
     return base, sorted(file for file in files if not file.startswith(LEFT_OUT))
 
 

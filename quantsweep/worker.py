@@ -35,7 +35,15 @@ from quantsweep.plan import PlanHeader, read_header, read_owners, read_shard, re
 from quantsweep.shards import predicted_minutes
 from quantsweep.specs import PlannedTrial, RunSettings, Shard, content_hash
 from quantsweep.tracking import make_tracker
-from quantsweep.workers import BEAT_SECONDS, LOST_AND_REQUEUED, WorkerRecord, new_worker_name, read_records, write_record
+from quantsweep.workers import (
+    BEAT_SECONDS,
+    LOST_AND_REQUEUED,
+    WorkerRecord,
+    new_worker_name,
+    overwrite_record,
+    read_records,
+    write_record,
+)
 
 Observer = Callable[[PlannedTrial, str, int], None]
 """Told of each trial's end: the trial, "done", "failed" or "stopped", and how many evaluations it wrote."""
@@ -268,6 +276,8 @@ class Worker:
         self.writer = records.Writer(self.folder, name)
         self.beat = Beat(self.folder, self._first_record(name), self.context.allotment)
         self.not_here = frozenset(_given_up(self.folder, self.header, self.beat.record))
+        self.strikes = 0
+        self.breaker_checked = float("-inf")
         self.beat.start()
 
     def _first_record(self, name: str) -> WorkerRecord:
@@ -333,10 +343,14 @@ class Beat(threading.Thread):
 
     def end(self, word: str) -> None:
         """The last word; a second one is not heard."""
-        if not self._ended.is_set():
-            self._ended.set()
-            with contextlib.suppress(OSError):  # a full disk, say: then the record grows old by itself
-                self.update(ended=word, trial_id=None, label=None)
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        try:
+            self.update(ended=word, trial_id=None, label=None)
+        except OSError:  # a full disk, say, and whoever settles must hear of just that
+            with contextlib.suppress(OSError):  # else the record grows old by itself
+                overwrite_record(self._folder, self.record)
 
 
 def _given_up(folder: SweepFolder, header: PlanHeader, mine: WorkerRecord) -> Iterator[str]:
@@ -371,8 +385,6 @@ class _ShardRun:
         self._folder, self._stop, self._log = worker.folder, worker.stop, worker.log
         self._launch, self._settings = worker.header.launch, worker.header.settings
         self._writer = worker.writer
-        self._strikes = 0
-        self._checked = float("-inf")
 
     def all(self, observer: Observer) -> ShardSummary:
         """Every trial that is not done yet, in order."""
@@ -418,11 +430,12 @@ class _ShardRun:
                 f"disk full while writing {self._folder.path}: {row['failure_message']}. "
                 "Make space, then launch again; nothing that was written is lost"
             )
-        self._strikes = self._strikes + 1 if cause == failures.BAD_NODE else 0
-        if self._strikes >= MAX_STRIKES:
+        worker = self._worker
+        worker.strikes = worker.strikes + 1 if cause == failures.BAD_NODE else 0
+        if worker.strikes >= MAX_STRIKES:
             self._stop.set(Stop.BAD_NODE)
-        if cause in breaker.COUNTED and time.monotonic() - self._checked > BREAKER_SECONDS:
-            self._checked = time.monotonic()
+        if cause in breaker.COUNTED and time.monotonic() - worker.breaker_checked > BREAKER_SECONDS:
+            worker.breaker_checked = time.monotonic()
             breaker.check(self._folder, self._worker.header.root, self._launch.breaker_trials)
 
     # One trial ---------------------------------------------------------------------------------------------------------

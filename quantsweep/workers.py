@@ -82,6 +82,15 @@ def write_record(folder: SweepFolder, record: WorkerRecord) -> None:
     write_text(folder.workers / f"{record.worker}.json", json.dumps(asdict(record)), durable=False)
 
 
+def overwrite_record(folder: SweepFolder, record: WorkerRecord) -> None:
+    """Write the record over the old one in place, which needs no space; for a disk that is full (a reader may see half of it)."""
+    path = folder.workers / f"{record.worker}.json"
+    with path.open("r+b") as file:
+        old = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        file.write(json.dumps(asdict(record)).encode().ljust(old))  # JSON may end in spaces
+
+
 @dataclass(frozen=True, kw_only=True)
 class Heard:
     """A record and how long ago its worker was last heard of, in seconds."""

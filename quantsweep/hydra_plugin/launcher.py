@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.prepare import cluster_spec
 from quantsweep.launching import cluster as slurm_cluster
+from quantsweep.launching.advance import step
 from quantsweep.launching.local import num_workers, run_local
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
@@ -119,6 +120,7 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
         print(submitted_text(submit_waiting(folder, settle(folder), fresh_limits=True), sweep=str(config.sweep)), flush=True)
         while wait and observe(folder).in_flight:
             time.sleep(WAIT_SECONDS)
+            step(folder)  # nobody else can while this process holds the launch lock
         return
     device = read_header(plan).settings.device
     sizes = shard_sizes(plan)

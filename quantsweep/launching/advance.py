@@ -11,7 +11,7 @@ the tables, what is submitted is in the submissions, and the next one goes on fr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -57,9 +57,14 @@ class StepSummary:
 def advance(folder: SweepFolder) -> StepSummary:
     """Take the step; raises LockedError if somebody else is at it, SlurmError if Slurm does not answer."""
     with launch_lock(folder.plan / "launch.lock", purpose="advance", wait_seconds=60.0):
-        seen = settle(folder)
-        retried, given_up = plan_retries(folder, seen)
-        return StepSummary(retried=retried, given_up=given_up, submitted=submit_waiting(folder, seen))
+        return step(folder)
+
+
+def step(folder: SweepFolder) -> StepSummary:
+    """The same for who holds the launch lock already."""
+    seen = settle(folder)
+    retried, given_up = plan_retries(folder, seen)
+    return StepSummary(retried=retried, given_up=given_up, submitted=submit_waiting(folder, seen))
 
 
 def advance_now_and_then(folder: SweepFolder) -> str:
@@ -101,15 +106,16 @@ def plan_retries(folder: SweepFolder, seen: Observation) -> tuple[int, dict[str,
     again: dict[str, list[PlannedTrial]] = {}
     given_up: Counter[str] = Counter()
     for plan, planned in left:
-        trial_id = planned.trial.trial_id
-        verdict = _verdict(planned, headers[plan], causes.get(trial_id, []), headers, holds)
-        if often.get((trial_id, headers[plan].root), 0) >= MAX_ASSIGNMENTS:
+        trial_id, root = planned.trial.trial_id, headers[plan].root
+        mine = [(name, cause) for name, cause in causes.get(trial_id, []) if headers[name].root == root]
+        verdict = _verdict(planned, headers[plan], mine, holds)
+        if often.get((trial_id, root), 0) - len(mine) >= MAX_ASSIGNMENTS:
             verdict = Verdict(resources=None, reason=f"submitted {MAX_ASSIGNMENTS} times without an end")
         if verdict.resources is None:
             given_up[verdict.reason] += 1
             continue
         model = replace(planned.trial.model, resources=verdict.resources)
-        again.setdefault(headers[plan].root, []).append(replace(planned, trial=replace(planned.trial, model=model)))
+        again.setdefault(root, []).append(replace(planned, trial=replace(planned.trial, model=model)))
     for root, trials in again.items():
         _write_retry(folder, headers[root], trials)
     return sum(map(len, again.values())), dict(given_up)
@@ -163,20 +169,13 @@ def _causes(folder: SweepFolder, headers: Mapping[str, PlanHeader]) -> dict[str,
     return {trial_id: list(attempts.values()) for trial_id, attempts in found.items()}
 
 
-def _verdict(
-    planned: PlannedTrial,
-    header: PlanHeader,
-    causes: Iterable[tuple[str, str]],
-    headers: Mapping[str, PlanHeader],
-    holds: Iterable[Hold],
-) -> Verdict:
+def _verdict(planned: PlannedTrial, header: PlanHeader, causes: Sequence[tuple[str, str]], holds: Iterable[Hold]) -> Verdict:
     held = holding(holds, planned)
     if held is not None:
         return Verdict(resources=None, reason=f"held ({held.words}: {held.because})")
-    mine = [(plan, cause) for plan, cause in causes if headers[plan].root == header.root]
     return decide(
-        (cause for _, cause in mine),
-        (cause for plan, cause in mine if plan == header.name),
+        (cause for _, cause in causes),
+        (cause for plan, cause in causes if plan == header.name),
         planned.trial.model.resources,
         header.launch.cluster,
         header.launch.max_retries,

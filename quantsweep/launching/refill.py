@@ -131,7 +131,7 @@ def array_size(cluster: ClusterSpec, limits: slurm.Limits) -> int:
 def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool = False) -> SubmitSummary:
     """Submit as many waiting shards as there is room for; the launch lock must be held.
 
-    seen: what `settle` returned (its submissions may be older than their files by now: only their shards matter).
+    seen: what `settle` returned.
     Raises SlurmError if not even the first array was accepted for a reason other than want of room.
     """
     headers = read_headers(folder.plan)
@@ -279,7 +279,10 @@ def _arrays(group: _Group, size: int) -> list[SubmittedArray]:
 def _submit(
     folder: SweepFolder, submission: Submission, headers: Mapping[str, PlanHeader], excluded: Sequence[str]
 ) -> tuple[Submission, str | None]:
-    """sbatch every array of a declared submission; stops at the first that Slurm has no room for."""
+    """sbatch every array of a declared submission; stops at the first that Slurm has no room for.
+
+    Where Slurm falls silent it is not known whether the last array was taken: it stays an intent, and whoever settles next asks.
+    """
     refusal: str | None = None
     for index, array in enumerate(submission.arrays):
         try:
@@ -287,11 +290,16 @@ def _submit(
         except NoRoomError as error:
             refusal = str(error)
             break
+        except slurm.SlurmUnavailable as error:
+            if index == 0:
+                raise
+            return submission, str(error)
         except SlurmError as error:
             submission = submission.abandon()
             if index == 0:
                 raise
             return submission, str(error)
+        check_held(folder.plan / "launch.lock")  # else another launch has judged this intent meanwhile, and its word stands
         submission = submission.with_array(index, replace(array, array_job_id=number))
     return (submission.abandon() if refusal else submission), refusal
 

@@ -39,16 +39,15 @@ OUTPUT_TAIL = 2_000
 
 
 def settle(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
-    """Look, write down what has ended, and return what was seen (its in_flight is what may still run)."""
+    """Look, write down what has ended, and return what was seen, as it is written now (its in_flight is what may still run)."""
     seen = observe(folder, assume_dead=assume_dead)
     _settle_tasks(folder, seen)
     _settle_local(folder, seen.records)
+    seen = _with_own_words(seen)
     flying = {task.submission for task in seen.in_flight}
     ended = _words(seen)
-    for submission in seen.submissions:
-        if not submission.closed:
-            _close(submission, ended, is_flying=submission.path in flying)
-    return seen
+    written = (one if one.closed else _close(one, ended, is_flying=one.path in flying) for one in seen.submissions)
+    return replace(seen, submissions=tuple(written))
 
 
 def slurm_log(folder: SweepFolder, job_name: str, job_id: str) -> Path:
@@ -56,22 +55,28 @@ def slurm_log(folder: SweepFolder, job_name: str, job_id: str) -> Path:
     return folder.logs / "slurm" / job_name / f"{job_id}_0_log.out"
 
 
-def _close(submission: Submission, ended: dict[tuple[Path, int], dict[int, str]], *, is_flying: bool) -> None:
+def _close(submission: Submission, ended: dict[tuple[Path, int], dict[int, str]], *, is_flying: bool) -> Submission:
     arrays = tuple(
         replace(array, abandoned=True)
         if array.array_job_id is None
         else replace(array, ended={**array.ended, **ended.get((submission.path, number), {})})
         for number, array in enumerate(submission.arrays)
     )
-    replace(submission, arrays=arrays, closed=not is_flying and all(array.is_over for array in arrays)).save()
+    return replace(submission, arrays=arrays, closed=not is_flying and all(array.is_over for array in arrays)).save()
+
+
+def _with_own_words(seen: Observation) -> Observation:
+    """The same with the worker's own word for the end of a task where it says more than Slurm's."""
+    full = {heard.record.job for heard in seen.records if heard.record.ended == DISK_FULL}
+    tasks = (replace(task, ended=DISK_FULL) if task.ended is not None and task.job_id in full else task for task in seen.tasks)
+    return replace(seen, tasks=tuple(tasks))
 
 
 def _words(seen: Observation) -> dict[tuple[Path, int], dict[int, str]]:
-    """(submission, array) → task → the word to write down: Slurm's, or the worker's own where that says more."""
-    own = {heard.record.job: heard.record.ended for heard in seen.records if heard.record.ended == DISK_FULL}
+    """(submission, array) → task → the word to write down."""
     words: dict[tuple[Path, int], dict[int, str]] = {}
     for task in seen.ended:
-        words.setdefault((task.submission, task.array), {})[task.index] = own.get(task.job_id) or task.ended or ""
+        words.setdefault((task.submission, task.array), {})[task.index] = task.ended or ""
     return words
 
 
@@ -94,10 +99,16 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
             if record.ended is None:
                 rows += _lost(folder, record, task.ended or "UNKNOWN")
                 over.append(replace(record, ended=f"lost: {task.ended}"))
-    if rows:
-        records.write_rows(folder, "trials", rows, f"settled-{content_hash([row['attempt'] for row in rows])}")
+    _write_new(folder, rows)
     for record in over:
         write_record(folder, record)
+
+
+def _write_new(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:
+    """Write those rows that no earlier settling has written before it was interrupted."""
+    known = set(records.read_table(folder.path, "trials", ["attempt"]).column("attempt").to_pylist()) if rows else set()
+    new = [row for row in rows if row["attempt"] not in known]
+    records.write_rows(folder, "trials", new, f"settled-{content_hash([row['attempt'] for row in new])}")
 
 
 def _settle_local(folder: SweepFolder, heard: Iterable[Heard]) -> None:

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from quantsweep.errors import ResultsError
-from quantsweep.files import write_text
+from quantsweep.files import filesystem_now, write_text
 from quantsweep.paths import SweepFolder
 from quantsweep.specs import Resources
 
@@ -60,10 +60,14 @@ class SubmittedArray:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """All arrays of one round of submitting, and the collector that comes after them."""
+    """All arrays of one round of submitting, and the collector that comes after them.
+
+    declared: when the intent was written, by the file system's clock (the file itself is replaced again and again).
+    """
 
     path: Path
     user: str
+    declared: float
     arrays: tuple[SubmittedArray, ...]
     collector: int | None = None
     closed: bool = False
@@ -71,7 +75,8 @@ class Submission:
     def save(self) -> Submission:
         """Make the file durable; returns itself."""
         arrays = [asdict(array) for array in self.arrays]
-        write_text(self.path, json.dumps({"user": self.user, "closed": self.closed, "collector": self.collector, "arrays": arrays}))
+        content = {"user": self.user, "declared": self.declared, "closed": self.closed, "collector": self.collector, "arrays": arrays}
+        write_text(self.path, json.dumps(content))
         return self
 
     def with_array(self, index: int, array: SubmittedArray) -> Submission:
@@ -99,7 +104,7 @@ def new_submission(folder: SweepFolder, arrays: Iterable[SubmittedArray]) -> Sub
     identifier = secrets.token_hex(4)
     path = folder.plan / f"submission-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{identifier}.json"
     named = tuple(replace(array, job_name=f"{job_prefix(folder)}{identifier}-{n}") for n, array in enumerate(arrays))
-    return Submission(path=path, user=user_name(), arrays=named).save()
+    return Submission(path=path, user=user_name(), declared=filesystem_now(folder.plan), arrays=named).save()
 
 
 def read_submissions(folder: SweepFolder) -> list[Submission]:
@@ -114,6 +119,7 @@ def read_submission(path: Path) -> Submission:
         return Submission(
             path=path,
             user=content["user"],
+            declared=content["declared"],
             arrays=tuple(_array(data) for data in content["arrays"]),
             collector=content["collector"],
             closed=content["closed"],

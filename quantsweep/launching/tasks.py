@@ -103,7 +103,8 @@ def observe(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
     if strange := _unseen(folder, submissions, queued):
         submissions = _wait_for(folder, strange)
         open_ones = [submission for submission in submissions if not submission.closed]
-    known = {submission.path: _with_receipts(submission, queued) for submission in open_ones}
+    numbers = _numbers(queued, records)
+    known = {submission.path: _with_receipts(submission, numbers) for submission in open_ones}
     tasks = _tasks(folder, list(known.values()), queued, records, assume_dead=assume_dead)
     mine = tuple(task for task in queued if task.name.startswith(job_prefix(folder)) or task.state.is_active)
     return Observation(
@@ -160,9 +161,15 @@ def _wait_for(folder: SweepFolder, strange: set[str]) -> list[Submission]:
     )
 
 
-def _with_receipts(submission: Submission, queued: Iterable[slurm.QueuedTask]) -> Submission:
-    """The submission with every receipt that the queue can give."""
-    numbers = {task.name: task.array_job_id for task in queued}
+def _numbers(queued: Iterable[slurm.QueuedTask], records: Iterable[Heard]) -> dict[str, int]:
+    """Job name to array job id: from the queue, and from workers whose jobs the queue has forgotten."""
+    worked = (heard.record for heard in records)
+    found = {record.job_name: int(record.job.partition("_")[0]) for record in worked if record.job_name and record.job}
+    return found | {task.name: task.array_job_id for task in queued}
+
+
+def _with_receipts(submission: Submission, numbers: Mapping[str, int]) -> Submission:
+    """The submission with every receipt that can still be had."""
     arrays = tuple(
         replace(array, array_job_id=numbers[array.job_name])
         if array.array_job_id is None and not array.abandoned and array.job_name in numbers
@@ -179,12 +186,12 @@ def _tasks(
     folder: SweepFolder, submissions: list[Submission], queued: Iterable[slurm.QueuedTask], records: Iterable[Heard], *, assume_dead: bool
 ) -> list[Task]:
     in_queue = {(task.array_job_id, task.array_task_id or 0): task for task in queued}
-    by_job = _newest_by_job(records)
+    by_job = _by_job(records)
     now = filesystem_now(folder.plan)
     found: list[Task] = []
     silent: list[tuple[Task, float]] = []
     for submission in submissions:
-        age = now - submission.path.stat().st_mtime
+        age = now - submission.declared
         for number, array in enumerate(submission.arrays):
             for task in _of_array(submission, number, array):
                 known = None if array.array_job_id is None else in_queue.get((array.array_job_id, task.index))
@@ -216,16 +223,16 @@ def _from_slurm(task: Task, state: slurm.State, node: str) -> Task:
     return replace(task, state=state, node=node, ended=state.word if state.is_finished else None)
 
 
-def _newest_by_job(records: Iterable[Heard]) -> dict[str, Heard]:
-    newest: dict[str, Heard] = {}
+def _by_job(records: Iterable[Heard]) -> dict[str, list[Heard]]:
+    """A job has several workers where it has a whole node, and others before them where it was requeued."""
+    found: dict[str, list[Heard]] = {}
     for heard in records:
-        job = heard.record.job
-        if job is not None and (job not in newest or heard.age < newest[job].age):
-            newest[job] = heard
-    return newest
+        if heard.record.job is not None:
+            found.setdefault(heard.record.job, []).append(heard)
+    return found
 
 
-def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, Heard], *, assume_dead: bool) -> list[Task]:
+def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, list[Heard]], *, assume_dead: bool) -> list[Task]:
     """Tasks that squeue does not show: accounts first, then the workers' own records, then patience."""
     if not silent:
         return []
@@ -239,17 +246,16 @@ def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, Heard], *,
         if account is not None and account.state.is_finished:
             result.append(_from_slurm(task, account.state, account.node))
             continue
-        heard = by_job.get(task.job_id)
-        result.append(_from_record(task, heard, age, assume_dead=assume_dead))
+        result.append(_from_records(task, by_job.get(task.job_id, []), age, assume_dead=assume_dead))
     return result
 
 
-def _from_record(task: Task, heard: Heard | None, age: float, *, assume_dead: bool) -> Task:
-    if heard is not None and heard.record.ended is not None:
-        return replace(task, state=slurm.State.COMPLETED, ended=slurm.State.COMPLETED.word, node=heard.record.node)
-    if heard is not None and heard.is_alive and not assume_dead:
-        return replace(task, state=slurm.State.RUNNING, node=heard.record.node)
-    silence = min(age, heard.age) if heard is not None else age
+def _from_records(task: Task, workers: list[Heard], age: float, *, assume_dead: bool) -> Task:
+    if workers and all(heard.record.ended is not None for heard in workers):
+        return replace(task, state=slurm.State.COMPLETED, ended=slurm.State.COMPLETED.word, node=workers[0].record.node)
+    if any(heard.is_alive for heard in workers) and not assume_dead:
+        return replace(task, state=slurm.State.RUNNING, node=workers[0].record.node)
+    silence = min([age, *(heard.age for heard in workers)])
     if assume_dead or silence > STALE_SECONDS:
         return replace(task, ended=slurm.State.UNKNOWN.word)
     return task
