@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -369,16 +370,19 @@ def _read_files(files: list[Path], table: str, names: list[str]) -> pa.Table:
     return ds.dataset([str(file) for file in files], schema=schema, format=form).to_table(columns=names)
 
 
-def read_file(content: pa.Buffer | BinaryIO | Path, table: str, columns: Iterable[str]) -> pa.Table:
-    """Some columns of one file, texts dictionary-encoded, as `read_encoded` gives them; those that it does not have are null."""
+def read_file(content: bytes, table: str, columns: Iterable[str]) -> tuple[pa.Table, frozenset[str]]:
+    """Some columns of one file's content, as `read_encoded` gives them, and the file's columns that this version does not know.
+
+    Columns that the file does not have are null.
+    """
     schema = _encoded_schema(table)
-    texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
-    file = pq.ParquetFile(content, read_dictionary=texts)
+    metadata = pq.read_metadata(io.BytesIO(content))
+    there = frozenset(metadata.schema.to_arrow_schema().names)
+    texts = [field.name for field in schema if pa.types.is_dictionary(field.type) and field.name in there]
     names = list(columns)
-    rows = file.read([name for name in names if name in file.schema_arrow.names])
-    number = file.metadata.num_rows
-    arrays = [rows.column(name) if name in rows.column_names else pa.nulls(number, schema.field(name).type) for name in names]
-    return pa.table(arrays, names=names).cast(pa.schema([schema.field(name) for name in names]))
+    rows = pq.ParquetFile(io.BytesIO(content), metadata=metadata, read_dictionary=texts).read([name for name in names if name in there])
+    arrays = [rows.column(name) if name in there else pa.nulls(metadata.num_rows, schema.field(name).type) for name in names]
+    return pa.table(arrays, names=names).cast(pa.schema([schema.field(name) for name in names])), there - set(schema.names)
 
 
 def _encoded_schema(table: str) -> pa.Schema:

@@ -17,7 +17,6 @@ first moved out of sight, then looked at: if it is no longer the file that was r
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import secrets
 import time
@@ -28,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from quantsweep import records
 from quantsweep.errors import LockedError, ResultsError
@@ -184,11 +182,10 @@ class _Fold:
             status = os.fstat(file.fileno())
             content = file.read()
         try:
-            rows = records.read_file(io.BytesIO(content), self._table, columns)
-            known = set(pq.read_schema(io.BytesIO(content)).names) <= set(self._names)
+            rows, unknown = records.read_file(content, self._table, columns)
         except (OSError, pa.ArrowInvalid) as error:
             raise ResultsError(f"{path} cannot be read: {error}. Move it away; the evaluations in it will run again") from error
-        return rows, _identity(status), known
+        return rows, _identity(status), not unknown
 
     # --- what is written ---
 

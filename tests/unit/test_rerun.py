@@ -1,0 +1,169 @@
+"""`rerun`: what is forgotten is exactly what was asked, at once, for good, and later attempts count."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from test_records import row
+
+import quantsweep
+from quantsweep import records, workers
+from quantsweep.cli.main import main
+from quantsweep.cli.rerun import select
+from quantsweep.errors import ConfigurationError, ResultsError
+from quantsweep.filters import parse
+from quantsweep.forgetting import Kind, Tombstone, read_tombstones, write_tombstones
+from quantsweep.paths import SweepFolder
+from quantsweep.workers import WorkerRecord, write_record
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    """Two models; of model a one attempt that failed after its first task, then one that did the second."""
+    made = SweepFolder(tmp_path / "results" / "sweep")
+    made.create()
+    attempt(made, "a", "a1", ["t@1"], code_commit="old", status="failed", failure_class="bug", failure_fingerprint="f00d")
+    attempt(made, "a", "a2", ["u@1"], code_commit="new")
+    attempt(made, "b", "b1", ["t@1", "u@1"], code_commit="old")
+    return made
+
+
+def attempt(folder: SweepFolder, model: str, name: str, tasks: list[str], status: str = "done", **values: Any) -> None:
+    common = {"model": model, "trial_id": f"trial-{model}", "attempt": name} | {
+        key: values.pop(key) for key in ("code_commit",) if key in values
+    }
+    for task in tasks:
+        where = {"task": task.split("@")[0], "task_key": task}
+        records.write_rows(folder, "samples", [row("samples", **common, **where)], f"{name}-{task}")
+        records.write_rows(folder, "metrics", [row("metrics", **common, **where, metric=m) for m in ("x", "y")], f"{name}-{task}")
+    records.write_rows(folder, "layers", [row("layers", **common)], name)
+    failure = {f"failure_{key}": None for key in ("class", "message", "fingerprint", "traceback")}
+    records.write_rows(folder, "trials", [row("trials", **{**common, "status": status, **failure, **values})], name)
+
+
+def standing(folder: SweepFolder) -> tuple[set[tuple[str, str]], set[str]]:
+    """(evaluations that have a row, attempts that have a row in trials), as (attempt, task_key)."""
+    metrics = records.read_table(folder.path, "metrics", ["attempt", "task_key"]).to_pylist()
+    return {(r["attempt"], r["task_key"]) for r in metrics}, set(records.read_table(folder.path, "trials").column("attempt").to_pylist())
+
+
+EVERYTHING = {("a1", "t@1"), ("a2", "u@1"), ("b1", "t@1"), ("b1", "u@1")}
+
+
+@pytest.mark.parametrize(
+    ("texts", "evaluations", "attempts", "counts"),
+    [
+        (["model=a"], {("b1", "t@1"), ("b1", "u@1")}, {"b1"}, (1, 2, 1)),
+        (["code_commit=old"], {("a2", "u@1")}, {"a2"}, (2, 3, 1)),
+        (["task=t"], {("a2", "u@1"), ("b1", "u@1")}, {"a1", "a2", "b1"}, (2, 2, 0)),
+        (["task=t", "model=b"], EVERYTHING - {("b1", "t@1")}, {"a1", "a2", "b1"}, (1, 1, 0)),
+        (["status=failed"], EVERYTHING, {"a2", "b1"}, (1, 0, 1)),
+        (["failure_class=bug", "failure_fingerprint=f0"], EVERYTHING, {"a2", "b1"}, (1, 0, 1)),
+        (["status=done", "model=b"], {("a1", "t@1"), ("a2", "u@1")}, {"a1", "a2"}, (1, 2, 0)),
+        (["--all"], set(), set(), (2, 4, 1)),
+    ],
+)
+def test_what_matches_is_forgotten_and_nothing_else(
+    folder: SweepFolder,
+    capsys: pytest.CaptureFixture[str],
+    texts: list[str],
+    evaluations: set[tuple[str, str]],
+    attempts: set[str],
+    counts: tuple[int, int, int],
+) -> None:
+    trials, gone, failures = counts
+    assert main(["rerun", str(folder.path), *texts, "--yes"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{gone} evaluations and {failures} failed attempts of {trials} trials to forget" in printed
+    assert "the launch command resumes" in printed
+    assert standing(folder) == (evaluations, attempts)
+    pairs = {(f"trial-{name[0]}", task) for name, task in evaluations}
+    assert records.read_done(folder.path) == pairs
+    for load in (quantsweep.load_results, quantsweep.load_samples):
+        assert set(load(folder.path)[["trial_id", "task_key"]].itertuples(index=False, name=None)) == pairs
+    # Compaction has run: plain pandas does not see them either.
+    for table, left in (("metrics", 2 * len(evaluations)), ("samples", len(evaluations)), ("trials", len(attempts))):
+        assert sum(len(pd.read_parquet(path)) for path in folder.table(table).glob("*.parquet")) == left
+
+
+def test_forgotten_at_once_also_before_compaction_and_later_attempts_count(folder: SweepFolder) -> None:
+    write_tombstones(folder, select(folder, parse(["model=b"])).tombstones)
+    assert len(pd.read_parquet(folder.table("metrics"))) == 8
+    assert {trial for trial, _ in records.read_done(folder.path)} == {"trial-a"}
+    assert "b1" not in set(quantsweep.load_layers(folder.path).attempt)
+    assert "b1" not in set(quantsweep.load_trials(folder.path, attempts=True).attempt)
+    attempt(folder, "b", "b2", ["t@1"])
+    assert ("trial-b", "t@1") in records.read_done(folder.path)
+    assert set(
+        quantsweep.load_results(
+            folder.path,
+        )
+        .query("model == 'b'")
+        .attempt
+    ) == {"b2"}
+
+
+def test_what_a_forgotten_attempt_writes_later_is_forgotten_too(folder: SweepFolder) -> None:
+    write_tombstones(folder, select(folder, parse(["model=b"])).tombstones)
+    attempt(folder, "b", "b1", ["v@1"])
+    assert ("trial-b", "v@1") not in records.read_done(folder.path)
+
+
+def test_the_same_attempt_name_in_another_trial_is_not_meant(folder: SweepFolder) -> None:
+    write_tombstones(folder, [Tombstone("b1", "trial-other", None, Kind.ATTEMPT), Tombstone("b1", "trial-b", "t@1", Kind.EVALUATION)])
+    assert standing(folder)[0] == EVERYTHING - {("b1", "t@1")}
+    assert standing(folder)[1] == {"a1", "a2", "b1"}
+
+
+def test_columns_that_were_not_asked_for_do_not_appear(folder: SweepFolder) -> None:
+    write_tombstones(folder, select(folder, parse(["model=b"])).tombstones)
+    assert records.read_table(folder.path, "metrics", ["value"]).column_names == ["value"]
+    assert records.read_table(folder.path, "metrics", ["value"]).num_rows == 4
+
+
+def test_without_a_filter_it_refuses(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rerun", str(folder.path), "--yes"]) == 1
+    assert "--all" in capsys.readouterr().err
+    assert main(["rerun", str(folder.path), "model=a", "--all", "--yes"]) == 1
+    assert standing(folder)[0] == EVERYTHING
+
+
+def test_without_yes_and_without_a_keyboard_nothing_is_forgotten(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rerun", str(folder.path), "model=a"]) == 1
+    assert "add --yes" in capsys.readouterr().out
+    assert standing(folder)[0] == EVERYTHING
+
+
+def test_a_filter_that_matches_nothing_is_told_with_the_nearest(folder: SweepFolder) -> None:
+    attempt(folder, "mini-neox", "c1", ["t@1"])
+    with pytest.raises(ResultsError, match="Did you mean 'mini-neox'"):
+        select(folder, parse(["model=mini-nexo"]))
+    with pytest.raises(ConfigurationError, match="give one of them"):
+        select(folder, parse(["task=t", "status=failed"]))
+
+
+def test_live_workers_are_told_and_keep_their_files(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = records.Writer(folder, "w-1")
+    write_record(folder, WorkerRecord(worker="w-1", host=workers.platform.node(), pid=os.getpid(), plan="p"))
+    writer.add("metrics", [row("metrics", model="c", trial_id="trial-c", attempt="c1")])
+    assert main(["rerun", str(folder.path), "model=c", "--yes"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 workers are at work" in printed
+    assert "1 forgotten rows stand in files that workers may still write" in printed
+    assert "trial-c" not in {trial for trial, _ in records.read_done(folder.path)}
+    assert "trial-c" in set(pd.read_parquet(folder.table("metrics")).trial_id)
+
+
+def test_a_damaged_tombstone_is_said_since_its_rows_would_come_back(folder: SweepFolder) -> None:
+    (folder.plan / "forgotten-1.parquet").write_bytes(b"nothing")
+    with pytest.raises(ResultsError, match=r"forgotten-1\.parquet"):
+        read_tombstones(folder.path)
+
+
+def test_filters_may_follow_options(folder: SweepFolder) -> None:
+    assert main(["rerun", str(folder.path), "--yes", "model=a", "--task", "t"]) == 0
+    assert standing(folder)[0] == EVERYTHING - {("a1", "t@1")}
