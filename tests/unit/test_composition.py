@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from quantsweep.errors import ConfigurationErrors
+from quantsweep.errors import ConfigurationError, ConfigurationErrors
 from quantsweep.hydra_plugin.composition import (
     Request,
     check_command_line,
@@ -22,7 +26,7 @@ from quantsweep.hydra_plugin.composition import (
 )
 from quantsweep.paths import product_root
 from quantsweep.plan import expand
-from quantsweep.schema import SECTIONS
+from quantsweep.schema import SECTIONS, Schema
 
 GRIDS = [
     ["model=mini-neox-0.3m,mini-opt-1.1m", "data_type=int,fp,quantile", "bit_width=range(3,9)", "block_size=64,1024,tensor"],
@@ -57,6 +61,114 @@ def test_candidates_equal_hydras_own_composition(arguments: list[str]) -> None:
         for key, value in candidate.items():
             if "." not in key and key not in SECTIONS:
                 assert alone[key] == value
+
+
+# --- the same, over whatever Hypothesis types -----------------------------------------------------------------------------
+
+CALIBRATED = """\
+name: calibrated
+version: 3
+options: {damping: 0.01, order: null}
+capabilities: {needs_data_type: true, needs_calibration: true, uses_seed: true, data_types: null}
+"""
+CALIBRATION = "name: {name}\ndataset: d/{name}\nnum_samples: 128\nsequence_length: 2048\nseed: 0\n"
+VALUES: dict[str, list[Any]] = {
+    "model": ["mini-neox-0.3m", "mini-opt-0.4m", "opt-125m", "mini-neox-6.0m", "opt-175b"],
+    "method": ["none", "round_to_nearest", "calibrated"],
+    "data_type": ["int", "fp", "quantile", "dynamic"],
+    "calibration": ["some", "other"],
+    "task": ["mini_ppl", "mini", "piqa", "zero_shot"],
+    "bit_width": [2, 3, 4, 8, 16],
+    "block_size": [16, 64, 1024, "tensor", None],
+    "block_axis": [None, "flat", "input"],
+    "symmetric": [None, True, False],
+    "scale_dtype": ["float16", "float32"],
+    "limit": [None, 1, 50],
+    "num_fewshot": [None, 0, 5],
+    "seed": [0, 1, 7],
+    "model.dtype": ["float16", "float32"],
+    "data_type.options.exponent_bits": [None, 1, 2, 3],
+    "data_type.options.subnormal": ["appendix", "body", "ieee"],
+    "data_type.options.convention": ["kbit", "gptq", "deepspeed"],
+    "method.options.damping": [0.01, 0.5],
+    "calibration.num_samples": [16, 128],
+}
+BASE = {"model": "mini-neox-6.0m", "method": "round_to_nearest", "data_type": "int", "calibration": "none", "task": "mini"}
+"""Choices of conf/config.yaml: what Hydra composes for a section that is an axis."""
+ABSENT = BASE | {"method": "calibrated", "calibration": "some"}
+"""What is typed for a section of which nothing is drawn."""
+
+
+@pytest.fixture(scope="module")
+def components(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A method that uses calibration text and a seed, and two such texts, in a folder of one's own."""
+    folder = tmp_path_factory.mktemp("components")
+    for name, text in (
+        ("method/calibrated", CALIBRATED),
+        *((f"calibration/{n}", CALIBRATION.format(name=n)) for n in VALUES["calibration"]),
+    ):
+        (folder / f"{name}.yaml").parent.mkdir(exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+@st.composite
+def command_lines(draw: st.DrawFn) -> dict[str, list[Any]]:
+    """Keys with one value (typed) or several (an axis); where Hydra itself would refuse an option, it is not typed."""
+    keys = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=4, max_size=9, unique=True))
+    line = {key: draw(st.lists(st.sampled_from(VALUES[key]), min_size=1, max_size=3, unique=True)) for key in sorted(keys)}
+    for key in [key for key in line if "." in key]:
+        section = key.split(".")[0]
+        options = line.get(section, [ABSENT[section]])
+        is_typed = len(line[key]) == 1
+        in_play = [*options, BASE[section]] if is_typed and len(options) > 1 else options
+        if not (all if is_typed else any)(has_key(option, key) for option in in_play):
+            del line[key]
+    return line
+
+
+@cache
+def has_key(option: str, key: str) -> bool:
+    """True if the yaml of an option has a dotted key, as `data_type.options.subnormal` of fp."""
+    section, *path, last = key.split(".")
+    if option in VALUES["calibration"]:
+        node = OmegaConf.create(CALIBRATION.format(name=option))
+    elif option == "calibrated":
+        node = OmegaConf.create(CALIBRATED)
+    else:
+        node = OmegaConf.load(product_root() / "conf" / section / f"{option}.yaml")
+    for part in path:
+        node = node[part]
+    return last in node
+
+
+def outcome(schema: Schema, candidate: dict[str, Any]) -> Any:
+    """What a candidate comes to, or the words in which it is refused."""
+    try:
+        return schema.resolve(candidate)
+    except ConfigurationError as error:
+        return str(error)
+
+
+# (no shrinking: each step of it composes some configurations, and the command line that failed is short anyway)
+@settings(max_examples=40, deadline=None, derandomize=True, phases=(Phase.generate,))
+@given(line=command_lines(), choice=st.randoms(use_true_random=False))
+def test_any_candidate_resolves_as_if_hydra_had_composed_it_alone(components: Path, line: dict[str, list[Any]], choice: Any) -> None:
+    path = f"hydra.searchpath=[file://{components}]"
+    first = {section: option for section, option in ABSENT.items() if section not in line}
+    typed = [f"{key}={as_override(value)}" for key, value in first.items()]
+    grid = request(path, *typed, *(f"{key}={','.join(map(as_override, values))}" for key, values in line.items()))
+    candidates = list(grid.grids[0].candidates())
+    assert len(candidates) == prod(map(len, line.values()))
+    for candidate in candidates:  # as planning does, so that what is remembered of one candidate could spoil another
+        outcome(grid.schema, candidate)
+    for candidate in choice.sample(candidates, min(2, len(candidates))):
+        whole = {**first, **{key: values[0] for key, values in line.items()}, **candidate}
+        applicable = {key: value for key, value in whole.items() if "." not in key or has_key(whole[key.split(".")[0]], key)}
+        alone = request(path, *(f"{key}={as_override(value)}" for key, value in applicable.items()))
+        assert outcome(grid.schema, candidate) == outcome(alone.schema, {})
+        for section in SECTIONS:
+            assert grid.schema.section(section, candidate) == alone.base[section]
 
 
 def test_a_study_is_refined_on_the_command_line() -> None:
