@@ -41,8 +41,10 @@ from quantsweep.specs import PlannedTrial, TaskSpec, TrialSpec, canonical_json
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning.  New columns need no new version: where a file lacks one, it is read as null."""
-MAX_ROWS = {"trials": 400, "metrics": 1_600, "samples": 200, "layers": 4_000}
+MAX_ROWS = {"trials": 1_000, "metrics": 3_200, "samples": 1_600, "layers": 4_000}
 """Rows after which a worker begins another file: small enough to rewrite after each task, large enough to be few."""
+MAX_BYTES = 4 * 2**20
+"""The same by size in memory: outcomes example by example may be long."""
 FINAL = ".final.parquet"
 """End of the name of a file that is never written again; other files are their workers' (`quantsweep.workers.worker_of_file`)."""
 COMPACTED = "compacted-"
@@ -251,7 +253,7 @@ class Writer:
             return
         new = _rows_table(table, rows)
         held = self._tables.get(table)
-        if held is not None and held.num_rows + new.num_rows > MAX_ROWS[table]:
+        if held is not None and (held.num_rows + new.num_rows > MAX_ROWS[table] or held.nbytes + new.nbytes > MAX_BYTES):
             self._parts[table] += 1
             held = None
         if held is None:
@@ -349,7 +351,7 @@ def _read_patiently(room: Path, table: str, names: list[str]) -> pa.Table:
         try:
             return _read_files(files, table, names)
         except (OSError, pa.ArrowInvalid) as error:
-            gone = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)
+            gone = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ESTALE
             if time.monotonic() - began > (GONE_SECONDS if gone else DAMAGED_SECONDS):
                 what = (
                     "Its name is listed, but it cannot be opened: look at the file system"

@@ -60,14 +60,24 @@ def test_a_row_with_other_columns_is_refused(folder: SweepFolder) -> None:
         records.Writer(folder, "w").add("metrics", [{k: v for k, v in row("metrics").items() if k != "value"} | {"valeu": 1}])
 
 
-def test_every_row_is_durable_when_add_returns_and_files_are_few(folder: SweepFolder) -> None:
+def test_every_row_is_durable_when_add_returns_and_files_are_few(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(records.MAX_ROWS, "samples", 100)
     writer = records.Writer(folder, "w")
-    for n in range(records.MAX_ROWS["samples"] * 2 + 5):
+    for n in range(205):
         writer.add("samples", [row("samples", trial_id=str(n))])
         if n % 50 == 0:
             assert pq.read_table(folder.table("samples")).num_rows == n + 1
     assert len(os.listdir(folder.table("samples"))) == 3
     assert len(set(records.read_table(folder.path, "samples").column("trial_id").to_pylist())) == n + 1
+
+
+def test_long_outcomes_begin_another_file_by_size(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MAX_BYTES", 100_000)
+    writer = records.Writer(folder, "w")
+    for n in range(6):
+        writer.add("samples", [row("samples", trial_id=str(n), loglikelihood=[0.5] * 10_000)])
+    assert len(os.listdir(folder.table("samples"))) == 3
+    assert records.read_table(folder.path, "samples").num_rows == 6
 
 
 def test_a_full_disk_leaves_what_was_there(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +125,19 @@ def test_unfinished_files_are_not_read(folder: SweepFolder) -> None:
     assert len(pd.read_parquet(folder.table("metrics"))) == 1
 
 
-def test_a_damaged_file_is_said_by_name(folder: SweepFolder) -> None:
-    records.Writer(folder, "w").add("metrics", [row("metrics")])
-    (folder.table("metrics") / "damaged.parquet").write_bytes(b"PAR1 and then nothing")
+@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "flipped"])
+def test_a_damaged_file_is_said_by_name(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    monkeypatch.setattr(records, "DAMAGED_SECONDS", 0.1)
+    records.Writer(folder, "w").add("metrics", [row("metrics", trial_id=str(n)) for n in range(100)])
+    whole = (folder.table("metrics") / "w-000.parquet").read_bytes()
+    flipped = bytes(byte ^ 0xFF for byte in whole[4 : len(whole) // 2])
+    content = {
+        "text": b"PAR1 and then nothing",
+        "empty": b"",
+        "truncated": whole[: len(whole) // 2],
+        "flipped": whole[:4] + flipped + whole[len(whole) // 2 :],
+    }[damage]
+    (folder.table("metrics") / "damaged.parquet").write_bytes(content)
     with pytest.raises(ResultsError, match=r"damaged\.parquet"):
         records.read_done(folder.path)
 
@@ -146,6 +166,83 @@ def test_load_results_has_each_evaluation_once_and_the_latest(
     assert {(r.trial_id, r.task_key): r.value for r in frame.itertuples()} == {key: value for key, (_, value) in latest.items()}
     assert len(frame) == len(latest)
     assert records.read_done(folder.path) == frozenset(latest)
+
+
+KEY_CHOICES = [("trial_id",), ("trial_id", "task_key"), ("task_key", "metric")]
+some_rows = st.lists(
+    st.fixed_dictionaries(
+        {
+            "trial_id": st.sampled_from(["a", "b", None]),
+            "task_key": st.sampled_from(["t", "u"]),
+            "metric": st.sampled_from(["x", "y"]),
+            "attempt": st.sampled_from(["1", "2", "10"]),
+            "finished_at": st.sampled_from([NOW, NOW + timedelta(seconds=1), None]),
+            "value": st.integers(0, 999),
+        }
+    ),
+    max_size=25,
+)
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("trial_id", "task_key", "metric", "attempt")]
+    + [("finished_at", pa.timestamp("us", tz="UTC")), ("value", pa.int64())]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(some_rows, st.sampled_from(KEY_CHOICES), st.booleans(), st.integers(1, 4))
+def test_latest_is_what_a_plain_loop_finds(rows: list[dict[str, Any]], keys: tuple[str, ...], encode: bool, pieces: int) -> None:
+    """Doubled keys, ties in time, nulls, several chunks with dictionaries of their own."""
+    size = max(1, len(rows) // pieces)
+    parts = [pa.Table.from_pylist(rows[i : i + size], schema=SCHEMA) for i in range(0, len(rows), size)] or [SCHEMA.empty_table()]
+    if encode:
+        code = pa.schema([(f.name, pa.dictionary(pa.int32(), f.type) if f.type == pa.string() else f.type) for f in SCHEMA])
+        parts = [part.cast(code) for part in parts]
+    best: dict[tuple[Any, ...], int] = {}
+    for i, r in enumerate(rows):
+        rank = (r["finished_at"] or datetime.max.replace(tzinfo=UTC), r["attempt"], i)
+        key = tuple(r[name] for name in keys)
+        known = best.get(key)
+        if known is None or rank >= (rows[known]["finished_at"] or datetime.max.replace(tzinfo=UTC), rows[known]["attempt"], known):
+            best[key] = i
+    assert records.latest(pa.concat_tables(parts), keys).to_pylist() == [rows[i] for i in sorted(best.values())]
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_looked_for_again(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An NFS client shows names that are gone for a while: every reading lists anew until that is over."""
+    records.Writer(folder, "w").add("metrics", [row("metrics")])
+    real, listings = records._list_once, []
+
+    def listing(room: Path) -> list[Path]:
+        listings.append(room)
+        return real(room) + ([room / "ghost.parquet"] if len(listings) < 9 else [])
+
+    monkeypatch.setattr(records, "_list_once", listing)
+    assert records.read_table(folder.path, "metrics").num_rows == 1
+    assert len(listings) >= 9
+
+
+def test_a_file_that_stays_gone_is_said_by_name(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "GONE_SECONDS", 0.1)
+    monkeypatch.setattr(records, "_list_once", lambda room: [room / "ghost.parquet"])
+    with pytest.raises(ResultsError, match=r"ghost\.parquet.*look at the file system"):
+        records.read_table(folder.path, "metrics")
+
+
+def test_reading_needs_no_right_to_write(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A colleague's sweep: the fresh view of the folder cannot be had, the rows can."""
+    records.Writer(folder, "w").add("metrics", [row("metrics")])
+
+    def refuse(room: Path) -> float:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(records, "filesystem_now", refuse)
+    assert len(records.read_done(folder.path)) == 1
+
+
+def test_a_worker_writes_files_of_its_name_and_overwrites_none(folder: SweepFolder) -> None:
+    records.Writer(folder, "w-1").add("metrics", [row("metrics")])
+    records.Writer(folder, "w-1").add("metrics", [row("metrics", trial_id="again")])
+    assert sorted(os.listdir(folder.table("metrics"))) == ["w-1-000.parquet", "w-1-001.parquet"]
 
 
 def test_options_become_columns_and_sweeps_can_be_joined(folder: SweepFolder, tmp_path: Path) -> None:
