@@ -218,3 +218,8 @@ def offline_environment(models: Iterable[ModelSpec], tasks: Iterable[TaskSpec], 
         pin is not None and is_task_here(pin) for pin in data
     )
     return dict.fromkeys(OFFLINE, "1") if ready else {}
+
+
+def offline_switches() -> list[str]:
+    """Names of the variables that switch the hub off in this environment."""
+    return [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]

@@ -40,6 +40,7 @@ from quantsweep.pins import (
     converted_folder,
     is_model_here,
     is_task_here,
+    offline_switches,
     read_pins,
 )
 from quantsweep.specs import ModelSpec, TaskSpec
@@ -296,8 +297,7 @@ def _child(job: str, request: Mapping[str, Any], *, offline: bool) -> dict[str, 
 
 
 def _refuse_offline(what: str) -> None:
-    switched = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
-    if switched:
+    if switched := offline_switches():
         raise _FetchError(f"{what} is not in the cache, and {', '.join(switched)} switches the hub off. Unset it for this command")
 
 

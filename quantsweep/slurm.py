@@ -327,8 +327,11 @@ def read_limits(account: str | None = None, qos: str | None = None, partition: s
 
 
 def _read_config() -> dict[str, str]:
-    lines = (line.partition("=") for line in _ask(["scontrol", "show", "config"]).splitlines())
+    answer = _ask(["scontrol", "show", "config"])
+    lines = (line.partition("=") for line in answer.splitlines())
     config = {key.strip(): value.strip() for key, equals, value in lines if equals}
+    if heading := re.search(r"as of (\S+)", answer):
+        config["as of"] = heading[1]
     if absent := {"MaxArraySize", "MaxJobCount"} - config.keys():
         raise SlurmError(f"scontrol show config names no {', '.join(sorted(absent))}: not an answer of Slurm's that is understood here")
     return config
@@ -535,6 +538,38 @@ def _partitions() -> list[dict[str, str]]:
 
 def _chosen_partition(listed: Iterable[dict[str, str]], name: str | None) -> dict[str, str] | None:
     return next((row for row in listed if (row["PartitionName"] == name if name else row.get("Default") == "YES")), None)
+
+
+def version() -> str:
+    """Return Slurm's version as its commands print it ("slurm-wlm 22.05.8"); asks no daemon."""
+    return _ask(["scontrol", "--version"]).strip()
+
+
+def configuration() -> dict[str, str]:
+    """Return what `scontrol show config` says, in one call; "as of" is the controller's clock when it answered.
+
+    Raises SlurmUnavailable when the controller does not answer.
+    """
+    return _read_config()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserAssociation:
+    """One account that this user may charge, with what it allows."""
+
+    account: str
+    partition: str  # "" for any
+    qos: tuple[str, ...]
+
+
+def user_associations() -> list[UserAssociation]:
+    """Return this user's associations on the default cluster, in one call of sacctmgr; empty if there are none.
+
+    Raises SlurmUnavailable when the database does not answer (also: where the site keeps no accounts).
+    """
+    argv = ["sacctmgr", "-nP", "show", "assoc", "format=Account,Partition,QOS", "where", f"user={_user_name()}"]
+    rows = _table(_ask(argv), columns=3, separator="|")
+    return [UserAssociation(account=account, partition=partition, qos=_names(qos) or ()) for account, partition, qos in rows]
 
 
 def _user_name() -> str:

@@ -17,7 +17,10 @@ COMMANDS = {
     "status": "how far a sweep is, and why trials failed",
     "logs": "the log of one trial",
     "cancel": "take a sweep's jobs out of the Slurm queue",
+    "rerun": "forget results, so that the launch command runs them again",
+    "compact": "fold a sweep's many small files into few",
     "prewarm": "fetch and pin a study's models and data, so that workers need no network",
+    "doctor": "what this machine or cluster lacks, and the limits it has",
 }
 
 
