@@ -1,0 +1,216 @@
+"""How tasks stand: Slurm's word crossed with the workers' records.  Nobody knows is not dead."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+
+import pytest
+
+from quantsweep import slurm
+from quantsweep.errors import ResultsError, SlurmError
+from quantsweep.launching import tasks
+from quantsweep.launching.settle import settle
+from quantsweep.launching.submissions import job_prefix, read_submissions
+from quantsweep.launching.tasks import Task, in_flight_trials, observe
+from quantsweep.paths import SweepFolder
+from quantsweep.workers import STALE_SECONDS
+from tests.unit.engine_cases import Site, age_submissions, submit, trial, worker, write
+
+LONG = STALE_SECONDS + 60
+
+
+def one_task(folder: SweepFolder, site: Site) -> str:
+    """Submit a sweep of one trial; returns its job id."""
+    write(folder, [trial()])
+    submit(folder)
+    return f"{site.next_id - 1}_0"  # the collector came after it
+
+
+def look(folder: SweepFolder, *, assume_dead: bool = False) -> Task:
+    [task] = observe(folder, assume_dead=assume_dead).tasks
+    return task
+
+
+def test_nothing_of_the_sweep_in_the_queue_asks_slurm_nothing(sweep: SweepFolder, site: Site) -> None:
+    assert observe(sweep).tasks == ()
+    write(sweep, [trial()])
+    assert observe(sweep).tasks == ()
+    assert site.asked == []
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "SPECIAL_EXIT"])
+def test_what_may_still_run_is_in_flight(sweep: SweepFolder, site: Site, state: str) -> None:
+    one_task(sweep, site)
+    site.set(state)
+    age_submissions(sweep, 10 * LONG)
+    seen = observe(sweep, assume_dead=True)
+    assert [task.state.word for task in seen.in_flight] == [state], "assume_dead is for what nobody knows"
+    assert in_flight_trials(sweep, seen.in_flight) == {trial().trial.trial_id}
+    assert [argv[0] for argv in site.asked].count("sacct") == 0
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"])
+def test_what_has_ended_is_ended_with_slurms_word(sweep: SweepFolder, site: Site, state: str) -> None:
+    one_task(sweep, site)
+    site.set(state)
+    assert look(sweep).ended == state
+
+
+@pytest.mark.parametrize("state", ["FORWARDED", "REVOKED", "UPDATE_DB"])
+def test_a_word_that_nobody_has_heard_of_is_neither_running_nor_dead(sweep: SweepFolder, site: Site, state: str) -> None:
+    one_task(sweep, site)
+    site.set(state)
+    assert look(sweep).ended is None
+    assert in_flight_trials(sweep, observe(sweep).in_flight)
+
+
+@pytest.mark.parametrize(("said", "ended"), [("COMPLETED", "COMPLETED"), ("TIMEOUT", "TIMEOUT"), ("CANCELLED by 0", "CANCELLED")])
+def test_accounts_know_what_the_queue_has_forgotten(sweep: SweepFolder, site: Site, said: str, ended: str) -> None:
+    job = one_task(sweep, site)
+    site.forget(account=said)
+    worker(sweep, job=job, trial_id="x")
+    assert look(sweep).ended == ended
+
+
+def test_accounts_that_still_say_running_prove_nothing(sweep: SweepFolder, site: Site) -> None:
+    """The controller lost the job, or the database lags: held until the worker has been silent for long."""
+    job = one_task(sweep, site)
+    site.forget(account="RUNNING")
+    assert look(sweep).state is slurm.State.UNKNOWN
+    record = worker(sweep, job=job)
+    assert (look(sweep).state, look(sweep).ended) == (slurm.State.RUNNING, None)
+    worker(sweep, worker=record.worker, job=job, age=LONG)
+    age_submissions(sweep, LONG)
+    assert look(sweep).ended == "UNKNOWN"
+
+
+@pytest.mark.parametrize("accounts", [None, {}], ids=["no accounting", "not in the accounts"])
+@pytest.mark.parametrize(
+    ("age", "record", "ended"),
+    [
+        (0, None, None),
+        (LONG, None, "UNKNOWN"),
+        (LONG, {"age": 0}, None),
+        (LONG, {"age": STALE_SECONDS - 60}, None),
+        (LONG, {"age": LONG}, "UNKNOWN"),
+        (0, {"age": 0, "ended": "finished"}, "COMPLETED"),
+        (LONG, {"age": LONG, "ended": "error: KeyError"}, "COMPLETED"),
+    ],
+)
+def test_jobs_that_nobody_knows(
+    sweep: SweepFolder, site: Site, accounts: dict[tuple[int, int], str] | None, age: float, record: dict[str, object] | None, ended: str | None
+) -> None:
+    job = one_task(sweep, site)
+    site.accounts = accounts
+    site.forget()
+    age_submissions(sweep, age)
+    if record is not None:
+        worker(sweep, job=job, **record)
+    task = look(sweep)
+    assert task.ended == ended
+    assert (ended is not None) or task.state in (slurm.State.UNKNOWN, slurm.State.RUNNING)
+    assert look(sweep, assume_dead=True).ended is not None, "somebody has looked"
+
+
+def test_patience_counts_from_the_intent_however_often_the_file_is_written(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(3), trial(4)])
+    submit(sweep)
+    age_submissions(sweep, LONG)
+    [first, second] = [key for key, (name, _, _) in site.jobs.items() if not name.endswith("collector")]
+    site.set("COMPLETED", only=first)
+    settle(sweep)
+    del site.jobs[second]
+    assert [task.ended for task in observe(sweep).tasks] == ["UNKNOWN"], "settling the first is no sign of life of the second"
+
+
+def test_sacct_is_asked_from_the_intent_on(sweep: SweepFolder, site: Site) -> None:
+    """It shows only what ended after its start time; a later one would hide a job that ended hours ago."""
+    one_task(sweep, site)
+    age_submissions(sweep, 5 * 3600)
+    settle(sweep)
+    site.forget()
+    observe(sweep)
+    [argv] = [argv for argv in site.asked if argv[0] == "sacct"]
+    start = argv[argv.index("--starttime") + 1]
+    from datetime import datetime, timedelta
+
+    assert datetime.now() - datetime.fromisoformat(start) > timedelta(hours=5)
+
+
+def test_a_process_that_is_gone_from_this_machine_is_not_alive(sweep: SweepFolder, site: Site) -> None:
+    job = one_task(sweep, site)
+    site.forget()
+    worker(sweep, job=job, host=platform.node(), pid=os.getpid())
+    assert look(sweep).state is slurm.State.RUNNING
+    worker(sweep, job=job, host=platform.node(), pid=2**22 - 1, ended="finished")
+    assert look(sweep).state is slurm.State.RUNNING, "one of several workers of a whole node still works"
+
+
+def test_a_job_whose_workers_have_not_all_ended_has_not_ended(sweep: SweepFolder, site: Site) -> None:
+    job = one_task(sweep, site)
+    site.forget()
+    worker(sweep, job=job, age=40)
+    worker(sweep, job=job, ended="finished", age=1)
+    assert look(sweep).ended is None
+    worker(sweep, job=job, ended="finished", age=1)
+    assert look(sweep).state is slurm.State.RUNNING
+
+
+def test_no_answer_is_not_an_empty_answer(sweep: SweepFolder, site: Site) -> None:
+    one_task(sweep, site)
+    site.down = {"squeue"}
+    with pytest.raises(SlurmError, match="unknown"):
+        observe(sweep)
+
+
+def test_jobs_of_another_user_are_not_judged(sweep: SweepFolder, site: Site) -> None:
+    one_task(sweep, site)
+    [submission] = read_submissions(sweep)
+    dataclasses.replace(submission, user="somebody-else").save()
+    with pytest.raises(SlurmError, match="somebody-else"):
+        observe(sweep)
+
+
+def test_a_damaged_submission_is_said_by_name(sweep: SweepFolder, site: Site) -> None:
+    one_task(sweep, site)
+    [submission] = read_submissions(sweep)
+    content = json.loads(submission.path.read_text())
+    del content["arrays"][0]["plan"]
+    submission.path.write_text(json.dumps(content))
+    with pytest.raises(ResultsError, match=submission.path.name):
+        observe(sweep)
+
+
+def test_live_jobs_that_no_submission_speaks_of_are_waited_for_then_refused(
+    sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host's intent that is not seen here yet: submitting now would submit twice."""
+    one_task(sweep, site)
+    site.jobs[999, 0] = (f"{job_prefix(sweep)}cafe-0", "RUNNING", "n0")
+    monkeypatch.setattr(tasks, "VISIBLE_SECONDS", 0.0)
+    with pytest.raises(SlurmError, match=r"cafe-0.*scancel"):
+        observe(sweep)
+    site.set("COMPLETED", only=(999, 0))
+    assert look(sweep).ended is None, "what has ended does not matter"
+
+
+def test_the_missing_submission_turns_up(sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_task(sweep, site)
+    [submission] = read_submissions(sweep)
+    late = dataclasses.replace(submission, path=submission.path.with_name("submission-20990101T000000-cafe.json"))
+    late = dataclasses.replace(late, arrays=(dataclasses.replace(late.arrays[0], job_name=f"{job_prefix(sweep)}cafe-0", array_job_id=999),))
+    site.jobs[999, 0] = (f"{job_prefix(sweep)}cafe-0", "RUNNING", "n0")
+    monkeypatch.setattr(tasks.time, "sleep", lambda seconds: late.save())
+    assert {task.job_id for task in observe(sweep).tasks} == {f"{site.next_id - 1}_0", "999_0"}
+
+
+def test_jobs_of_other_sweeps_are_not_ours_but_count_in_the_queue(sweep: SweepFolder, site: Site) -> None:
+    one_task(sweep, site)
+    site.jobs[999, None] = ("qs-sweep-elsewhere-0", "RUNNING", "n0")
+    site.jobs[998, None] = ("other", "COMPLETED", "n0")
+    seen = observe(sweep)
+    assert len(seen.tasks) == 1
+    assert seen.num_queued == 3, "the array, its collector, and the stranger"
