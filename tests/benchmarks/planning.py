@@ -43,7 +43,8 @@ STEPS = (
     ("say it", "quantsweep.messages", "plan_text"),
     ("plan file", "quantsweep.plan", "write_plan"),
     ("code snapshot", "quantsweep.snapshot", "take"),
-    ("advance", "quantsweep.launching.settle", "advance"),
+    ("settle", "quantsweep.launching.settle", "settle"),
+    ("submit", "quantsweep.launching.refill", "submit_waiting"),
 )
 """What is timed inside a launch: label, module, function.  One that is not there is said to be missing."""
 

@@ -47,7 +47,7 @@ def whole() -> Expansion:
 
 
 def plan(whole: Expansion, done: frozenset[tuple[str, str]] = frozenset()) -> Plan:
-    return build_plan(whole, sweep="s", done=done, in_flight=frozenset(), settings=RunSettings(), shard_minutes=60, workers=None)
+    return build_plan(whole, sweep="s", done=done, in_flight=frozenset(), settings=RunSettings(), workers=None)
 
 
 def test_identities_are_what_they_always_were(whole: Expansion) -> None:
