@@ -15,6 +15,7 @@ from quantsweep.errors import QuantsweepError
 COMMANDS = {
     "plan": "what a launch would run, submit and skip; changes nothing",
     "status": "how far a sweep is, and why trials failed",
+    "watch": "the same, live, until nothing is left to happen",
     "logs": "the log of one trial",
     "cancel": "take a sweep's jobs out of the Slurm queue",
     "rerun": "forget results, so that the launch command runs them again",
