@@ -230,12 +230,13 @@ class _Fold:
             file.path.rename(grave)
         except FileNotFoundError as error:
             raise _ChangedError from error
-        if _identity(grave.stat()) != file.identity:
-            with contextlib.suppress(FileExistsError):  # its worker has written once more by now, all that it holds
-                os.link(grave, file.path)
+        with contextlib.suppress(FileNotFoundError):  # another run, which the lock should have kept away, has put it back already
+            if _identity(grave.stat()) != file.identity:
+                with contextlib.suppress(FileExistsError):  # its worker has written once more by now, all that it holds
+                    os.link(grave, file.path)
+                grave.unlink()
+                raise _ChangedError
             grave.unlink()
-            raise _ChangedError
-        grave.unlink()
 
     def _recover(self, now: float) -> None:
         """Put back what a kill left between moving and deleting, as a file of its own; delete old unfinished files."""

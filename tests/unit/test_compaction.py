@@ -20,6 +20,7 @@ from test_records import NOW, row
 
 import quantsweep
 from quantsweep import records, workers
+from quantsweep.cli.main import main
 from quantsweep.errors import LockedError, ResultsError
 from quantsweep.files import write_table
 from quantsweep.forgetting import Kind, Tombstone, write_tombstones
@@ -419,3 +420,12 @@ def test_unfinished_files_of_killed_writers_go_when_they_are_old(folder: SweepFo
     compact(folder)
     assert young.exists()
     assert not old.exists()
+
+
+def test_the_command_says_what_it_did(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in range(3):
+        worker(folder, range(n, n + 1), **ENDED)
+    assert main(["compact", str(folder.path)]) == 0
+    assert "sweep: 6 files, now 2" in capsys.readouterr().out
+    assert main(["compact", str(folder.path)]) == 0
+    assert "2 files, nothing to fold" in capsys.readouterr().out
