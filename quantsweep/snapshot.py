@@ -40,9 +40,11 @@ def take(folder: SweepFolder) -> str:
             copy = temporary / file
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base / file, copy)
-            copy.chmod((base / file).stat().st_mode & ~OTHERS_MAY_WRITE)
+            copy.chmod((base / file).stat().st_mode)
         commit, digest = environment.code_state(folder)
         (temporary / environment.SNAPSHOT).write_text(json.dumps({"code_commit": commit, "code_diff": digest}))
+        for path in (temporary, *temporary.rglob("*")):  # jobs run what is in it, whatever the umask of the site
+            path.chmod(path.stat().st_mode & ~OTHERS_MAY_WRITE)
         temporary.rename(target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -105,9 +105,12 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
 
 
 def _write_new(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:
-    """Write those rows that no earlier settling has written before it was interrupted."""
-    known = set(records.read_table(folder.path, "trials", ["attempt"]).column("attempt").to_pylist()) if rows else set()
-    new = [row for row in rows if row["attempt"] not in known]
+    """Write the rows of attempts that have none: neither their worker's own, nor that of a settling that was interrupted."""
+    names = ("trial_id", "log", "log_start")
+    known = records.read_table(folder.path, "trials", ["attempt", *names]).to_pylist() if rows else []
+    attempts = {row["attempt"] for row in known}
+    places = {tuple(row[name] for name in names) for row in known if row["log"]}
+    new = [row for row in rows if row["attempt"] not in attempts and tuple(row[name] for name in names) not in places]
     records.write_rows(folder, "trials", new, f"settled-{content_hash([row['attempt'] for row in new])}")
 
 

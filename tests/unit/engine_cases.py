@@ -42,7 +42,12 @@ SLURM = ClusterSpec(kind="slurm")
 
 def trial(bits: int = 4, *, model: int = 0, tasks: tuple[TaskSpec, ...] = TASKS, block: int = 64, **resources: int) -> PlannedTrial:
     spec = ModelSpec(
-        name=f"m{model}", family=f"f{model % 2}", path=f"/{model}", content=f"sha256:{model}", parameters=10**5, resources=Resources(**resources)
+        name=f"m{model}",
+        family=f"f{model % 2}",
+        path=f"/{model}",
+        content=f"sha256:{model}",
+        parameters=10**5,
+        resources=Resources(**resources),
     )
     quantization = dataclasses.replace(QUANTIZATION, bit_width=bits, block_size=block)
     return PlannedTrial(trial=TrialSpec(model=spec, quantization=quantization), tasks=tasks)
@@ -74,7 +79,9 @@ def write(
 _numbers = itertools.count()
 
 
-def finish(folder: SweepFolder, planned: PlannedTrial, tasks: Sequence[TaskSpec] | None = None, *, plan: str = "p", host: str = "n0") -> None:
+def finish(
+    folder: SweepFolder, planned: PlannedTrial, tasks: Sequence[TaskSpec] | None = None, *, plan: str = "p", host: str = "n0"
+) -> None:
     """The rows of a trial that was done (or of some of its tasks)."""
     done = planned.tasks if tasks is None else tuple(tasks)
     identity = records.identity_columns(planned.trial)

@@ -12,6 +12,7 @@ from quantsweep.launching.submissions import read_submissions
 from quantsweep.paths import SweepFolder
 from quantsweep.workers import read_records
 from tests.unit.engine_cases import TASKS, Site, age_submissions, failed_rows, finish, submit, trial, worker, write
+from tests.unit.test_records import row
 
 PLANNED = trial(4)
 TRIAL = PLANNED.trial.trial_id
@@ -44,10 +45,10 @@ def job(sweep: SweepFolder, site: Site) -> str:
 def test_the_trial_at_hand_gets_the_cause_that_slurm_knows(sweep: SweepFolder, site: Site, job: str, state: str, cause: str) -> None:
     site.set(state)
     settle(sweep)
-    [row] = failed_rows(sweep)
-    assert (row["trial_id"], row["failure_class"], row["slurm_job"], row["host"], row["log_start"]) == (TRIAL, cause, job, "n3", 7)
-    assert row["plan"].startswith("plan-00001")
-    assert PLANNED.trial.label in row["failure_message"]
+    [one] = failed_rows(sweep)
+    assert (one["trial_id"], one["failure_class"], one["slurm_job"], one["host"], one["log_start"]) == (TRIAL, cause, job, "n3", 7)
+    assert one["plan"].startswith("plan-00001")
+    assert PLANNED.trial.label in one["failure_message"]
     [heard] = read_records(sweep)
     assert heard.record.ended == f"lost: {state}"
     assert all(submission.closed for submission in read_submissions(sweep))
@@ -105,9 +106,20 @@ def test_settled_twice_is_settled_once(sweep: SweepFolder, site: Site, job: str)
     assert failed_rows(sweep) == [first]
 
 
+def test_a_trial_that_had_failed_already_fails_once(sweep: SweepFolder, site: Site, job: str) -> None:
+    """Its worker wrote its row, and was lost before it began another trial: its record still names this one."""
+    record = read_records(sweep)[0].record
+    worker(sweep, **{**dataclasses.asdict(record), "log": "/logs/w.log", "log_start": 7})
+    made = row("trials", trial_id=TRIAL, status="failed", failure_class="bug", attempt="its own", log="w.log", log_start=7)
+    records.Writer(sweep, "w").add("trials", [made])
+    site.set("TIMEOUT")
+    settle(sweep)
+    assert [one["failure_class"] for one in failed_rows(sweep)] == ["bug"]
+
+
 def test_two_losses_of_one_trial_are_two(sweep: SweepFolder, site: Site, job: str) -> None:
     record = dataclasses.asdict(read_records(sweep)[0].record)
-    worker(sweep, **{**record, "worker": "w2"})
+    worker(sweep, **{**record, "worker": "w2", "log": "/logs/w2.log"})
     site.set("TIMEOUT")
     settle(sweep)
     assert len({row["attempt"] for row in failed_rows(sweep)}) == 2
@@ -225,8 +237,8 @@ def test_unknown_for_long_is_written_down_with_its_cause(sweep: SweepFolder, sit
     settle(sweep)
     assert failed_rows(sweep) == []
     settle(sweep, assume_dead=True)
-    [row] = failed_rows(sweep)
-    assert "knows nothing of it" in row["failure_message"]
+    [one] = failed_rows(sweep)
+    assert "knows nothing of it" in one["failure_message"]
 
 
 def test_killed_workers_of_this_machine_are_nobodys_fault(sweep: SweepFolder, site: Site) -> None:

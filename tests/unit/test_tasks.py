@@ -52,7 +52,9 @@ def test_what_may_still_run_is_in_flight(sweep: SweepFolder, site: Site, state: 
     assert [argv[0] for argv in site.asked].count("sacct") == 0
 
 
-@pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"])
+@pytest.mark.parametrize(
+    "state", ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE"]
+)
 def test_what_has_ended_is_ended_with_slurms_word(sweep: SweepFolder, site: Site, state: str) -> None:
     one_task(sweep, site)
     site.set(state)
@@ -101,7 +103,12 @@ def test_accounts_that_still_say_running_prove_nothing(sweep: SweepFolder, site:
     ],
 )
 def test_jobs_that_nobody_knows(
-    sweep: SweepFolder, site: Site, accounts: dict[tuple[int, int], str] | None, age: float, record: dict[str, object] | None, ended: str | None
+    sweep: SweepFolder,
+    site: Site,
+    accounts: dict[tuple[int, int], str] | None,
+    age: float,
+    record: dict[str, object] | None,
+    ended: str | None,
 ) -> None:
     job = one_task(sweep, site)
     site.accounts = accounts

@@ -1,0 +1,307 @@
+"""One step of a running sweep: what is tried again, with what, and what is left to a person."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+
+import pytest
+
+from quantsweep import failures
+from quantsweep.errors import LockedError
+from quantsweep.holds import cancelled, read_holds, release
+from quantsweep.launching import advance as module
+from quantsweep.launching.advance import StepSummary, advance, advance_now_and_then
+from quantsweep.launching.lock import launch_lock
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import plan_files, read_header, read_owned_tasks, read_shard_trials
+from quantsweep.specs import ClusterSpec, PlannedTrial, Resources
+from tests.unit.engine_cases import TASKS, Site, fail, failed_rows, finish, submit, trial, worker, write
+
+
+def newest(folder: SweepFolder) -> str:
+    return plan_files(folder.plan)[-1].name
+
+
+def retried(folder: SweepFolder, plan: str | None = None) -> list[PlannedTrial]:
+    """The trials of the newest plan, or none if `plan` is that."""
+    path = plan_files(folder.plan)[-1]
+    return [] if path.name == plan else read_shard_trials(path, range(100))
+
+
+def lose(folder: SweepFolder, site: Site, state: str, planned: PlannedTrial) -> None:
+    """The newest job was at this trial when Slurm ended it."""
+    (job, index), _ = [
+        (key, value) for key, value in site.jobs.items() if value[1] in ("PENDING", "RUNNING") and "collector" not in value[0]
+    ][-1]
+    [((plan, shard_id), _)] = [owner for trial_id, owner in read_owned_tasks(folder.plan).items() if trial_id == planned.trial.trial_id]
+    worker(folder, job=f"{job}_{index}", plan=plan, shard_id=shard_id, trial_id=planned.trial.trial_id, node="n0")
+    site.set(state, only=(job, index))
+
+
+def end(folder: SweepFolder, site: Site, state: str = "COMPLETED") -> StepSummary:
+    """All jobs end so; then the collector's step."""
+    site.set(state)
+    return advance(folder)
+
+
+# --- what is tried again ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "more"),
+    [
+        ("TIMEOUT", {"minutes": 480}),
+        ("OUT_OF_MEMORY", {"memory_gb": 8}),
+        ("FAILED", {"memory_gb": 8}),
+        ("NODE_FAIL", {}),
+        ("PREEMPTED", {}),
+    ],
+)
+def test_a_lost_trial_runs_again_with_more_of_what_it_lacked(sweep: SweepFolder, site: Site, state: str, more: dict[str, int]) -> None:
+    planned = trial(2)
+    first = write(sweep, [planned])
+    submit(sweep)
+    lose(sweep, site, state, planned)
+    step = advance(sweep)
+    assert (step.retried, step.submitted.shards, step.given_up) == (1, 1, {})
+    [again] = retried(sweep)
+    assert again.trial.trial_id == planned.trial.trial_id, "resources are no part of a trial"
+    assert again.trial.model.resources == dataclasses.replace(Resources(), raised=bool(more), **more)
+    asked = site.submitted[-1].resources
+    assert all(getattr(asked, key) == value for key, value in more.items())
+    assert read_header(plan_files(sweep.plan)[-1]).root == first.name
+    assert advance(sweep).retried == 0, "it is in flight"
+
+
+def test_memory_is_doubled_until_its_limit_then_a_person_is_asked(sweep: SweepFolder, site: Site) -> None:
+    planned = trial(2)
+    write(sweep, [planned], cluster=ClusterSpec(kind="slurm", max_memory_gb=10))
+    submit(sweep)
+    asked = []
+    for _ in range(4):
+        asked.append(site.submitted[-1].resources.memory_gb)
+        lose(sweep, site, "OUT_OF_MEMORY", planned)
+        step = advance(sweep)
+        if step.given_up:
+            break
+    assert asked == [4, 8, 10]
+    [reason] = step.given_up
+    assert "cluster.max_memory_gb" in reason
+    plans = len(plan_files(sweep.plan))
+    assert advance(sweep).given_up == step.given_up
+    assert len(plan_files(sweep.plan)) == plans
+
+
+def test_causes_are_counted_since_the_last_launch_by_hand(sweep: SweepFolder, site: Site) -> None:
+    planned = trial(2)
+    for launch in range(2):
+        write(sweep, [planned])
+        submit(sweep)
+        for _ in range(2):
+            lose(sweep, site, "TIMEOUT", planned)
+            assert advance(sweep).retried == 1, launch
+        lose(sweep, site, "TIMEOUT", planned)
+        assert advance(sweep).retried == 1
+        lose(sweep, site, "TIMEOUT", planned)
+        assert advance(sweep).retried == 0, "three retries, then a person"
+
+
+@pytest.mark.parametrize(("max_retries", "allowed"), [(0, 0), (1, 1), (2, 2), (9, 3), (None, 3)])
+def test_max_retries(sweep: SweepFolder, site: Site, max_retries: int | None, allowed: int) -> None:
+    planned = trial(2)
+    write(sweep, [planned], max_retries=max_retries)
+    submit(sweep)
+    count = 0
+    for _ in range(6):
+        lose(sweep, site, "OUT_OF_MEMORY", planned)
+        if not advance(sweep).retried:
+            break
+        count += 1
+    assert count == allowed
+
+
+def test_a_trial_that_makes_way_for_others_is_never_given_up(sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ASSIGNMENTS", 3)
+    planned = trial(2)
+    write(sweep, [planned], max_retries=0)
+    submit(sweep)
+    for _ in range(6):
+        lose(sweep, site, "PREEMPTED", planned)
+        assert advance(sweep).retried == 1
+
+
+def test_a_trial_that_leaves_no_trace_is_given_up_in_the_end(sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ASSIGNMENTS", 3)
+    write(sweep, [trial(2)])
+    submit(sweep)
+    steps = [end(sweep, site, "NODE_FAIL") for _ in range(3)]
+    assert [step.retried for step in steps] == [1, 1, 0]
+    assert steps[-1].given_up == {"submitted 3 times without an end": 1}
+    write(sweep, [trial(2)])
+    submit(sweep)
+    assert end(sweep, site, "NODE_FAIL").retried == 1, "whoever types the command again means it"
+
+
+@pytest.mark.parametrize("cause", [failures.BUG, failures.MODEL_OR_DATA, failures.CONFIGURATION, failures.QUANTIZATION, failures.DISK_FULL])
+def test_what_the_same_input_repeats_is_not_tried_again(sweep: SweepFolder, site: Site, cause: str) -> None:
+    planned = [trial(2), trial(3)]
+    plan = write(sweep, planned, shard_minutes=60)
+    submit(sweep)
+    fail(sweep, planned[0], cause, plan=plan.name)
+    finish(sweep, planned[1], plan=plan.name)
+    step = end(sweep, site)
+    assert step.retried == 0
+    assert sum(step.given_up.values()) == 1
+
+
+def test_crashed_and_hung_run_once_more(sweep: SweepFolder, site: Site) -> None:
+    planned = trial(2)
+    plan = write(sweep, [planned])
+    submit(sweep)
+    fail(sweep, planned, failures.CRASHED, plan=plan.name)
+    assert end(sweep, site).retried == 1
+    fail(sweep, planned, failures.HUNG, plan=newest(sweep))
+    assert end(sweep, site).retried == 1, "another cause has a count of its own"
+    fail(sweep, planned, failures.CRASHED, plan=newest(sweep))
+    assert end(sweep, site).retried == 0
+
+
+def test_only_the_tasks_that_are_missing_run_again(sweep: SweepFolder, site: Site) -> None:
+    planned = [trial(2), trial(3), trial(4)]
+    plan = write(sweep, planned, shard_minutes=60)
+    submit(sweep)
+    finish(sweep, planned[0])
+    finish(sweep, planned[1], TASKS[:1])
+    assert end(sweep, site).retried == 2
+    assert {p.trial.trial_id: len(p.tasks) for p in retried(sweep, plan.name)} == {
+        planned[1].trial.trial_id: 1,
+        planned[2].trial.trial_id: 2,
+    }
+
+
+def test_a_finished_sweep_is_left_alone(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [trial(2)])
+    submit(sweep)
+    finish(sweep, trial(2))
+    assert end(sweep, site) == StepSummary()
+    assert newest(sweep) == plan.name
+    calls = len(site.asked)
+    assert advance(sweep) == StepSummary()
+    assert len(site.asked) == calls, "Slurm is not asked about a sweep that is over"
+
+
+# --- what is not --------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_cancelled_waits_for_the_launch_command(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [trial(2), trial(3)])
+    submit(sweep)
+    lose(sweep, site, "CANCELLED", trial(3))
+    site.set("CANCELLED", only=(101, 0))
+    assert advance(sweep) == StepSummary()
+    assert (newest(sweep), failed_rows(sweep)) == (plan.name, [])
+    write(sweep, [trial(2), trial(3)])
+    assert submit(sweep).shards == 2
+
+
+def test_after_a_full_disk_nothing_goes_on_by_itself_from_the_very_same_step_on(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [trial(2)])
+    submit(sweep)
+    worker(sweep, job="101_0", plan=plan.name, ended="DISK_FULL")
+    assert end(sweep, site, "FAILED").retried == 0
+    assert advance(sweep).retried == 0
+
+
+def test_an_intent_that_came_to_nothing_waits_again_in_the_very_same_step(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2)])
+    site.refuse[0] = KeyboardInterrupt()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        submit(sweep)
+    assert advance(sweep).submitted.shards == 1
+
+
+def test_a_trial_that_is_in_flight_elsewhere_is_not_planned_again(sweep: SweepFolder, site: Site) -> None:
+    """Two shards of an older and a newer plan: the trial is the newer's, which has not begun."""
+    write(sweep, [trial(2)])
+    submit(sweep)
+    site.set("RUNNING")
+    write(sweep, [trial(2), trial(3)])
+    submit(sweep)
+    site.set("COMPLETED", only=(101, 0))
+    assert advance(sweep).retried == 0
+
+
+def test_held_trials_are_not_tried_again_until_the_holds_are_lifted(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [trial(2), trial(3)])
+    submit(sweep)
+    cancelled(["bit_width=2"]).save(sweep)
+    lose(sweep, site, "NODE_FAIL", trial(3))
+    step = end(sweep, site, "NODE_FAIL")
+    assert {p.trial.quantization.bit_width for p in retried(sweep, plan.name)} == {3}
+    assert any("cancelled by hand" in reason for reason in step.given_up)
+    release(sweep)
+    assert end(sweep, site, "COMPLETED").retried == 2
+
+
+def test_failures_on_nodes_that_slurm_lost_leave_the_node_out(sweep: SweepFolder, site: Site) -> None:
+    planned = [trial(2), trial(3)]
+    write(sweep, planned)
+    submit(sweep)
+    for one in reversed(planned):
+        lose(sweep, site, "NODE_FAIL", one)
+    assert advance(sweep).submitted.excluded == site.excluded == ("n0",)
+
+
+def test_the_breaker_trips_in_the_step_too(sweep: SweepFolder, site: Site) -> None:
+    planned = [trial(bits, model=model) for model in (0, 1) for bits in (2, 3, 4)]
+    plan = write(sweep, planned, breaker_trials=2)
+    submit(sweep)
+    for one in planned[:2]:
+        fail(sweep, one, failures.CRASHED, plan=plan.name)
+    for one in planned[3:]:
+        finish(sweep, one, plan=plan.name)
+    step = end(sweep, site)
+    [hold] = read_holds(sweep)
+    assert hold.holds(planned[2])
+    assert not hold.holds(planned[4])
+    assert step.retried == 0
+
+
+def test_a_step_that_was_killed_after_its_plan_is_gone_on_with(sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(sweep, [trial(2)])
+    submit(sweep)
+    lose(sweep, site, "NODE_FAIL", trial(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "submit_waiting", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            advance(sweep)
+    step = advance(sweep)
+    assert (step.retried, step.submitted.shards) == (0, 1)
+    assert len(plan_files(sweep.plan)) == 2
+
+
+# --- who takes it, and when ---------------------------------------------------------------------------------------------
+
+
+def test_workers_that_end_together_take_the_step_once(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2)])
+    assert "submitted 1 shards" in advance_now_and_then(sweep)
+    assert "just now" in advance_now_and_then(sweep)
+    stamp = sweep.plan / ".advanced"
+    os.utime(stamp, (time.time() - 60,) * 2)
+    with launch_lock(sweep.plan / "launch.lock", purpose="run"):
+        assert "somebody else" in advance_now_and_then(sweep)
+
+
+def test_a_step_that_fails_fails_no_worker(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2)])
+    submit(sweep)
+    site.down = {"squeue"}
+    assert "could not be looked after" in advance_now_and_then(sweep)
+
+
+def test_the_step_needs_the_lock(sweep: SweepFolder, site: Site) -> None:
+    with launch_lock(sweep.plan / "launch.lock", purpose="run"), pytest.raises(LockedError):
+        advance(sweep)

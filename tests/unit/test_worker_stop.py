@@ -1,0 +1,593 @@
+"""Why a worker ends, what it leaves out, and what it leaves behind; its child is played from a script."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantsweep import failures, records, slurm_job
+from quantsweep.environment import Environment
+from quantsweep.failures import Failure
+from quantsweep.files import write_text
+from quantsweep.holds import cancelled, read_holds
+from quantsweep.launching.settle import settle
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import read_owners
+from quantsweep.specs import ClusterSpec, PlannedTrial, RunSettings
+from quantsweep.worker import Allotment, Child, ChildDiedError, DiskFullError, JobContext, Stop, StoppedError, Worker
+from quantsweep.workers import LOST_AND_REQUEUED, WorkerRecord, read_records
+from tests.unit import engine_cases
+from tests.unit.engine_cases import TASKS, Site, fail, failed_rows, finish, submit, trial, write
+
+SIZES = {column.name: 1 for column in records.SIZE}
+RESULT = {
+    "seconds": 0.1,
+    "requests_hash": "r",
+    "samples": {"correct": [True], "correct_norm": None, "loglikelihood": [0.5], "num_bytes": None},
+    "metrics": [{"name": "acc", "value": 1.0, "stderr": 0.0, "higher_is_better": True, "is_primary": True}],
+    **dict.fromkeys(("num_samples", "num_tokens", "num_input_tokens", "num_truncated", "num_nonfinite", "batch_size"), 1),
+    "data_revision": "d",
+}
+LOADED = {"event": "loaded", "load_seconds": 0.0, "device": "cpu", "driver": None}
+QUANTIZED = {"event": "quantized", "quantize_seconds": 0.0, "sizes": SIZES, "layers": []}
+DONE = {"event": "done", "restore_seconds": 0.0}
+
+
+def task(name: str = "t") -> dict[str, Any]:
+    return {"event": "task", "task_key": next(t.task_key for t in TASKS if t.name == name), "result": RESULT}
+
+
+def failed(cause: str, fingerprint: str = "f1") -> dict[str, Any]:
+    return {"event": "failed", **dataclasses.asdict(Failure(failure_class=cause, message="m", fingerprint=fingerprint))}
+
+
+WELL = (LOADED, QUANTIZED, task("t"), task("u"), DONE)
+Step = dict[str, Any] | Callable[[Stop], None]
+
+
+class Script:
+    """Plays a child: bit width → what it says; a callable is run in its place; trials that are not named go well."""
+
+    def __init__(self, worker: Worker, by_bits: dict[int, tuple[Step, ...]]) -> None:
+        self.by_bits, self.ran, self.kills = by_bits, [], 0
+        self.ran: list[int]
+        worker.child = self  # type: ignore[assignment]
+
+    def events(self, planned: PlannedTrial, settings: RunSettings, log: Path, stop: Stop) -> Iterator[dict[str, Any]]:
+        bits = planned.trial.quantization.bit_width
+        assert bits is not None
+        self.ran.append(bits)
+        for step in self.by_bits.get(bits, WELL):
+            if callable(step):
+                step(stop)
+                continue
+            if step["event"] == "task" and step["task_key"] not in {t.task_key for t in planned.tasks}:
+                continue
+            yield dict(step)
+            if stop.is_set() and step["event"] == "task":
+                raise StoppedError
+
+    def kill(self) -> None:
+        self.kills += 1
+
+
+@pytest.fixture(autouse=True)
+def _quick_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking git what ran is not what is tested here."""
+    monkeypatch.setattr(
+        "quantsweep.worker.environment.capture",
+        lambda folder: Environment(host="n0", slurm_job=os.environ.get("TEST_JOB"), code_commit=None, code_diff=None, versions="{}"),
+    )
+
+
+def start(plan: Path, by_bits: dict[int, tuple[Step, ...]] | None = None, **context: Any) -> tuple[Worker, Script]:
+    made = Worker(plan, context=JobContext(**context))
+    return made, Script(made, by_bits or {})
+
+
+def record(folder: SweepFolder, made: Worker) -> WorkerRecord:
+    [heard] = [heard for heard in read_records(folder) if heard.record.worker == made.beat.record.worker]
+    return heard.record
+
+
+@pytest.fixture
+def plan(sweep: SweepFolder) -> Path:
+    """One shard of four trials, 2 to 5 bit."""
+    return write(sweep, [trial(bits) for bits in (2, 3, 4, 5)], shard_minutes=60)
+
+
+# --- what is run --------------------------------------------------------------------------------------------------------
+
+
+def test_all_is_well(sweep: SweepFolder, plan: Path) -> None:
+    made, script = start(plan)
+    summary = made.run(0)
+    made.close()
+    assert (summary.done, summary.failed, summary.skipped, summary.stopped) == (4, 0, 0, False)
+    assert script.ran == [2, 3, 4, 5]
+    assert len(records.read_done(sweep.path)) == 8
+    assert (record(sweep, made).ended, record(sweep, made).trial_id) == ("finished", None)
+
+
+def test_what_is_done_or_owned_by_a_newer_plan_or_failed_under_this_plan_is_left_out(sweep: SweepFolder, plan: Path) -> None:
+    finish(sweep, trial(2))
+    fail(sweep, trial(3), failures.BUG, plan=plan.name)
+    newer = write(sweep, [trial(4)])
+    made, script = start(plan)
+    assert made.run(0).skipped == 3
+    assert script.ran == [5]
+    made.close()
+    again, script = start(newer)
+    again.run(read_owners(sweep.plan)[trial(4).trial.trial_id][1])
+    again.close()
+    assert script.ran == [4]
+
+
+def test_what_failed_under_an_older_plan_is_tried(sweep: SweepFolder, plan: Path) -> None:
+    fail(sweep, trial(2), failures.BUG, plan=plan.name)
+    retry = write(sweep, [trial(2)], root=plan.name)
+    made, script = start(retry)
+    made.run(0)
+    made.close()
+    assert script.ran == [2]
+
+
+def test_only_missing_tasks_are_run(sweep: SweepFolder, plan: Path) -> None:
+    finish(sweep, trial(2), TASKS[:1])
+    made, _ = start(plan)
+    made.run(0)
+    made.close()
+    assert records.read_table(sweep.path, "metrics").num_rows == 8
+
+
+def test_a_hold_that_comes_meanwhile_is_heard_before_the_next_trial(sweep: SweepFolder, plan: Path) -> None:
+    made, script = start(plan, {2: (*WELL[:-1], lambda stop: cancelled(["bit_width=3,5"]).save(sweep), DONE)})
+    summary = made.run(0)
+    made.close()
+    assert (script.ran, summary.held, summary.done) == ([2, 4], 2, 2)
+
+
+def test_the_record_says_what_is_at_hand(sweep: SweepFolder, plan: Path) -> None:
+    seen: list[WorkerRecord] = []
+    made, _ = start(plan, {3: (lambda stop: seen.append(record(sweep, made)), *WELL)}, job_name="qs-1", shard_ids=(0,), gpus=2)
+    made.run(0)
+    made.close()
+    [one] = seen
+    assert (one.trial_id, one.shard_id, one.job_name, one.shard_ids, one.gpus) == (trial(3).trial.trial_id, 0, "qs-1", (0,), 2)
+    assert one.label == trial(3).trial.label
+    text = made.log.read_bytes()[one.log_start :].decode()
+    assert text.startswith(f"--- trial {one.trial_id}")
+
+
+# --- why it ends --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", [Stop.PERSON, Stop.TIME_LIMIT, Stop.ENDED])
+def test_asked_to_stop_it_keeps_the_task_and_drops_the_trial(sweep: SweepFolder, plan: Path, reason: str) -> None:
+    made, script = start(plan, {3: (LOADED, QUANTIZED, lambda stop: stop.set(reason), task("t"), task("u"), DONE)})
+    summary = made.run(0)
+    made.close()
+    assert (summary.done, summary.failed, summary.stopped, script.ran) == (1, 0, True, [2, 3])
+    assert len(records.read_done(sweep.path)) == 3
+    assert failed_rows(sweep) == []
+    assert (record(sweep, made).ended, record(sweep, made).trial_id) == (reason, None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "minutes", "is_overtime"),
+    [
+        (Stop.TIME_LIMIT, 0.1 / 60, True),
+        (Stop.TIME_LIMIT, 60.0, False),
+        (Stop.TIME_LIMIT, None, False),
+        (Stop.ENDED, 0.1 / 60, False),
+        (Stop.PERSON, 0.1 / 60, False),
+    ],
+)
+def test_a_trial_is_too_long_if_it_had_most_of_the_jobs_time(
+    sweep: SweepFolder, plan: Path, reason: str, minutes: float | None, *, is_overtime: bool
+) -> None:
+    def limit(stop: Stop) -> None:
+        time.sleep(0.08)
+        stop.set(reason, 0.0)
+        raise StoppedError
+
+    made, _ = start(plan, {2: (LOADED, limit)}, minutes=minutes)
+    made.run(0)
+    made.close()
+    rows = failed_rows(sweep)
+    assert [row["failure_class"] for row in rows] == [failures.TIME_LIMIT] * is_overtime
+    assert record(sweep, made).ended == reason
+    if is_overtime:
+        made, script = start(plan)
+        made.run(0)
+        made.close()
+        assert script.ran == [3, 4, 5], "requeued, it goes on without the trial that is too long"
+
+
+def test_the_budget_ends_it_within_one_trial(sweep: SweepFolder, plan: Path) -> None:
+    allotment = Allotment(0.05)
+    made, script = start(plan, {2: (*WELL[:-1], lambda stop: time.sleep(0.06), DONE)}, gpus=1, allotment=allotment)
+    summary = made.run(0)
+    made.close()
+    assert record(sweep, made).ended in (Stop.BUDGET, "finished")
+    assert summary.stopped
+    assert len(script.ran) <= 2, "what the first trial used counts before the next one begins, or before the one after it"
+
+
+def test_a_budget_that_is_spent_begins_nothing(sweep: SweepFolder, plan: Path) -> None:
+    made, script = start(plan, gpus=1, allotment=Allotment(0.0))
+    assert made.run(0).stopped
+    made.close()
+    assert (script.ran, record(sweep, made).ended) == ([], Stop.BUDGET)
+
+
+def test_a_worker_without_a_gpu_uses_none_of_it(sweep: SweepFolder, plan: Path) -> None:
+    made, script = start(plan, {2: (*WELL[:-1], lambda stop: time.sleep(0.02), DONE)}, gpus=0, allotment=Allotment(0.001))
+    made.run(0)
+    made.close()
+    assert script.ran == [2, 3, 4, 5]
+
+
+def test_two_strikes_of_the_machine_end_the_worker_also_across_shards(sweep: SweepFolder) -> None:
+    plan = write(sweep, [trial(bits) for bits in (2, 3, 4)])
+    bad = (LOADED, failed(failures.BAD_NODE))
+    made, script = start(plan, {2: bad, 3: bad})
+    summaries = [made.run(shard_id) for shard_id in (0, 1)]
+    made.close()
+    assert [summary.stopped for summary in summaries] == [False, True]
+    assert (script.ran, record(sweep, made).ended) == ([2, 3], Stop.BAD_NODE)
+
+
+def test_a_success_in_between_forgives_a_strike(sweep: SweepFolder, plan: Path) -> None:
+    bad = (LOADED, failed(failures.BAD_NODE))
+    made, script = start(plan, {2: bad, 4: bad})
+    made.run(0)
+    made.close()
+    assert script.ran == [2, 3, 4, 5]
+
+
+def test_the_breaker_trips_while_the_worker_works(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantsweep.worker.BREAKER_SECONDS", 0.0)
+    plan = write(sweep, [trial(bits) for bits in (2, 3, 4, 5)], shard_minutes=60, breaker_trials=2)
+    bug = (LOADED, failed(failures.BUG))
+    made, script = start(plan, dict.fromkeys((2, 3, 4, 5), bug))
+    summary = made.run(0)
+    made.close()
+    assert (script.ran, summary.failed, summary.held) == ([2, 3], 2, 2)
+    assert [hold.by for hold in read_holds(sweep)] == ["breaker"]
+
+
+# --- requeued -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_requeued_job_closes_its_earlier_runs_and_leaves_out_what_keeps_taking_it_down(
+    sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly, unlucky = trial(2).trial.trial_id, trial(3).trial.trial_id
+    for restarts in range(3):
+        engine_cases.worker(sweep, job="7_0", restarts=restarts, trial_id=deadly)
+    engine_cases.worker(sweep, job="7_0", restarts=3, trial_id=unlucky)
+    engine_cases.worker(sweep, job="8_0", restarts=0, trial_id=unlucky)
+    monkeypatch.setenv("TEST_JOB", "7_0")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
+    made, script = start(plan)
+    made.run(0)
+    made.close()
+    assert script.ran == [3, 4, 5]
+    ends = {(heard.record.job, heard.record.restarts): heard.record.ended for heard in read_records(sweep)}
+    assert ends == {**{("7_0", n): LOST_AND_REQUEUED for n in range(4)}, ("8_0", 0): None, ("7_0", 4): "finished"}
+
+
+# --- results that cannot be written -------------------------------------------------------------------------------------
+
+
+def full(*arguments: object, **more: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_the_worker_and_says_so(sweep: SweepFolder, plan: Path) -> None:
+    made, script = start(plan)
+    genuine = made.writer.add
+    made.writer.add = lambda table, rows: full() if table == "metrics" else genuine(table, rows)  # type: ignore[method-assign]
+    with pytest.raises(DiskFullError, match="Make space"):
+        made.run(0)
+    made.close()
+    assert script.ran == [2]
+    assert record(sweep, made).ended == "DISK_FULL"
+    assert [row["failure_class"] for row in failed_rows(sweep)] == [failures.DISK_FULL]
+
+
+def test_a_disk_with_no_room_for_the_workers_last_word_hears_it_all_the_same(
+    sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever settles takes the full disk for a kill, and tries again with twice the memory."""
+    made, _ = start(plan)
+    made.beat.update(trial_id="x" * 16, label="a label that is longer than the word at the end")
+    monkeypatch.setattr("quantsweep.worker.write_record", full)
+    made.close("DISK_FULL")
+    assert (record(sweep, made).ended, record(sweep, made).trial_id) == ("DISK_FULL", None)
+
+
+def test_on_a_really_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file system, if this process may mount one; then Slurm says FAILED, and nothing goes on by itself."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(mount)], capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root; the same errors are injected in the tests before this one")
+    try:
+        folder = SweepFolder(mount / "sweep")
+        folder.create()
+        site = engine_cases.install(monkeypatch, folder)
+        plan = write(folder, [trial(bits) for bits in (2, 3)], shard_minutes=60)
+        submit(folder)
+        monkeypatch.setenv("TEST_JOB", "101_0")
+
+        def fill(stop: Stop) -> None:
+            with pytest.raises(OSError, match="No space"), (mount / "rubbish").open("wb", buffering=0) as file:
+                while file.write(b"x" * 512):
+                    pass
+
+        made, script = start(plan, {2: (LOADED, QUANTIZED, fill, task("t"), task("u"), DONE)})
+        with pytest.raises(DiskFullError):
+            made.run(0)
+        made.close()
+        (mount / "rubbish").unlink()
+        assert script.ran == [2]
+        site.set("FAILED")
+        assert [one.ended for one in settle(folder).ended] == ["DISK_FULL"]
+        assert [row for row in failed_rows(folder) if row["failure_class"] != failures.DISK_FULL] == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+def test_another_error_of_the_tables_ends_the_worker_with_its_name(sweep: SweepFolder, plan: Path) -> None:
+    made, _ = start(plan)
+
+    def broken(table: str, rows: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    made.writer.add = broken  # type: ignore[method-assign,assignment]
+    with pytest.raises(OSError, match="Input/output"):
+        made.run(0)
+    made.close()
+    assert str(record(sweep, made).ended).startswith("error: OSError")
+
+
+# --- the stop itself ----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_reason_stays_and_the_shorter_grace_wins() -> None:
+    stop = Stop()
+    assert (stop.is_set(), stop.drops_now(), stop.reason) == (False, False, None)
+    stop.set(Stop.TIME_LIMIT, 1_000.0)
+    assert (stop.is_set(), stop.drops_now()) == (True, False)
+    stop.set(Stop.ENDED, 0.0)
+    assert (stop.reason, stop.drops_now()) == (Stop.TIME_LIMIT, True)
+    stop.set(Stop.PERSON, 500.0)
+    assert stop.drops_now(), "a longer grace takes nothing back"
+    gentle = Stop()
+    gentle.set()
+    assert (gentle.is_set(), gentle.drops_now()) == (True, False)
+
+
+class Piped(Child):
+    """A child whose process is a thread at the other end of the pipe, or a process that ends with a given signal."""
+
+    def __init__(self, say: Callable[[Connection], None], process: subprocess.Popen[bytes] | None = None) -> None:
+        super().__init__()
+        self._say, self._process = say, process
+
+    def _start(self, log: Path) -> Connection:
+        ours, theirs = Pipe()
+        threading.Thread(target=self._talk, args=(theirs,), daemon=True).start()
+        self._pipe = ours
+        return ours
+
+    def _talk(self, theirs: Connection) -> None:
+        assert json.loads(theirs.recv_bytes())["planned"]
+        self._say(theirs)
+
+
+def says(*events: dict[str, Any], then: float = 0.0) -> Callable[[Connection], None]:
+    def talk(pipe: Connection) -> None:
+        for event in events:
+            pipe.send_bytes(json.dumps(event).encode())
+        time.sleep(then)
+        pipe.close()
+
+    return talk
+
+
+def listen(child: Child, stop: Stop, tmp_path: Path, minutes: float | None = None) -> list[str]:
+    return [event["event"] for event in child.events(trial(2), RunSettings(trial_timeout_minutes=minutes), tmp_path / "log", stop)]
+
+
+def test_a_task_at_hand_is_dropped_when_the_grace_is_over(tmp_path: Path) -> None:
+    stop = Stop()
+    stop.set(Stop.TIME_LIMIT, 0.3)
+    began = time.monotonic()
+    with pytest.raises(StoppedError):
+        listen(Piped(says(LOADED, then=30)), stop, tmp_path)
+    assert 0.2 < time.monotonic() - began < 5
+
+
+def test_without_a_grace_the_task_at_hand_ends_first(tmp_path: Path) -> None:
+    stop, heard = Stop(), []
+    stop.set()
+    with pytest.raises(StoppedError):
+        for event in Piped(says(LOADED, task("t"), task("u"), DONE, then=1)).events(trial(2), RunSettings(), tmp_path / "log", stop):
+            heard.append(event["event"])
+    assert heard == ["loaded", "task"]
+
+
+def test_silence_is_a_hang(tmp_path: Path) -> None:
+    with pytest.raises(ChildDiedError) as caught:
+        listen(Piped(says(LOADED, then=30)), Stop(), tmp_path, minutes=0.005)
+    assert caught.value.failure.failure_class == failures.HUNG
+
+
+@pytest.mark.parametrize(
+    ("number", "in_slurm", "outcome"),
+    [
+        (signal.SIGSEGV, True, failures.CRASHED),
+        (signal.SIGKILL, True, failures.KILLED),
+        (signal.SIGTERM, False, failures.KILLED),
+        (signal.SIGTERM, True, None),
+    ],
+)
+def test_a_child_that_slurm_ends_is_no_failure_of_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, outcome: str | None, *, in_slurm: bool
+) -> None:
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if in_slurm:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    process = subprocess.Popen(["sleep", "100"])
+    process.send_signal(number)
+    stop = Stop()
+    with pytest.raises((ChildDiedError, StoppedError)) as caught:
+        listen(Piped(says(LOADED), process), stop, tmp_path)
+    if outcome is None:
+        assert (caught.type, stop.reason, stop.drops_now()) == (StoppedError, Stop.ENDED, True)
+    else:
+        assert isinstance(caught.value, ChildDiedError)
+        assert caught.value.failure.failure_class == outcome
+
+
+# --- the job around it --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment of task 0 of the array; handlers of signals are as before afterwards."""
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "101")
+    monkeypatch.setenv("TEST_JOB", "101_0")
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def play(monkeypatch: pytest.MonkeyPatch, by_bits: dict[int, tuple[Step, ...]]) -> list[Script]:
+    scripts: list[Script] = []
+
+    def make(*arguments: Any, **more: Any) -> Worker:
+        made = Worker(*arguments, **more)
+        scripts.append(Script(made, by_bits))
+        return made
+
+    monkeypatch.setattr(slurm_job, "Worker", make)
+    return scripts
+
+
+def submission(folder: SweepFolder) -> str:
+    [path] = sorted(folder.plan.glob("submission-*.json"))
+    return str(path)
+
+
+def test_a_job_runs_its_shards_and_looks_after_the_sweep(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(sweep)
+    scripts = play(monkeypatch, {})
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert [script.ran for script in scripts] == [[2, 3, 4, 5]]
+    assert "planned 0 trials again" in capsys.readouterr().out
+    assert len(records.read_done(sweep.path)) == 8
+
+
+@pytest.mark.parametrize("requeues", [True, False])
+def test_at_the_time_limit_the_job_goes_back_into_the_queue(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch, *, requeues: bool
+) -> None:
+    submit(sweep)
+    play(monkeypatch, {3: (LOADED, QUANTIZED, lambda stop: os.kill(os.getpid(), signal.SIGUSR2) or time.sleep(0.7), task("t"), DONE)})
+    if not requeues:
+        site.down = {"scontrol"}
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert ["scontrol", "requeue", "101_0"] in site.asked
+    assert len(records.read_done(sweep.path)) == 3
+
+
+def test_a_job_that_is_ended_asks_for_nothing_more(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(sweep)
+    play(monkeypatch, {2: (LOADED, QUANTIZED, lambda stop: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(0.7), task("t"), DONE)})
+    site.asked.clear()
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert site.asked == []
+
+
+def test_results_that_cannot_be_written_fail_the_job(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(sweep)
+    monkeypatch.setattr("quantsweep.slurm_job.Worker", full)
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 1
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_a_whole_node_runs_workers_side_by_side_each_with_its_gpus(
+    sweep: SweepFolder, site: Site, in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = ClusterSpec(kind="slurm", allocation="node", node_gpus=4)
+    write(sweep, [trial(bits, gpus=2) for bits in (2, 3)], cluster=cluster)
+    submit(sweep)
+    seen: list[str] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setattr("quantsweep.slurm_job.read_header", lambda path: _on_gpus(path))
+
+    def make(*arguments: Any, **more: Any) -> Worker:
+        made = Worker(*arguments, **more)
+        seen.append(more["extra_environment"]["CUDA_VISIBLE_DEVICES"])
+        assert more["context"].gpus == 2
+        Script(made, {})
+        return made
+
+    monkeypatch.setattr(slurm_job, "Worker", make)
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert sorted(seen) == ["0,1", "2,3"]
+    assert len(records.read_done(sweep.path)) == 4
+
+
+def _on_gpus(path: Path) -> Any:
+    from quantsweep.plan import read_header
+
+    header = read_header(path)
+    return dataclasses.replace(header, settings=dataclasses.replace(header.settings, device="auto"))
+
+
+def test_a_submission_that_never_comes_in_sight_is_an_error_with_a_remedy(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slurm_job, "VISIBLE_SECONDS", -1.0)
+    assert slurm_job.main(["task", str(sweep.plan / "submission-x.json"), "0"]) == 1
+    assert "Does this node see that file system?" in capsys.readouterr().err
+
+
+def test_a_submission_that_comes_late_is_waited_for(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(sweep)
+    path = Path(submission(sweep))
+    text = path.read_text()
+    path.unlink()
+    threading.Timer(0.7, lambda: write_text(path, text)).start()
+    play(monkeypatch, {})
+    assert slurm_job.main(["task", str(path), "0"]) == 0
+    assert len(records.read_done(sweep.path)) == 8
