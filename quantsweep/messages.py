@@ -42,7 +42,9 @@ def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
         lines.append(f"  shards      {counts['shards']:>9,}   {_classes(plan.shards)}")
         lines += _predicted(plan)
     if plan.unpinned:
-        lines.append(f"  not pinned  {', '.join(plan.unpinned)}: submitting needs model.revision=<40 hexadecimal digits> or a folder")
+        lines.append(
+            f"  not pinned  {', '.join(plan.unpinned)}: run `quantsweep prewarm` with the same words, or give model.revision=… or a folder"
+        )
     if counts["to_run"] == 0:
         lines.append("  nothing left to run" if counts["in_flight"] == 0 else "  nothing to submit: the rest is in flight")
     return "\n".join(lines)

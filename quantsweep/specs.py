@@ -429,6 +429,7 @@ class LaunchSettings:
     breaker_trials: so many trials failing in one place hold those that share the cause (None: never).
     shard_minutes: predicted bound of a shard.
     code: the snapshot that jobs run, a folder under code/ (None: the checkout itself, on this machine).
+    variables: what workers find in their environment (the hub's offline switches, once everything is there).
     """
 
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
@@ -437,6 +438,7 @@ class LaunchSettings:
     breaker_trials: int | None = 10
     shard_minutes: float = 60.0
     code: str | None = None
+    variables: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.gpu_hours is not None and self.gpu_hours <= 0:
@@ -451,7 +453,8 @@ class LaunchSettings:
         """The inverse of `dataclasses.asdict` after JSON."""
         cluster = dict(data["cluster"])
         cluster |= {"setup": tuple(cluster["setup"]), "additional_parameters": options_tuple(dict(cluster["additional_parameters"]))}
-        return cls(**{**data, "cluster": ClusterSpec(**cluster)})
+        variables = tuple((str(key), str(value)) for key, value in data["variables"])
+        return cls(**{**data, "cluster": ClusterSpec(**cluster), "variables": variables})
 
 
 @dataclass(frozen=True, kw_only=True)

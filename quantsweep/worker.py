@@ -269,7 +269,7 @@ class Worker:
         self.environment = environment.capture(self.folder)
         self.stop = stop or Stop()
         self.context = context or JobContext()
-        self.child = Child(extra_environment)
+        self.child = Child({**dict(self.header.launch.variables), **(extra_environment or {})})
         name = new_worker_name()
         # One log a worker: its child writes there for as long as it lives, and each trial's row holds its place.
         self.log = self.folder.logs / f"{name}.log"

@@ -19,6 +19,7 @@ from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.launching.local import num_workers
 from quantsweep.launching.tasks import Observation, in_flight_trials, observe
 from quantsweep.paths import SweepFolder, sweep_folder
+from quantsweep.pins import offline_environment
 from quantsweep.plan import Expansion, Plan, build_plan, expand
 from quantsweep.prediction import Predictor, sweep_folders
 from quantsweep.schema import convert, refuse_inapplicable
@@ -92,10 +93,18 @@ def _plan(
         done=records.read_done(folder.path),
         in_flight=in_flight_trials(folder, seen.in_flight),
         settings=settings,
-        launch=launch,
+        launch=replace(launch, variables=_offline_switches(expansion, base)),
         workers=workers if here else None,
         predictor=predictor,
     )
+
+
+def _offline_switches(expansion: Expansion, base: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Workers leave the hub alone if nothing of this plan needs it (see `quantsweep prewarm`)."""
+    models = {id(planned.trial.model): planned.trial.model for planned in expansion.trials}
+    suites = {id(planned.tasks): planned.tasks for planned in expansion.trials}
+    tasks = {task for suite in suites.values() for task in suite}
+    return tuple(sorted(offline_environment(models.values(), tasks, str(base["results_dir"])).items()))
 
 
 def _collect(problems: list[str], step: Callable[[], T]) -> T | None:

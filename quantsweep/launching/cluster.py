@@ -54,6 +54,7 @@ def submit_array(
     cluster = launch.cluster
     executor = ShardExecutor(folder=folder.logs / "slurm" / array.job_name, **_interpreter(cluster))
     parameters = sbatch_parameters(cluster, array.resources, array.job_name, workers=array.workers, code=_code(folder, launch))
+    parameters["setup"] += [f"export {key}={shlex.quote(value)}" for key, value in launch.variables]
     executor.update_parameters(**_excluding(parameters, excluded), array_parallelism=cluster.max_parallel or len(array.tasks))
     command = f"exec {executor.python} -u -m quantsweep.slurm_job task {shlex.quote(str(submission))} {index}"
     return executor.submit_tasks(command, len(array.tasks))
