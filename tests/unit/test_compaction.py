@@ -429,3 +429,13 @@ def test_the_command_says_what_it_did(folder: SweepFolder, capsys: pytest.Captur
     assert "sweep: 6 files, now 2" in capsys.readouterr().out
     assert main(["compact", str(folder.path)]) == 0
     assert "2 files, nothing to fold" in capsys.readouterr().out
+
+
+def test_what_a_kill_left_out_of_sight_comes_back(folder: SweepFolder) -> None:
+    """Killed between moving a file away and finding that it had been replaced: its rows stand nowhere else."""
+    worker(folder, range(3), **ENDED)
+    (path,) = folder.table("metrics").iterdir()
+    path.rename(path.with_name(f".{path.name}.0badcafe.folded"))
+    assert records.read_table(folder.path, "metrics").num_rows == 0
+    compact(folder)
+    assert numbers(folder) == once(3)
