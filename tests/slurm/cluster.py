@@ -145,6 +145,10 @@ class Cluster:
         """Submit a one-line script with sbatch and return its job id."""
         return int(self.run(["sbatch", "--parsable", *options, "--wrap", script]).stdout.partition(";")[0])
 
+    def job_processes(self) -> list[int]:
+        """Pids of this cluster's step daemons and of all processes of its jobs, on all nodes."""
+        return _job_processes(self.env["SLURM_CONF"])
+
     def cancel_all(self) -> None:
         """Cancel every job and wait until the nodes are free of them."""
         self.run(["scancel", "--user", "root"])
@@ -201,11 +205,12 @@ class Cluster:
         order = ["slurmd", "slurmctld", "slurmdbd", "mariadbd", "munged"]
         for daemon in order:
             self._end([name for name in names if name == daemon or name.startswith(f"{daemon}-")], signal.SIGTERM)
-        _end_processes(_job_processes(self.env["SLURM_CONF"]), signal.SIGKILL)
+        _end_processes(self.job_processes(), signal.SIGKILL)
 
-    def start_node(self, node: str) -> None:
-        """Start the slurmd of one node (again)."""
-        self._launch(f"slurmd-{node}", _with_mounts(self.node_mounts.get(node, ()), ["slurmd", "-N", node]))
+    def start_node(self, node: str, *, rebooted: bool = False) -> None:
+        """Start the slurmd of one node (again); `rebooted` says that nothing runs on it any more, as after a power cut."""
+        slurmd = ["slurmd", *(["-b"] if rebooted else []), "-N", node]
+        self._launch(f"slurmd-{node}", _with_mounts(self.node_mounts.get(node, ()), slurmd))
 
     def kill_node(self, node: str) -> None:
         """Kill the slurmd of one node as a crash would; its running steps live on, as they do for real."""

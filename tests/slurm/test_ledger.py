@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import quantsweep
 from quantsweep import failures, records
-from quantsweep.paths import SweepFolder
 from tests.conftest import ROOT, Launch
 from tests.slurm import ledger
 from tests.slurm.cluster import Cluster
@@ -109,14 +110,13 @@ def lines(*events: tuple[str, float, int, str]) -> str:
 def write_rows(folder: Path, rows: list[tuple[str, str, float]]) -> None:
     """Rows of the table of metrics; a row is (trial, metric, when it was finished)."""
     (folder / "metrics").mkdir(parents=True)
-    empty = dict.fromkeys(records.arrow_schema("metrics").names)
+    schema = records.arrow_schema("metrics")
+    empty = {**dict.fromkeys(schema.names), "task_key": "ppl@1", "data_type_options": "{}", "method_options": "{}"}
     frame = [
-        {**empty, "trial_id": trial, "task_key": "ppl@1", "metric": metric, "finished_at": pd.Timestamp(when, unit="s", tz="UTC"), "attempt": str(n),
-         "data_type_options": "{}", "method_options": "{}"}
-        for n, (trial, metric, when) in enumerate(rows)
-    ]  # fmt: skip
-    writer = records.Writer(SweepFolder(folder), "test")
-    writer.add("metrics", frame)
+        {**empty, "trial_id": trial, "metric": metric, "finished_at": datetime.fromtimestamp(when, UTC), "attempt": str(number)}
+        for number, (trial, metric, when) in enumerate(rows)
+    ]
+    pq.write_table(pa.Table.from_pylist(frame, schema=schema), folder / "metrics" / "test-000.parquet")
 
 
 def test_each_broken_promise_has_its_name(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_each_broken_promise_has_its_name(tmp_path: Path) -> None:
     kinds = ("missing", "uneven", "strangers", "invented", "lost", "repeated")
     named = {kind: [trial for trial, _ in getattr(report, kind)] for kind in kinds}
     assert named == {
-        "missing": ["failed", "lost", "running"], "uneven": ["uneven"], "strangers": ["stranger"], "invented": ["invented"], "lost": ["lost"],
-        "repeated": ["again"],
+        "missing": ["failed", "lost", "running"], "uneven": ["uneven"], "strangers": ["stranger"], "invented": ["invented"],
+        "lost": ["lost"], "repeated": ["again"],
     }  # fmt: skip
     assert [(event.trial, event.pid) for event in report.needless] == [("again", 12)]
     assert [(event.trial, event.pid) for event in report.cut] == [("cut", 10), ("running", 12)]
