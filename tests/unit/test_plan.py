@@ -10,9 +10,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantsweep.errors import ResultsError
-from quantsweep.plan import Expansion, Plan, build_plan, read_asked, read_settings, read_shard, shard_trials, write_plan
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import (
+    Expansion,
+    Plan,
+    build_plan,
+    count_assignments,
+    plan_files,
+    plan_sequence,
+    read_asked,
+    read_asked_tasks,
+    read_header,
+    read_headers,
+    read_owned_tasks,
+    read_owners,
+    read_shard,
+    read_shard_trials,
+    shard_resources,
+    shard_sizes,
+    shard_trials,
+    write_plan,
+)
 from quantsweep.shards import cut, predicted_minutes
-from quantsweep.specs import ModelSpec, PlannedTrial, Resources, RunSettings, TaskSpec, TrialSpec, options_tuple
+from quantsweep.specs import (
+    ClusterSpec,
+    LaunchSettings,
+    ModelSpec,
+    PlannedTrial,
+    Resources,
+    RunSettings,
+    TaskSpec,
+    TrialSpec,
+    options_tuple,
+)
 from tests.unit.test_specs import QUANTIZATION
 
 TASKS = tuple(
@@ -56,7 +86,6 @@ def plan(planned: list[PlannedTrial], **changes: object) -> Plan:
         "done": frozenset(),
         "in_flight": frozenset(),
         "settings": RunSettings(),
-        "shard_minutes": 60.0,
         "workers": None,
     }
     return build_plan(expansion, **{**arguments, **changes})  # type: ignore[arg-type]
@@ -76,20 +105,116 @@ def test_done_tasks_are_not_run_again_and_in_flight_trials_are_left_alone() -> N
 def test_a_plan_file_is_all_that_a_worker_needs(tmp_path: Path) -> None:
     planned = [trial(model, bits) for model in range(3) for bits in (2, 3)]
     settings_ = RunSettings(device="cpu", batch_size=4, tracking=options_tuple({"kind": "wandb", "project": "p"}))
-    made = plan(planned, settings=settings_, done=frozenset((planned[0].trial.trial_id, t.task_key) for t in TASKS))
+    launch = LaunchSettings(
+        cluster=ClusterSpec(kind="slurm", setup=("module load x",), additional_parameters=(("mail_type", "END"),)),
+        gpu_hours=2.5,
+        max_retries=1,
+        breaker_trials=None,
+        code="0123",
+    )
+    done = frozenset((planned[0].trial.trial_id, t.task_key) for t in TASKS)
+    made = plan(planned, settings=settings_, launch=launch, done=done)
     path = write_plan(tmp_path, made)
-    assert read_settings(path) == settings_
+    header = read_header(path)
+    assert (header.settings, header.launch, header.sweep, header.root, header.name) == (settings_, launch, "s", path.name, path.name)
+    assert shard_sizes(path) == {shard.shard_id: len(shard.trials) for shard in made.shards}
+    assert shard_resources(path) == {shard.shard_id: shard.resources for shard in made.shards}
     assert set(read_asked(tmp_path)) == set(planned), "what is done stays in the plan"
     for shard in made.shards:
         assert set(read_shard(path, shard.shard_id).trials) == set(shard.trials)
         assert shard_trials(path, [shard.shard_id]) == {p.trial.trial_id for p in shard.trials}
     with pytest.raises(ResultsError, match="no shard 99"):
         read_shard(path, 99)
-    (tmp_path / "plan-broken.parquet").write_bytes(b"x")
-    with pytest.raises(ResultsError, match="plan-broken"):
-        read_shard(tmp_path / "plan-broken.parquet", 0)
+    broken = tmp_path / "plan-00002-20260101T000000-0.parquet"
+    broken.write_bytes(b"x")
+    for read in (
+        read_header,
+        lambda path: read_shard(path, 0),
+        lambda path: read_asked(path.parent),
+        lambda path: read_owners(path.parent),
+    ):
+        with pytest.raises(ResultsError, match="plan-00002"):
+            read(broken)
 
 
 def test_small_models_come_first() -> None:
     shards = cut([trial(4, 4), trial(0, 4), trial(2, 4)], max_minutes=60)
     assert [shard.trials[0].trial.model.parameters for shard in shards] == [10**5, 10**7, 10**9]
+
+
+# --- several plans of one sweep -----------------------------------------------------------------------------------------
+
+
+def test_plans_are_numbered_and_a_foreign_name_is_refused(tmp_path: Path) -> None:
+    names = [write_plan(tmp_path, plan([trial(0, 2)])).name for _ in range(3)]
+    assert [plan_sequence(name) for name in names] == [1, 2, 3]
+    assert [path.name for path in plan_files(tmp_path)] == names == list(read_headers(tmp_path))
+    (tmp_path / names[1]).unlink()
+    assert plan_sequence(write_plan(tmp_path, plan([trial(0, 2)])).name) == 4, "numbers only grow"
+    (tmp_path / "plan-100000-20260101T000000-0.parquet").touch()
+    assert plan_sequence(plan_files(tmp_path)[-1].name) == 100_000, "by number, not by letter"
+    (tmp_path / "plan-20260101T000000-cafe.parquet").touch()
+    with pytest.raises(ResultsError, match=r"plan-20260101T000000-cafe\.parquet.*sweep="):
+        plan_files(tmp_path)
+
+
+def test_a_trial_belongs_to_the_newest_plan_that_gave_it_a_shard(tmp_path: Path) -> None:
+    """The third plan leaves one trial alone because it is in flight: it stays the second's."""
+    two, three, four = (trial(0, bits) for bits in (2, 3, 4))
+    a = write_plan(tmp_path, plan([two, three])).name
+    b = write_plan(tmp_path, plan([three, four])).name
+    c = write_plan(tmp_path, plan([two, three], in_flight=frozenset({three.trial.trial_id}))).name
+    owners = {trial_id: owner for trial_id, (owner, _) in read_owners(tmp_path).items()}
+    assert owners == {two.trial.trial_id: c, three.trial.trial_id: b, four.trial.trial_id: b}
+    assert set(read_owners(tmp_path, after=b)) == {two.trial.trial_id}
+    assert read_owners(tmp_path, after=c) == {}
+    assert set(read_owners(tmp_path, after=a)) == set(owners)
+    assert {key: owner for key, (owner, _) in read_owned_tasks(tmp_path).items()} == read_owners(tmp_path)
+
+
+def test_tasks_that_were_added_later_are_asked_for_and_owned(tmp_path: Path) -> None:
+    first, both = trial(0, 2, TASKS[:1]), trial(0, 2)
+    write_plan(tmp_path, plan([first]))
+    done = frozenset({(first.trial.trial_id, TASKS[0].task_key)})
+    path = write_plan(tmp_path, plan([both], done=done))
+    keys = tuple(task.task_key for task in TASKS)
+    assert read_asked_tasks(tmp_path) == {first.trial.trial_id: keys}
+    assert read_owned_tasks(tmp_path)[first.trial.trial_id][1] == keys
+    assert [task.name for task in read_shard(path, 0).trials[0].tasks] == ["u"], "only what was left is run"
+    write_plan(tmp_path, plan([first], done=done))
+    assert read_asked_tasks(tmp_path) == {first.trial.trial_id: keys}, "asking for less forgets nothing"
+
+
+def test_assignments_are_counted_a_launch(tmp_path: Path) -> None:
+    two, three = trial(0, 2), trial(0, 3)
+    first = write_plan(tmp_path, plan([two, three])).name
+    write_plan(tmp_path, plan([two]), root=first)
+    write_plan(tmp_path, plan([two]), root=first)
+    second = write_plan(tmp_path, plan([two, three], in_flight=frozenset({three.trial.trial_id}))).name
+    assert count_assignments(tmp_path) == {
+        (two.trial.trial_id, first): 3,
+        (three.trial.trial_id, first): 1,
+        (two.trial.trial_id, second): 1,
+    }
+
+
+histories = st.lists(st.tuples(st.sets(st.integers(2, 8), min_size=1), st.sets(st.integers(2, 8))), min_size=1, max_size=5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(histories)
+def test_every_trial_that_was_ever_given_a_shard_has_one_owner(
+    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[set[int], set[int]]]
+) -> None:
+    folder = SweepFolder(tmp_path_factory.mktemp("s") / "s")
+    folder.create()
+    expected: dict[str, str] = {}
+    for wanted, flying in history:
+        planned = [trial(0, bits) for bits in sorted(wanted)]
+        ids = frozenset(trial(0, bits).trial.trial_id for bits in flying)
+        path = write_plan(folder.plan, plan(planned, in_flight=ids))
+        expected |= {p.trial.trial_id: path.name for p in planned if p.trial.trial_id not in ids}
+    owners = read_owners(folder.plan)
+    assert {trial_id: name for trial_id, (name, _) in owners.items()} == expected
+    for trial_id, (name, shard_id) in owners.items():
+        assert trial_id in {p.trial.trial_id for p in read_shard_trials(folder.plan / name, [shard_id])}

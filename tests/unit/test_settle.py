@@ -137,11 +137,11 @@ def test_a_job_that_failed_before_its_worker_began(sweep: SweepFolder, site: Sit
     site.set("FAILED")
     settle(sweep)
     rows = failed_rows(sweep)
-    assert {row["trial_id"] for row in rows} == {p.trial.trial_id for p in planned[1:]}, "what is done is not accused"
-    for row in rows:
-        assert row["failure_class"] == failures.NOT_STARTED
-        assert "No module named 'torch'" in row["failure_message"]
-        assert "module: command not found" in row["failure_traceback"]
+    assert {one["trial_id"] for one in rows} == {p.trial.trial_id for p in planned[1:]}, "what is done is not accused"
+    for one in rows:
+        assert one["failure_class"] == failures.NOT_STARTED
+        assert "No module named 'torch'" in one["failure_message"]
+        assert "module: command not found" in one["failure_traceback"]
     settle(sweep)
     assert len(failed_rows(sweep)) == 2
 

@@ -1,53 +1,29 @@
-"""Arrays: how shards become them, how many fit, and the script that Slurm gets."""
+"""What sbatch is told, and how its answers are taken."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import submitit
+from submitit.core.utils import FailedJobError
 
+from quantsweep.errors import SlurmError
 from quantsweep.launching import cluster as slurm_cluster
-from quantsweep.launching.cluster import array_size, group_shards, room
-from quantsweep.slurm import Limits
-from quantsweep.specs import ClusterSpec, Resources
+from quantsweep.launching.cluster import NoRoomError, RefusedError, ShardExecutor, afterany, sbatch_parameters
+from quantsweep.launching.settle import slurm_log
+from quantsweep.launching.submissions import SubmittedArray
+from quantsweep.paths import SweepFolder
+from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
 
-SMALL, LARGE = Resources(), Resources(gpus=1)
-
-
-def limits(**changes: int | None) -> Limits:
-    return Limits(**{"max_array_size": 1001, "max_job_count": 10_000, "max_submit_jobs": None, "notes": (), **changes})  # type: ignore[arg-type]
+SLURM = ClusterSpec(kind="slurm")
 
 
-def test_one_array_a_resource_class_split_at_the_limit() -> None:
-    shards = [(n, LARGE if n % 3 == 0 else SMALL) for n in range(10)]
-    groups = group_shards(shards, 4)
-    assert groups == [(LARGE, (0, 3, 6, 9)), (SMALL, (1, 2, 4, 5)), (SMALL, (7, 8))]
-
-
-@pytest.mark.parametrize(
-    ("known", "queued", "expected"),
-    [
-        (limits(), 0, 5_000),
-        (limits(), 4_000, 1_000),
-        (limits(max_submit_jobs=50), 0, 45),
-        (limits(max_submit_jobs=50), 60, 0),
-        (limits(max_submit_jobs=1), 0, 1),
-    ],
-)
-def test_room_leaves_some_for_others(known: Limits, queued: int, expected: int) -> None:
-    assert room(known, queued) == expected
-
-
-def test_the_users_array_size_can_only_be_smaller() -> None:
-    assert array_size(ClusterSpec(kind="slurm", max_array_size=10), limits()) == 10
-    assert array_size(ClusterSpec(kind="slurm", max_array_size=5_000), limits()) == 1001
-
-
-def test_the_script_that_slurm_gets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_script_that_slurm_gets() -> None:
     """The golden sbatch text: every option of the cluster's yaml in its place."""
-
     spec = ClusterSpec(
         kind="slurm",
         partition="gpu",
@@ -59,11 +35,117 @@ def test_the_script_that_slurm_gets(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         max_parallel=20,
         additional_parameters=(("mail_type", "END"),),
     )
-    parameters = slurm_cluster.sbatch_parameters(spec, Resources(gpus=2, cpus=8, memory_gb=64, minutes=90), "qs-sweep-0", num_tasks=3)
+    parameters = slurm_cluster.sbatch_parameters(
+        spec, Resources(gpus=2, cpus=8, memory_gb=64, minutes=90), "qs-sweep-0", code=Path("/results/code/cafe")
+    )
     executor = submitit.SlurmExecutor(folder="/results/logs/slurm/qs-sweep-0", python="/env/bin/python")
     executor.update_parameters(**parameters)
-    text = executor._make_submission_file_text("COMMAND", "UID").replace(str(slurm_cluster.product_root()), "/checkout")
+    text = executor._make_submission_file_text("COMMAND", "UID")
     golden = Path(__file__).parents[1] / "golden" / "array.sbatch"
     if os.environ.get("QUANTSWEEP_REWRITE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()
+
+
+def test_a_whole_node_is_asked_for_all_its_workers() -> None:
+    cluster = ClusterSpec(kind="slurm", allocation="node", node_gpus=8, gpu_option="gpus")
+    parameters = sbatch_parameters(cluster, Resources(gpus=2, cpus=4, memory_gb=32), "j", workers=4)
+    assert (parameters["gpus_per_node"], parameters["cpus_per_task"]) == (8, 16)
+    assert (parameters["additional_parameters"]["exclusive"], parameters["additional_parameters"]["mem"]) == (True, "0")
+    assert "gres" not in parameters
+
+
+def test_models_without_a_gpu_ask_for_none() -> None:
+    parameters = sbatch_parameters(SLURM, Resources(), "j")
+    assert not {"gres", "gpus_per_node", "partition", "account"} & set(parameters)
+    assert parameters["additional_parameters"] == {"signal": "B:USR2@120", "requeue": True}
+
+
+def test_a_collector_waits_for_the_end_of_the_arrays_however_they_end() -> None:
+    assert afterany([3, 17]) == "afterany:3:17"
+
+
+Said = Callable[[str | int], list[str]]
+
+
+@pytest.fixture
+def sbatch(monkeypatch: pytest.MonkeyPatch) -> Said:
+    """What is answered (a job id, or an error's text), and the scripts that were handed over."""
+
+    def install(answer: str | int) -> list[str]:
+        scripts: list[str] = []
+
+        def submit(executor: ShardExecutor, command: str) -> Any:
+            scripts.append(executor._make_submission_file_text(command, "UID"))
+            if isinstance(answer, str):
+                raise FailedJobError(f"sbatch: error: Batch job submission failed: {answer}")
+            return submitit.SlurmJob(folder=executor.folder, job_id=str(answer), tasks=[0])
+
+        monkeypatch.setattr(ShardExecutor, "_submit_command", submit)
+        monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))
+        return scripts
+
+    return install
+
+
+def array(tasks: int = 3) -> SubmittedArray:
+    return SubmittedArray(job_name="qs-s-1-0", plan="p", tasks=tuple((n,) for n in range(tasks)), resources=Resources(memory_gb=5))
+
+
+def submit(sweep: SweepFolder, *, excluded: tuple[str, ...] = (), tasks: int = 3, **cluster: Any) -> int:
+    launch = LaunchSettings(cluster=ClusterSpec(kind="slurm", python="/env/bin/python", **cluster), code="cafe")
+    return slurm_cluster.submit_array(sweep, sweep.plan / "submission-1.json", 2, array(tasks), launch, excluded)
+
+
+def test_an_array_is_numbered_from_zero_and_knows_its_submission(sweep: SweepFolder, sbatch: Said) -> None:
+    scripts = sbatch(41)
+    assert submit(sweep, excluded=("n1", "n2"), exclude="n0", max_parallel=2) == 41
+    [text] = scripts
+    lines = text.splitlines()
+    for line in (
+        "#SBATCH --array=0-2%2",
+        "#SBATCH --exclude=n0,n1,n2",
+        "#SBATCH --mem=5GB",
+        "#SBATCH --requeue",
+        "#SBATCH --job-name=qs-s-1-0",
+    ):
+        assert line in lines
+    assert f"exec /env/bin/python -u -m quantsweep.slurm_job task {sweep.plan / 'submission-1.json'} 2" in text
+    assert f"export PYTHONPATH={sweep.code / 'cafe'}" in text
+    assert "-m submitit" not in text, "nothing is unpickled"
+    [output] = [line.partition("=")[2] for line in lines if line.startswith("#SBATCH --output=")]
+    assert output.replace("%A", "41").replace("%a", "0") == str(slurm_log(sweep, "qs-s-1-0", "41_0"))
+
+
+def test_the_batch_script_of_an_array_does_not_grow_with_it(sweep: SweepFolder, sbatch: Said) -> None:
+    scripts = sbatch(41)
+    submit(sweep, tasks=1)
+    submit(sweep, tasks=1_000)
+    assert abs(len(scripts[0]) - len(scripts[1])) < 40
+
+
+def test_the_collectors_script(sweep: SweepFolder, sbatch: Said) -> None:
+    scripts = sbatch(42)
+    assert slurm_cluster.submit_collector(sweep, "qs-s-1-collector", LaunchSettings(cluster=SLURM), [40, 41]) == 42
+    assert "#SBATCH --dependency=afterany:40:41" in scripts[0]
+    assert f"quantsweep.slurm_job collect {sweep.path}" in scripts[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "said"),
+    [
+        ("Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)", NoRoomError, "as your QOS allows"),
+        ("Slurm temporarily unable to accept job, sleeping and retrying", NoRoomError, "MaxJobCount"),
+        ("Job violates accounting/QOS policy (AssocGrpSubmitJobsLimit)", NoRoomError, "account"),
+        ("Invalid job array specification", RefusedError, "cluster.max_array_size"),
+        ("Invalid account or account/partition combination specified", RefusedError, "cluster.account"),
+        ("invalid partition specified: gpu", RefusedError, "cluster.partition"),
+        ("Requested node configuration is not available", RefusedError, "GPUs"),
+        ("Socket timed out on send/recv operation", SlurmError, "may have been accepted all the same"),
+    ],
+)
+def test_what_a_refusal_means(sweep: SweepFolder, sbatch: Said, answer: str, kind: type[SlurmError], said: str) -> None:
+    sbatch(answer)
+    with pytest.raises(SlurmError, match=said) as caught:
+        submit(sweep)
+    assert caught.type is kind

@@ -1,0 +1,240 @@
+"""The facts of `quantsweep status`, and `quantsweep cancel`: every trial is counted once, whatever happened to it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quantsweep import failures
+from quantsweep.cli import cancel, status
+from quantsweep.cli.status import sweep_status
+from quantsweep.errors import ConfigurationError, ResultsError
+from quantsweep.holds import cancelled
+from quantsweep.launching.advance import advance
+from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.settle import settle
+from quantsweep.launching.submissions import read_submissions
+from quantsweep.launching.tasks import in_flight_trials
+from quantsweep.messages import status_text
+from quantsweep.paths import SweepFolder
+from quantsweep.plan import plan_files, shard_trials
+from quantsweep.specs import ClusterSpec
+from tests.unit import engine_cases
+from tests.unit.engine_cases import TASKS, Site, fail, finish, submit, trial, worker, write
+
+STATES = ("done", "running", "queued", "waiting", "unknown", "held", "to_launch")
+
+
+def facts(folder: SweepFolder) -> dict[str, Any]:
+    found = sweep_status(folder)
+    assert sum(found[state] for state in STATES) == found["trials"], found
+    assert found["failed"] <= found["to_launch"]
+    assert found["failed"] == sum(failure["count"] for failure in found["failures"])
+    assert found["evaluations_done"] <= found["evaluations"]
+    json.dumps(found)
+    assert status_text(found)
+    return found
+
+
+def counts(folder: SweepFolder) -> dict[str, int]:
+    found = facts(folder)
+    return {name: found[name] for name in (*STATES, "failed") if found[name]}
+
+
+def test_a_sweep_that_was_never_launched_is_said_so(sweep: SweepFolder) -> None:
+    with pytest.raises(ResultsError, match="nothing was launched"):
+        sweep_status(sweep)
+
+
+def test_each_state_in_turn(sweep: SweepFolder, site: Site) -> None:
+    planned = [trial(bits) for bits in (2, 3, 4)]
+    site.max_job_count = 6  # room for two
+    plan = write(sweep, planned)
+    assert counts(sweep) == {"to_launch": 3}
+    submit(sweep)
+    assert counts(sweep) == {"queued": 2, "waiting": 1}
+    site.set("RUNNING", only=(101, 0))
+    assert counts(sweep) == {"running": 1, "queued": 1, "waiting": 1}
+    finish(sweep, planned[0], plan=plan.name)
+    assert counts(sweep) == {"done": 1, "queued": 1, "waiting": 1}
+    finish(sweep, planned[1], TASKS[:1])
+    del site.jobs[101, 1]
+    assert counts(sweep) == {"done": 1, "unknown": 1, "waiting": 1}
+    cancelled(["bit_width=4"]).save(sweep)
+    assert counts(sweep) == {"done": 1, "unknown": 1, "held": 1}
+    worker(sweep, job="101_1", ended="finished")
+    assert counts(sweep) == {"done": 1, "held": 1, "to_launch": 1}
+    fail(sweep, planned[1], failures.BUG, plan=plan.name)
+    assert counts(sweep) == {"done": 1, "held": 1, "to_launch": 1, "failed": 1}
+    assert facts(sweep)["evaluations_done"] == 3
+
+
+def test_a_failed_trial_that_runs_again_is_running(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [trial(2)])
+    fail(sweep, trial(2), failures.TIME_LIMIT, plan=plan.name)
+    assert counts(sweep) == {"to_launch": 1, "failed": 1}
+    submit(sweep)
+    assert counts(sweep) == {"queued": 1}
+    assert facts(sweep)["retried"] == {failures.TIME_LIMIT: 1}
+
+
+def test_only_the_last_attempt_counts_and_failures_are_grouped(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [trial(bits) for bits in (2, 3, 4)], cluster=ClusterSpec())
+    for bits in (2, 3):
+        fail(sweep, trial(bits), failures.CRASHED, plan=plan.name, fingerprint="old")
+        fail(sweep, trial(bits), failures.BUG, plan=plan.name, fingerprint="new")
+    fail(sweep, trial(4), failures.HUNG, plan=plan.name, fingerprint="hung")
+    finish(sweep, trial(4))
+    found = facts(sweep)
+    assert [(failure["count"], failure["fingerprint"], failure["class"]) for failure in found["failures"]] == [(2, "new", failures.BUG)]
+    assert "quantsweep logs" in status_text(found)
+
+
+def test_tasks_that_were_added_make_a_trial_unfinished(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2, tasks=TASKS[:1])], cluster=ClusterSpec())
+    finish(sweep, trial(2, tasks=TASKS[:1]))
+    assert counts(sweep) == {"done": 1}
+    write(sweep, [trial(2)], cluster=ClusterSpec())
+    assert counts(sweep) == {"to_launch": 1}
+    assert facts(sweep)["evaluations_done"] == 1
+
+
+def test_where_slurm_is_silent_nothing_is_concluded(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2), trial(3)])
+    submit(sweep)
+    finish(sweep, trial(2))
+    site.down = {"squeue"}
+    found = facts(sweep)
+    assert "no answer" in found["slurm"]
+    assert found["done"] == 1
+    assert "no answer" in status_text(found)
+
+
+def test_hours_budget_nodes_and_who_is_at_work(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [trial(2), trial(3)], gpu_hours=7.5)
+    write(sweep, [trial(2)], root=plan.name, gpu_hours=7.5)
+    worker(sweep, gpus=2, seconds=1800.0, ended="finished")
+    worker(sweep, gpus=0, seconds=3600.0, ended="finished")
+    for _ in range(2):
+        fail(sweep, trial(2), failures.BAD_NODE, plan=plan.name, host="n9")
+    with launch_lock(sweep.plan / "launch.lock"):
+        found = facts(sweep)
+    assert (found["gpu_hours"], found["worker_hours"], found["budget_gpu_hours"], found["excluded_nodes"]) == (1.0, 1.5, 7.5, ["n9"])
+    assert "process" in found["launch"]
+
+
+def test_one_squeue_and_at_most_one_sacct(sweep: SweepFolder, site: Site) -> None:
+    for bits in (2, 3, 4):
+        write(sweep, [trial(bits)])
+        submit(sweep)
+    site.jobs.clear()
+    site.asked.clear()
+    facts(sweep)
+    assert sorted(argv[0] for argv in site.asked) == ["sacct", "squeue"]
+
+
+EVENTS = ("run", "end", "fail", "timeout", "cancel", "forget", "finish", "hold", "launch", "advance", "silence")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(events=st.lists(st.sampled_from(EVENTS), max_size=10), seed=st.integers(0, 99))
+def test_whatever_happens_every_trial_is_counted_once_and_none_is_twice_in_flight(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, events: list[str], seed: int
+) -> None:
+    folder = SweepFolder(tmp_path_factory.mktemp("s") / "sweep")
+    folder.create()
+    site = engine_cases.install(monkeypatch, folder, max_job_count=14)  # room for six
+    chance = random.Random(seed)
+    planned = [trial(bits, model=model) for bits in (2, 3, 4, 5) for model in (0, 1)]
+    write(folder, planned, breaker_trials=3)
+    submit(folder)
+    for event in events:
+        _happens(event, folder, site, chance, planned)
+        facts(folder)
+        _check_flights(folder, site)
+
+
+def _happens(event: str, folder: SweepFolder, site: Site, chance: random.Random, planned: list[Any]) -> None:
+    live = [key for key, (name, state, _) in site.jobs.items() if state in ("PENDING", "RUNNING") and not name.endswith("collector")]
+    job = chance.choice(live) if live else None
+    one = chance.choice(planned)
+    plan = plan_files(folder.plan)[-1].name
+    if event in ("run", "end", "timeout", "cancel") and job is not None:
+        site.set({"run": "RUNNING", "end": "COMPLETED", "timeout": "TIMEOUT", "cancel": "CANCELLED"}[event], only=job)
+    elif event == "forget" and job is not None:
+        del site.jobs[job]
+    elif event == "finish":
+        finish(folder, one, plan=plan)
+    elif event == "fail":
+        fail(folder, one, chance.choice(sorted(failures.CLASSES)), plan=plan)
+    elif event == "hold":
+        cancelled([f"bit_width={chance.randint(2, 5)}"]).save(folder)
+    elif event == "launch":
+        with launch_lock(folder.plan / "launch.lock"):
+            write(folder, planned, in_flight=in_flight_trials(folder, settle(folder).in_flight))
+        submit(folder)
+    elif event == "advance":
+        advance(folder)
+    elif event == "silence":
+        site.accounts = None
+
+
+def _check_flights(folder: SweepFolder, site: Site) -> None:
+    """Of the jobs that live no two have the same trial (each shard has one here)."""
+    flying: list[str] = []
+    for submission in read_submissions(folder):
+        for array in submission.arrays:
+            for index, shard_ids in enumerate(array.tasks):
+                state = site.jobs.get((array.array_job_id or 0, index), ("", "GONE", ""))[1]
+                if state in ("PENDING", "RUNNING"):
+                    flying += shard_trials(folder.plan / array.plan, shard_ids)
+    assert len(flying) == len(set(flying))
+
+
+# --- cancel -------------------------------------------------------------------------------------------------------------
+
+
+def run(command: Any, folder: SweepFolder, **values: Any) -> int:
+    arguments = {"sweep": folder.name, "results_dir": str(folder.path.parent), "filters": [], "json": False, **values}
+    return int(command.run(argparse.Namespace(**arguments)))
+
+
+def test_cancel_takes_everything_out_and_nothing_comes_back_by_itself(
+    sweep: SweepFolder, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.max_job_count = 6
+    write(sweep, [trial(bits) for bits in (2, 3, 4)])
+    submit(sweep)
+    site.set("RUNNING", only=(101, 0))
+    assert run(cancel, sweep) == 0
+    assert "cancelled 2 jobs" in capsys.readouterr().out
+    step = advance(sweep)
+    assert (step.retried, step.submitted.shards) == (0, 0)
+    assert counts(sweep) == {"held": 3}
+    assert run(status, sweep, json=True) == 0
+    assert json.loads(capsys.readouterr().out)["holds"][0]["by"] == "cancel"
+
+
+def test_cancel_by_filter_leaves_jobs_with_other_trials_alone(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2), trial(3)], shard_minutes=60)
+    write(sweep, [trial(4), trial(5)])
+    submit(sweep)
+    site.set("RUNNING")
+    run(cancel, sweep, filters=["bit_width=2,4"])
+    assert [argv[1:] for argv in site.asked if argv[0] == "scancel"] == [["102_0"]]
+    finish(sweep, trial(3))
+    run(cancel, sweep, filters=["bit_width=2"])
+    assert [argv[1:] for argv in site.asked if argv[0] == "scancel"] == [["102_0"], ["101_0"]], "only what is left counts"
+
+
+def test_a_filter_that_is_no_filter_holds_nothing(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2)])
+    with pytest.raises(ConfigurationError, match="bit_widht"):
+        run(cancel, sweep, filters=["bit_widht=2"])
+    assert counts(sweep) == {"to_launch": 1}
