@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -123,8 +125,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """A new folder, short enough for a cluster's sockets, removed at the end."""
+    """A new folder, short enough for a cluster's sockets, removed at the end, also of a run that is terminated."""
     reap_orphans(Path("/tmp"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir="/tmp"))
     try:
         yield folder

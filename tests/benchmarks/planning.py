@@ -205,7 +205,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, nargs="*", choices=sorted(SIZES), default=sorted(SIZES))
     parser.add_argument("--output", type=Path, default=None, help="write the text there too")
     arguments = parser.parse_args()
-    with work_folder() as folder, Cluster(root=folder / "c") as cluster:
+    with work_folder() as folder, Cluster(root=folder) as cluster:
         shims = Shims(folder / "shims")
         parts = [benchmark(size, folder / str(size), cluster, shims) for size in arguments.trials]
     rows = [row for part, _ in parts for row in part]

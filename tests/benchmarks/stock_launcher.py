@@ -189,7 +189,7 @@ def main() -> int:
     parser.add_argument("--skip-many", action="store_true", help="leave out the 35,112 trials")
     parser.add_argument("--output", type=Path, default=None, help="write the table there too")
     arguments = parser.parse_args()
-    with work_folder() as folder, Cluster(root=folder / "c") as cluster:
+    with work_folder() as folder, Cluster(root=folder) as cluster:
         shims = Shims(folder / "shims")
         costs: list[Cost] = []
         if not arguments.skip_many:
