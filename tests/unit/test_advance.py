@@ -223,14 +223,16 @@ def test_an_intent_that_came_to_nothing_waits_again_in_the_very_same_step(sweep:
 
 
 def test_a_trial_that_is_in_flight_elsewhere_is_not_planned_again(sweep: SweepFolder, site: Site) -> None:
-    """Two shards of an older and a newer plan: the trial is the newer's, which has not begun."""
+    """Somebody said assume_dead=true of a job that lived: it still works on the older plan while the newer one's job has ended."""
     write(sweep, [trial(2)])
     submit(sweep)
     site.set("RUNNING")
     write(sweep, [trial(2), trial(3)])
     submit(sweep)
-    site.set("COMPLETED", only=(101, 0))
-    assert advance(sweep).retried == 0
+    site.set("COMPLETED", only=(103, 0))
+    site.set("COMPLETED", only=(103, 1))
+    assert advance(sweep).retried == 1
+    assert [p.trial.quantization.bit_width for p in retried(sweep)] == [3]
 
 
 def test_held_trials_are_not_tried_again_until_the_holds_are_lifted(sweep: SweepFolder, site: Site) -> None:

@@ -159,11 +159,12 @@ def test_a_process_that_is_gone_from_this_machine_is_not_alive(sweep: SweepFolde
 def test_a_job_whose_workers_have_not_all_ended_has_not_ended(sweep: SweepFolder, site: Site) -> None:
     job = one_task(sweep, site)
     site.forget()
-    worker(sweep, job=job, age=40)
-    worker(sweep, job=job, ended="finished", age=1)
-    assert look(sweep).ended is None
-    worker(sweep, job=job, ended="finished", age=1)
-    assert look(sweep).state is slurm.State.RUNNING
+    worker(sweep, worker="b", job=job, age=40)
+    worker(sweep, worker="a", job=job, ended="finished", age=1)
+    worker(sweep, worker="c", job=job, ended="finished", age=1)
+    assert (look(sweep).state, look(sweep).ended) == (slurm.State.RUNNING, None)
+    worker(sweep, worker="b", job=job, ended="finished")
+    assert look(sweep).ended == "COMPLETED"
 
 
 def test_no_answer_is_not_an_empty_answer(sweep: SweepFolder, site: Site) -> None:
