@@ -438,7 +438,8 @@ def _is_free(port: int) -> bool:
 def reap_orphans(parent: Path) -> list[Path]:
     """Stop and remove clusters below `parent` whose test session was killed; return their folders."""
     reaped = []
-    for root in sorted(parent.glob(f"{TEMPORARY_PREFIX}*")):
+    # Test sessions put several clusters side by side into one such folder.
+    for root in sorted({*parent.glob(f"{TEMPORARY_PREFIX}*"), *parent.glob(f"{TEMPORARY_PREFIX}*/*")}):
         owner = _read_pid(root / "owner.pid")
         if owner is not None and not _is_alive(owner):
             Cluster(root=root).stop()

@@ -17,6 +17,7 @@ import pytest
 
 from tests.slurm import late_fs
 from tests.slurm.cluster import TEMPORARY_PREFIX, Cluster, missing_programs, reap_orphans
+from tests.slurm.studies import PAIR
 
 # Not tmp_path, whose names are too long for Unix sockets; mkdtemp makes a folder that only its owner can read.
 TEMPORARY = Path("/tmp")
@@ -79,3 +80,25 @@ def in_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     yield cluster
     cluster.cancel_all()
+
+
+@pytest.fixture(scope="session")
+def engine_cluster(cluster_root: Path) -> Iterator[Cluster]:
+    """A cluster with tight limits for the sweep engine: 2 nodes, arrays of up to 101, 200 jobs in all, QOS `tight` of 50."""
+    with Cluster(
+        root=cluster_root / "engine",
+        nodes=2,
+        max_array_size=101,
+        max_job_count=200,
+        qos={"tight": {"MaxSubmitJobsPerUser": "50"}},
+        partitions={PAIR: "MaxCPUsPerNode=1 PreemptMode=OFF"},
+        preemption=True,
+    ) as started:
+        yield started
+
+
+@pytest.fixture
+def engine(engine_cluster: Cluster) -> Iterator[Cluster]:
+    """That cluster with an empty queue and all its nodes, before and after a test."""
+    yield engine_cluster
+    engine_cluster.cancel_all()
