@@ -31,6 +31,7 @@ from quantsweep import environment, slurm
 from quantsweep.errors import QuantsweepError, ResultsError
 from quantsweep.files import filesystem_now
 from quantsweep.launching.advance import advance, advance_now_and_then, step_text
+from quantsweep.launching.compaction import compact
 from quantsweep.launching.local import worker_environment
 from quantsweep.launching.submissions import SubmittedArray, read_submission
 from quantsweep.launching.tasks import VISIBLE_SECONDS
@@ -69,6 +70,12 @@ def main(argv: list[str] | None = None) -> int:
 def _collect(folder: SweepFolder) -> int:
     folder.check()
     print(step_text(advance(folder)), flush=True)
+    try:
+        summary = compact(folder)
+    except QuantsweepError as error:  # the sweep itself is looked after: this only makes reading it faster
+        print(f"not compacted: {error}", flush=True)
+    else:
+        print(f"compacted {summary.total('files_before')} files into {summary.total('files_after')}", flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`quantsweep <command>`: plan, status, logs, cancel.
+"""`quantsweep <command>`: one module a subcommand (COMMANDS).
 
 Each command is a module of this package with `HELP`, `configure(parser)` and `run(arguments)`; it is
 imported only when it is asked for, so that `quantsweep status` starts fast.
