@@ -1,6 +1,6 @@
 """What submission costs: the stock `hydra/launcher=submitit_slurm` against ours, in one run on one real cluster.
 
-    python -m tests.benchmarks.stock_launcher --output benchmark.txt        some 8 minutes on two cores, as root
+    python -m tests.benchmarks.stock_launcher --output benchmark.txt        some 8 minutes on two idle cores, as root
 
 The stock launcher runs n jobs of an app that does nothing; ours runs n real trials (the smallest
 model, one document).  Both run to their end, so that the files that they leave are complete.  The
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -51,7 +51,7 @@ MINUTES_TO_END = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What launching n trials came to; `submitted_*`: until the last sbatch answered."""
+    """What launching n trials came to; `submitted_*`: until the last sbatch answered; has_ended: they were run, not cancelled."""
 
     launcher: str
     trials: int
@@ -61,6 +61,7 @@ class Cost:
     files: int
     calls: str
     calls_of_jobs: str
+    has_ended: bool = True
 
     def cells(self) -> tuple[str, ...]:
         """A row of the table."""
@@ -119,7 +120,7 @@ def ours(n: int, folder: Path, cluster: Cluster, shims: Shims) -> Cost:
     if done != n:
         raise RuntimeError(f"{done} of {n} trials are done")
     after = _cost("quantsweep", n, whole, folder, shims)
-    return Cost(**{**vars(submitted), "files": after.files, "calls_of_jobs": after.calls_of_jobs})
+    return replace(submitted, files=after.files, calls_of_jobs=after.calls_of_jobs)
 
 
 def ours_many(folder: Path, cluster: Cluster, shims: Shims) -> Cost:
@@ -127,7 +128,7 @@ def ours_many(folder: Path, cluster: Cluster, shims: Shims) -> Cost:
     folder.mkdir()
     shims.reset()
     whole = _launch((*MANY, "sweep=many"), folder, cluster, shims)
-    cost = _cost("quantsweep", _planned(folder / "results" / "many"), whole, folder, shims)
+    cost = replace(_cost("quantsweep", _planned(folder / "results" / "many"), whole, folder, shims), has_ended=False)
     _quantsweep("cancel", "many", folder=folder, cluster=cluster, shims=shims)
     cluster.cancel_all()
     return cost
@@ -171,15 +172,20 @@ def _listed(shims: Shims, by: str) -> str:
 
 def ratios(costs: Sequence[Cost]) -> list[str]:
     """Stock over ours, at equal n, and against ours at scale."""
-    pairs = [(s, o) for s in costs for o in costs if s.launcher != o.launcher == "quantsweep" and o.trials >= s.trials]
-    return [
-        f"stock at {s.trials:,} against ours at {o.trials:,}: "
-        f"{(s.whole.cpu / s.trials) / (o.whole.cpu / o.trials):,.1f} × the CPU a trial "
-        f"({(s.submitted_cpu / s.trials) / (o.whole.cpu / o.trials):,.1f} × until submitted), "
-        f"{(s.files / s.trials) / (o.files / o.trials):,.1f} × the files a trial"
-        for s, o in pairs
-        if o.trials == s.trials or o.trials > 1_000
+    pairs = [(s, o) for s in costs for o in costs if s.launcher != o.launcher == "quantsweep" and (o.trials == s.trials or not o.has_ended)]
+    return [_ratio(s, o) for s, o in pairs] + [
+        "Files of trials that were cancelled are those of planning and submission: no ratio is given."
     ]
+
+
+def _ratio(stock_cost: Cost, our_cost: Cost) -> str:
+    ours_each = our_cost.whole.cpu / our_cost.trials
+    text = f"stock at {stock_cost.trials:,} against ours at {our_cost.trials:,}: "
+    text += f"{stock_cost.whole.cpu / stock_cost.trials / ours_each:,.1f} × the CPU a trial "
+    text += f"({stock_cost.submitted_cpu / stock_cost.trials / ours_each:,.1f} × until submitted)"
+    if our_cost.has_ended:
+        text += f", {stock_cost.files / stock_cost.trials / (our_cost.files / our_cost.trials):,.1f} × the files a trial"
+    return text
 
 
 def main() -> int:
