@@ -34,8 +34,8 @@ from packaging.specifiers import SpecifierSet
 
 from quantsweep import slurm
 from quantsweep.errors import QuantsweepError, ResultsError, SlurmError, did_you_mean
-from quantsweep.files import filesystem_now
-from quantsweep.paths import OTHERS_MAY_WRITE, SweepFolder, product_root
+from quantsweep.files import OTHERS_MAY_WRITE, filesystem_now
+from quantsweep.paths import SweepFolder, product_root
 from quantsweep.pins import offline_switches
 from quantsweep.slurm import PartitionLimits, SlurmUnavailable
 from quantsweep.specs import ClusterSpec

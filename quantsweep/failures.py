@@ -31,6 +31,7 @@ BAD_NODE = "bad_node"
 TIME_LIMIT = "time_limit"
 NODE_FAILURE = "node_failure"
 PREEMPTED = "preempted"
+LOST = "lost"
 NOT_STARTED = "not_started"
 BUG = "bug"
 CLASSES = {
@@ -47,6 +48,7 @@ CLASSES = {
     TIME_LIMIT: "the batch system's time limit ended the job in the middle of the trial",
     NODE_FAILURE: "the machine was lost in the middle of the trial",
     PREEMPTED: "the job had to make room for another in the middle of the trial",
+    LOST: "the job is gone, and nobody knows why",
     NOT_STARTED: "the job ended before its worker could begin (its setup lines, its interpreter, its file system)",
     BUG: "an exception that nobody expected",
 }
@@ -112,6 +114,8 @@ _CLASS_OF_STATE = {
     "NODE_FAIL": NODE_FAILURE,
     "BOOT_FAIL": NODE_FAILURE,
     "PREEMPTED": PREEMPTED,
+    "COMPLETED": LOST,
+    "UNKNOWN": LOST,
 }
 
 

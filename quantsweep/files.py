@@ -12,12 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
@@ -30,6 +33,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
         with temporary.open("xb") as file:
             write(file)
             file.flush()
+            os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode & ~OTHERS_MAY_WRITE)  # whatever the site's umask says
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - the call that the whole module is about

@@ -6,15 +6,14 @@ In a checkout `conf/` and `sweeps/` stand beside the package; in a wheel they li
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import quantsweep
 from quantsweep.errors import ResultsError
+from quantsweep.files import OTHERS_MAY_WRITE
 from quantsweep.specs import check_name
 
-OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 TABLES = ("trials", "metrics", "samples", "layers")
 
 

@@ -6,7 +6,7 @@
     killed                    3      twice the memory           mostly the kernel's own memory watch
     time_limit                3      twice the time
     preempted                 –      the same                   nobody's fault; never counted
-    node_failure             10      the same, another node     a trial that takes nodes down with it must end
+    node_failure, lost       10      the same, another node     a trial that takes nodes down with it must end
     bad_node                 10      the same, that node excluded
     crashed, hung             1      the same                   a flipped bit or a stuck file system; twice is no accident
     not_started               2      the same
@@ -46,6 +46,7 @@ TREATMENTS: Mapping[str, Treatment] = {
     failures.TIME_LIMIT: Treatment(retries=3, grow="minutes"),
     failures.PREEMPTED: Treatment(retries=UNLIMITED),
     failures.NODE_FAILURE: Treatment(retries=10),
+    failures.LOST: Treatment(retries=10),
     failures.BAD_NODE: Treatment(retries=10),
     failures.CRASHED: Treatment(retries=1),
     failures.HUNG: Treatment(retries=1),

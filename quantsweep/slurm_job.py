@@ -28,17 +28,19 @@ from pathlib import Path
 from types import FrameType
 
 from quantsweep import environment, slurm
-from quantsweep.errors import QuantsweepError, ResultsError
+from quantsweep.errors import LockedError, QuantsweepError, ResultsError, SlurmError
 from quantsweep.files import filesystem_now
 from quantsweep.launching.advance import advance, advance_now_and_then, step_text
 from quantsweep.launching.compaction import compact
 from quantsweep.launching.local import worker_environment
+from quantsweep.launching.refill import come_back
 from quantsweep.launching.submissions import SubmittedArray, read_submission
 from quantsweep.launching.tasks import VISIBLE_SECONDS
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header
 from quantsweep.worker import Allotment, JobContext, Stop, Worker
 
+COLLECTOR_PAUSE_MINUTES = 10
 FINISH_SHARE = 0.6
 """Of the time between USR2 and the limit, the part in which the trial at hand may still end."""
 
@@ -68,8 +70,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _collect(folder: SweepFolder) -> int:
+    """A step of the sweep; comes back later where it cannot be taken now, and nobody else is left to take it."""
     folder.check()
-    print(step_text(advance(folder)), flush=True)
+    again: str | None = None
+    try:
+        step = advance(folder)
+        print(step_text(step), flush=True)
+        again = "there is no room in the queue" if step.is_stuck else None
+    except (LockedError, SlurmError) as error:
+        again = str(error)
+    if again is not None:
+        print(f"another collector in {COLLECTOR_PAUSE_MINUTES} minutes: {again}", flush=True)
+        come_back(folder, COLLECTOR_PAUSE_MINUTES)
+        return 0
     try:
         summary = compact(folder)
     except QuantsweepError as error:  # the sweep itself is looked after: this only makes reading it faster

@@ -20,7 +20,8 @@ from pathlib import Path
 import quantsweep
 from quantsweep import environment
 from quantsweep.errors import ResultsError
-from quantsweep.paths import OTHERS_MAY_WRITE, SweepFolder, product_root
+from quantsweep.files import OTHERS_MAY_WRITE
+from quantsweep.paths import SweepFolder, product_root
 
 PARTS = ("quantsweep", "conf", "sweeps", "launch.py")
 LEFT_OUT = ("quantsweep/mini/corpus/",)

@@ -111,7 +111,10 @@ def read_records(folder: SweepFolder) -> list[Heard]:
     """All workers that ever were, with the age of their last word; unreadable files are left out."""
     if not folder.workers.is_dir():
         return []
-    now = filesystem_now(folder.workers)
+    try:
+        now = filesystem_now(folder.workers)
+    except OSError:
+        now = time.time()  # somebody who may only read looks; their clock has to do
     found = []
     for path in sorted(folder.workers.glob("*.json")):
         try:

@@ -37,6 +37,7 @@ from quantsweep.plan import (
 )
 from quantsweep.retries import Verdict, decide
 from quantsweep.shards import cut
+from quantsweep.slurm import State
 from quantsweep.specs import PlannedTrial
 
 PAUSE_SECONDS = 30.0
@@ -52,6 +53,14 @@ class StepSummary:
     retried: int = 0
     given_up: Mapping[str, int] = field(default_factory=dict)
     submitted: SubmitSummary = field(default_factory=SubmitSummary)
+    in_flight: int = 0
+    unknown: int = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """True if something is left to do (shards wait for room, tasks are unknown), and no task of this sweep lives to go on with it."""
+        waits = self.submitted.waiting > 0 and not self.submitted.budget_spent
+        return not self.submitted.shards and not self.in_flight and (waits or self.unknown > 0)
 
 
 def advance(folder: SweepFolder) -> StepSummary:
@@ -64,7 +73,9 @@ def step(folder: SweepFolder) -> StepSummary:
     """The same for who holds the launch lock already."""
     seen = settle(folder)
     retried, given_up = plan_retries(folder, seen)
-    return StepSummary(retried=retried, given_up=given_up, submitted=submit_waiting(folder, seen))
+    submitted = submit_waiting(folder, seen)
+    unknown = sum(task.state is State.UNKNOWN for task in seen.in_flight)
+    return StepSummary(retried=retried, given_up=given_up, submitted=submitted, in_flight=len(seen.in_flight) - unknown, unknown=unknown)
 
 
 def advance_now_and_then(folder: SweepFolder) -> str:

@@ -22,6 +22,9 @@ from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder, product_root
 from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
 
+COLLECTOR_MINUTES = 30
+"""Time limit of a collector: it reads tables and submits, a minute or so for a very large sweep."""
+
 
 class RefusedError(SlurmError):
     """Slurm said no, for a reason that is understood: nothing was accepted."""
@@ -60,12 +63,17 @@ def submit_array(
     return executor.submit_tasks(command, len(array.tasks))
 
 
-def submit_collector(folder: SweepFolder, job_name: str, launch: LaunchSettings, after: Sequence[int]) -> int:
-    """sbatch the job that looks after the sweep once the arrays `after` have ended, however they ended."""
+def submit_collector(
+    folder: SweepFolder, job_name: str, launch: LaunchSettings, after: Sequence[int] = (), *, begin_minutes: int | None = None
+) -> int:
+    """sbatch the job that looks after the sweep once the arrays `after` have ended, however they ended (or in some minutes)."""
     cluster = launch.cluster
     executor = ShardExecutor(folder=folder.logs / "slurm" / "collector", **_interpreter(cluster))
-    parameters = sbatch_parameters(cluster, Resources(gpus=0, cpus=1, memory_gb=4, minutes=60), job_name, code=_code(folder, launch))
-    executor.update_parameters(**parameters, array_parallelism=1, dependency=afterany(after))
+    needs = Resources(gpus=0, cpus=1, memory_gb=4, minutes=min(COLLECTOR_MINUTES, cluster.minutes or COLLECTOR_MINUTES))
+    parameters = sbatch_parameters(cluster, needs, job_name, code=_code(folder, launch))
+    if begin_minutes is not None:
+        parameters["additional_parameters"] |= {"begin": f"now+{begin_minutes}minutes"}
+    executor.update_parameters(**parameters, array_parallelism=1, dependency=afterany(after) if after else None)
     return executor.submit_tasks(f"exec {executor.python} -u -m quantsweep.slurm_job collect {shlex.quote(str(folder.path))}", 1)
 
 
@@ -104,7 +112,8 @@ def sbatch_parameters(
         "use_srun": False,
         "setup": [*cluster.setup, *_python_path(code), f"export OMP_NUM_THREADS={needs.cpus} TOKENIZERS_PARALLELISM=false"],
         "additional_parameters": {
-            "signal": f"B:USR2@{cluster.signal_seconds}",
+            # Not in the first half of the job: a worker must have begun to listen.
+            "signal": f"B:USR2@{min(cluster.signal_seconds, needs.minutes * 30)}",
             "requeue": True,
             **({"exclusive": True, "mem": "0"} if cluster.allocation == "node" and needs.memory_gb else {}),
             **dict(cluster.additional_parameters),
@@ -130,6 +139,7 @@ REFUSALS: Mapping[str, tuple[type[RefusedError], str]] = {
     "QOSGrpSubmitJobsLimit": (NoRoomError, "your QOS has as many jobs in the queue as it may"),
     "MaxSubmitJob": (NoRoomError, "a limit on submitted jobs is reached"),
     "temporarily unable to accept job": (NoRoomError, "the cluster has as many jobs as it can hold (MaxJobCount)"),
+    "Job violates accounting/QOS policy": (RefusedError, "the job breaks a limit of your account or QOS (see: sacctmgr show qos, assoc)"),
     "Invalid job array specification": (RefusedError, "the array is larger than MaxArraySize; set cluster.max_array_size"),
     "Invalid account": (RefusedError, "give cluster.account=… (see: sacctmgr show assoc user=$USER)"),
     "invalid partition": (RefusedError, "give cluster.partition=… (see: sinfo)"),

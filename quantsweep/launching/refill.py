@@ -30,6 +30,7 @@ from quantsweep.launching.submissions import Submission, SubmittedArray, job_pre
 from quantsweep.launching.tasks import COLLECTOR, Observation
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import PlanHeader, plan_files, read_headers, read_owned_tasks, read_shard_trials, shard_samples, shard_sizes
+from quantsweep.prediction import Predictor, sweep_folders
 from quantsweep.records import read_done
 from quantsweep.shards import predicted_minutes
 from quantsweep.specs import ClusterSpec, Resources
@@ -185,6 +186,9 @@ def _queued(seen: Observation) -> int:
 
 
 def _groups(folder: SweepFolder, waiting: Sequence[Waiting], headers: Mapping[str, PlanHeader]) -> list[_Group]:
+    budgeted = any(headers[plan].launch.gpu_hours is not None for plan, _ in waiting)
+    # Only a budget needs to know: past rows say it best, and cost a reading of them.
+    predict = Predictor.from_tables(sweep_folders(folder.path.parent)).minutes if budgeted else predicted_minutes
     by_class: dict[tuple[str, Resources], list[int]] = {}
     minutes: dict[Waiting, float] = {}
     for plan in dict.fromkeys(plan for plan, _ in waiting):
@@ -194,7 +198,7 @@ def _groups(folder: SweepFolder, waiting: Sequence[Waiting], headers: Mapping[st
             needs = headers[plan].launch.cluster.resources(samples[shard_id].trial.model.resources)
             needs = replace(needs, minutes=min(needs.minutes, longest)) if longest is not None else needs
             by_class.setdefault((plan, needs), []).append(shard_id)
-            minutes[plan, shard_id] = predicted_minutes(samples[shard_id]) * sizes[shard_id]
+            minutes[plan, shard_id] = predict(samples[shard_id]) * sizes[shard_id]
     return [_group(plan, needs, ids, headers[plan].launch.cluster.workers(needs), minutes) for (plan, needs), ids in by_class.items()]
 
 
@@ -344,3 +348,9 @@ def _ensure_collector(folder: SweepFolder, seen: Observation, submission: Submis
         return str(error)
     replace(submission, collector=number).save()
     return None
+
+
+def come_back(folder: SweepFolder, minutes: int) -> None:
+    """Submit a collector that begins in some minutes; raises SlurmError if Slurm does not take it."""
+    newest = list(read_headers(folder.plan).values())[-1]
+    sbatch.submit_collector(folder, f"{job_prefix(folder)}later-{COLLECTOR}", newest.launch, begin_minutes=minutes)

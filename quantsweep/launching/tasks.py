@@ -239,7 +239,10 @@ def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, list[Heard
     numbers = {int(task.job_id.partition("_")[0]) for task, _ in silent}
     # An hour and the submission's own age back: sacct must be told, and its clock is another.
     since = datetime.fromtimestamp(time.time() - max(age for _, age in silent)).astimezone()
-    accounts = slurm.accounting(numbers, since) or {}
+    try:
+        accounts = slurm.accounting(numbers, since) or {}
+    except slurm.SlurmUnavailable:
+        accounts = {}  # the database is away: what it knows stays unknown, what workers said of themselves does not
     result = []
     for task, age in silent:
         account = accounts.get((int(task.job_id.partition("_")[0]), task.index))

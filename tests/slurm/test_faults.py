@@ -41,8 +41,8 @@ def causes(study: Study) -> dict[str, int]:
 def test_faults_of_trials_cost_those_trials_and_are_treated_by_cause(engine: Cluster, tmp_path: Path) -> None:
     """One launch, nobody comes back: what may be retried is, with more where more helps; a bug is not."""
     kinds = ("out_of_gpu_memory", "segfault", "kill", "device_assert", "hang")
-    faults = FaultPlan(faults=tuple(Fault(kind=kind, rate=0.06) for kind in kinds), state=tmp_path / "struck", seed=5)
-    gpus = ("model.resources.gpus=1", "device=cpu", "trial_timeout_minutes=0.1", "breaker_trials=null")
+    faults = FaultPlan(faults=tuple(Fault(kind=kind, rate=0.03) for kind in kinds), state=tmp_path / "struck", seed=231)
+    gpus = ("model.resources.gpus=1", "device=cpu", "trial_timeout_minutes=0.7", "breaker_trials=null")
     study = Study(cluster=engine, root=tmp_path, arguments=(*SIXTY, *gpus), faults=faults)
     study.launch()
     study.wait_until_idle(600)
