@@ -6,8 +6,8 @@
 # stopped. Fails loudly: a suite without Slurm must not look like one that passed.
 set -euo pipefail
 
-packages=(slurm-wlm slurmctld slurmd slurmdbd slurm-client munge mariadb-server mariadb-client)
-commands=(sbatch squeue sacct sacctmgr scontrol slurmctld slurmd slurmdbd munged mariadbd mariadb-install-db mariadb-admin setsid)
+packages=(slurm-wlm slurmctld slurmd slurmdbd slurm-client munge mariadb-server mariadb-client faketime)
+commands=(sbatch squeue sacct sacctmgr scontrol slurmctld slurmd slurmdbd munged mariadbd mariadb-install-db mariadb-admin setsid faketime)
 services=(slurmctld slurmd slurmdbd munge mariadb)
 export PATH="$PATH:/usr/sbin:/sbin"
 
