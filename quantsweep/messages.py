@@ -75,6 +75,7 @@ def submitted_text(summary: SubmitSummary, *, sweep: str) -> str:
         lines.append(f"{text}   status: quantsweep status {sweep}")
     if summary.refusal is not None:
         lines.append(f"  Slurm said no: {summary.refusal}")
+    lines += [f"  not submitted: {why}" for why in summary.refused]
     if summary.budget_spent:
         lines.append("  the budget has no room for the rest: raise budget.gpu_hours and launch again")
     elif summary.waiting:

@@ -507,6 +507,20 @@ def partition_limits(name: str | None = None) -> PartitionLimits:
     )
 
 
+def largest_node(partition: str | None = None) -> tuple[int, int]:
+    """Return the most memory (MB) and the most GPUs that one node of a partition has, in one call; 0 where Slurm states none."""
+    argv = ["sinfo", "--noheader", "--Node", "--format=%m|%G", *(["--partition", partition] if partition else [])]
+    rows = list(_table(_ask(argv), columns=2, separator="|"))
+    memory = max((int(re.sub(r"\D", "", fields[0]) or 0) for fields in rows), default=0)
+    return memory, max((_num_gpus(fields[1]) for fields in rows), default=0)
+
+
+def _num_gpus(gres: str) -> int:
+    """`gpu:2`, `gpu:h100:8(S:0-1)`, `gpu:a100:4,shard:8` → the number of GPUs."""
+    plain = re.sub(r"\([^)]*\)", "", gres)
+    return sum(int(parts[-1]) for part in plain.split(",") if (parts := part.split(":"))[0] == "gpu" and parts[-1].isdigit())
+
+
 def parse_minutes(text: str) -> int | None:
     """Return whole minutes of a time as Slurm prints it; None for UNLIMITED, INFINITE and NONE.
 

@@ -31,6 +31,7 @@ from quantsweep import environment, slurm
 from quantsweep.errors import LockedError, QuantsweepError, ResultsError, SlurmError
 from quantsweep.files import filesystem_now
 from quantsweep.launching.advance import advance, advance_now_and_then, step_text
+from quantsweep.launching.cluster import RefusedError
 from quantsweep.launching.compaction import compact
 from quantsweep.launching.local import worker_environment
 from quantsweep.launching.refill import come_back
@@ -77,6 +78,8 @@ def _collect(folder: SweepFolder) -> int:
         step = advance(folder)
         print(step_text(step), flush=True)
         again = "there is no room in the queue" if step.is_stuck else None
+    except RefusedError as error:
+        print(f"a person is needed: {error}", flush=True)
     except (LockedError, SlurmError) as error:
         again = str(error)
     if again is not None:

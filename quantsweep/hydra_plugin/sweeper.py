@@ -23,6 +23,7 @@ from quantsweep import holds, snapshot
 from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
 from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
+from quantsweep.launching.cluster import within_nodes
 from quantsweep.launching.lock import RUN, launch_lock
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
@@ -30,6 +31,7 @@ from quantsweep.launching.tasks import Observation
 from quantsweep.messages import plan_text, submitted_text
 from quantsweep.paths import SweepFolder, sweep_folder
 from quantsweep.plan import write_plan
+from quantsweep.specs import LaunchSettings
 
 LOCK_SECONDS = 60.0
 """How long a launch waits for a worker or a collector that looks after the sweep this moment."""
@@ -69,7 +71,7 @@ class QuantsweepSweeper(Sweeper):
                 print(f"  {lifted} holds are lifted: what they held is tried again", flush=True)
             if not prepared.plan.shards:
                 return self._submit_older(folder, seen, here=here)
-            plan = prepared.plan if here else replace(prepared.plan, launch=replace(prepared.plan.launch, code=snapshot.take(folder)))
+            plan = prepared.plan if here else replace(prepared.plan, launch=_on_slurm(prepared.plan.launch, folder))
             path = write_plan(folder.plan, plan)
             return self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in plan.shards], initial_job_idx=0)
 
@@ -81,6 +83,11 @@ class QuantsweepSweeper(Sweeper):
             if summary.shards or summary.waiting:
                 print(submitted_text(summary, sweep=folder.name), flush=True)
         return []
+
+
+def _on_slurm(launch: LaunchSettings, folder: SweepFolder) -> LaunchSettings:
+    """What jobs run, and how far their retries may go, is settled now."""
+    return replace(launch, cluster=within_nodes(launch.cluster), code=snapshot.take(folder))
 
 
 def shard_overrides(plan: Path, shard_id: int) -> list[str]:

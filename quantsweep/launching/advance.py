@@ -59,7 +59,7 @@ class StepSummary:
     @property
     def is_stuck(self) -> bool:
         """True if something is left to do (shards wait for room, tasks are unknown), and no task of this sweep lives to go on with it."""
-        waits = self.submitted.waiting > 0 and not self.submitted.budget_spent
+        waits = self.submitted.waiting > 0 and not self.submitted.budget_spent and not self.submitted.refused
         return not self.submitted.shards and not self.in_flight and (waits or self.unknown > 0)
 
 
@@ -97,6 +97,7 @@ def step_text(step: StepSummary) -> str:
     done = step.submitted
     text = f"planned {step.retried} trials again, submitted {done.shards} shards, {done.waiting} wait"
     text += "".join(f"; {count} given up: {reason}" for reason, count in step.given_up.items())
+    text += "".join(f"; not submitted: {why}" for why in done.refused)
     return text + (f"; then Slurm said no: {done.refusal}" if done.refusal else "")
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
 
+from quantsweep import slurm
 from quantsweep.errors import SlurmError
 from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder, product_root
@@ -48,6 +50,16 @@ class ShardExecutor(submitit.SlurmExecutor):
             return int(self._submit_command(command).job_id)
         except FailedJobError as error:
             raise _explained(error, f"an array of {num_tasks} tasks") from error
+
+
+def within_nodes(cluster: ClusterSpec) -> ClusterSpec:
+    """The cluster with retries bounded by what its largest node has: more is refused for good."""
+    memory_mb, gpus = slurm.largest_node(cluster.partition)
+    return replace(
+        cluster,
+        max_memory_gb=min(cluster.max_memory_gb, memory_mb // 1024) if memory_mb >= 1024 else cluster.max_memory_gb,
+        max_gpus=min(cluster.max_gpus, gpus) if gpus else cluster.max_gpus,
+    )
 
 
 def submit_array(

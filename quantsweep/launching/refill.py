@@ -57,6 +57,7 @@ class SubmitSummary:
     waiting: int = 0
     limits: slurm.Limits | None = None
     refusal: str | None = None
+    refused: tuple[str, ...] = ()
     budget_spent: bool = False
     collector: str | None = None
     excluded: tuple[str, ...] = ()
@@ -148,7 +149,7 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
         return SubmitSummary(waiting=len(waiting), limits=limits, budget_spent=spent)
     excluded = tuple(sorted(broken_nodes(folder)))
     arrays = [array for group in chosen for array in _arrays(group, array_size(newest.launch.cluster, limits))]
-    submission, refusal = _submit(folder, new_submission(folder, arrays), headers, excluded)
+    submission, refusals = _submit(folder, new_submission(folder, arrays), headers, excluded)
     accepted = [array for array in submission.arrays if array.array_job_id is not None]
     count = sum(len(ids) for array in accepted for ids in array.tasks)
     collector = _ensure_collector(folder, seen, submission, newest) if accepted else None
@@ -157,7 +158,8 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
         array_job_ids=tuple(array.array_job_id for array in accepted if array.array_job_id is not None),
         waiting=len(waiting) - count,
         limits=limits,
-        refusal=refusal,
+        refusal=refusals.no_room,
+        refused=refusals.for_good,
         budget_spent=spent,
         collector=collector,
         excluded=excluded,
@@ -280,32 +282,49 @@ def _arrays(group: _Group, size: int) -> list[SubmittedArray]:
 # --- sbatch ---------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Refusals:
+    """no_room: Slurm has none now, or fell silent.  for_good: words of arrays that it would never take."""
+
+    no_room: str | None = None
+    for_good: tuple[str, ...] = ()
+
+
 def _submit(
     folder: SweepFolder, submission: Submission, headers: Mapping[str, PlanHeader], excluded: Sequence[str]
-) -> tuple[Submission, str | None]:
-    """sbatch every array of a declared submission; stops at the first that Slurm has no room for.
+) -> tuple[Submission, _Refusals]:
+    """sbatch every array of a declared submission.
 
+    One that is refused for what it asks for is given up, and the others go on; where there is no room the rest waits again.
     Where Slurm falls silent it is not known whether the last array was taken: it stays an intent, and whoever settles next asks.
+    Raises what was refused if nothing at all was accepted.
     """
-    refusal: str | None = None
+    for_good: list[RefusedError] = []
+    no_room: str | None = None
     for index, array in enumerate(submission.arrays):
         try:
             number = _submit_patiently(folder, submission, index, headers[array.plan], excluded)
         except NoRoomError as error:
-            refusal = str(error)
+            no_room = str(error)
             break
+        except RefusedError as error:
+            for_good.append(error)
+            submission = submission.with_array(index, replace(array, abandoned=True))
+            continue
         except slurm.SlurmUnavailable as error:
             if index == 0:
                 raise
-            return submission, str(error)
+            return submission, _Refusals(no_room=str(error), for_good=tuple(map(str, for_good)))
         except SlurmError as error:
             submission = submission.abandon()
             if index == 0:
                 raise
-            return submission, str(error)
+            return submission, _Refusals(no_room=str(error), for_good=tuple(map(str, for_good)))
         check_held(folder.plan / "launch.lock")  # else another launch has judged this intent meanwhile, and its word stands
         submission = submission.with_array(index, replace(array, array_job_id=number))
-    return (submission.abandon() if refusal else submission), refusal
+    if for_good and len(for_good) == len(submission.arrays):
+        raise for_good[0]
+    return submission.abandon() if no_room else submission, _Refusals(no_room=no_room, for_good=tuple(map(str, for_good)))
 
 
 def _submit_patiently(folder: SweepFolder, submission: Submission, index: int, header: PlanHeader, excluded: Sequence[str]) -> int:
