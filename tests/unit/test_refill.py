@@ -280,13 +280,21 @@ def test_no_room_for_the_first_is_no_error(sweep: SweepFolder, site: Site) -> No
     assert site.collectors == []
 
 
-def test_a_refusal_of_the_first_is_an_error_and_leaves_nothing_behind(sweep: SweepFolder, site: Site) -> None:
+def test_refused_for_good_is_an_error_if_it_is_everything(sweep: SweepFolder, site: Site) -> None:
     three_arrays(sweep, site)
-    site.refuse[0] = RefusedError("Invalid account")
+    site.refuse.update(dict.fromkeys(range(3), RefusedError("Invalid account")))
     with pytest.raises(RefusedError):
         submit(sweep)
-    assert site.calls == 1, "a refusal is not tried again"
+    assert site.calls == 3, "a refusal is not tried again"
+    site.refuse.clear()
     assert submit(sweep).shards == 6
+
+
+def test_one_array_that_is_refused_for_good_does_not_hold_the_others(sweep: SweepFolder, site: Site) -> None:
+    three_arrays(sweep, site)
+    site.refuse[0] = RefusedError("no node has so much memory")
+    summary = submit(sweep)
+    assert (summary.shards, summary.waiting, summary.refusal, summary.refused) == (4, 2, None, ("no node has so much memory",))
 
 
 def test_an_unclear_answer_is_asked_about_before_it_is_tried_again(sweep: SweepFolder, site: Site) -> None:

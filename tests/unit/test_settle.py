@@ -39,7 +39,7 @@ def job(sweep: SweepFolder, site: Site) -> str:
         ("BOOT_FAIL", failures.NODE_FAILURE),
         ("PREEMPTED", failures.PREEMPTED),
         ("FAILED", failures.KILLED),
-        ("COMPLETED", failures.KILLED),
+        ("COMPLETED", failures.LOST),
     ],
 )
 def test_the_trial_at_hand_gets_the_cause_that_slurm_knows(sweep: SweepFolder, site: Site, job: str, state: str, cause: str) -> None:
