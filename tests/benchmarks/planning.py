@@ -33,6 +33,8 @@ SIZES = {
 """Trials → grid; 168 combinations times block sizes."""
 REST = ("task=mini_ppl", "limit=1", "cluster=slurm", "cluster.partition=main", "results_dir=results", "sweep=big")
 
+SETTLED_SECONDS = 240.0
+
 STEPS = (
     ("compose (Hydra)", "hydra._internal.config_loader_impl", "ConfigLoaderImpl.load_configuration"),
     ("read the grid", "quantsweep.hydra_plugin.composition", "make_request"),
@@ -160,16 +162,14 @@ def benchmark(size: int, folder: Path, cluster: Cluster, shims: Shims) -> tuple[
 
     measure("plan, nothing done", plan, f"{size:,}")
     measure("plan and submit", launch, "submitted")
-    run(quantsweep_command("cancel", "big"), cwd=folder, env=env)
-    cluster.cancel_all()
+    _cancel(plan, folder, env, cluster)
     sweep = SweepFolder(folder / "results" / "big")
     asked = read_asked(sweep.plan)
     half = size // 2
     write_done(sweep, asked[:half])
     measure("plan, half done", plan, f"{half:,}")
     measure("plan and submit the rest", launch, "submitted")
-    run(quantsweep_command("cancel", "big"), cwd=folder, env=env)
-    cluster.cancel_all()
+    _cancel(plan, folder, env, cluster)
     write_done(SweepFolder(folder / "results" / "rest"), asked[half:])
     for name in ("trials", "metrics"):
         for file in (folder / "results" / "rest" / name).iterdir():
@@ -178,6 +178,19 @@ def benchmark(size: int, folder: Path, cluster: Cluster, shims: Shims) -> tuple[
     measure("launch, all done", launch, "nothing left to run")
     measure("status", quantsweep_command("status", "big"), f"{size:,}")
     return rows, _breakdown(size, folder, env, overrides, cluster)
+
+
+def _cancel(plan: Sequence[str], folder: Path, env: dict[str, str], cluster: Cluster) -> None:
+    """Cancel the sweep, and wait until planning knows it: accounting tells what became of a job some seconds later."""
+    run(quantsweep_command("cancel", "big"), cwd=folder, env=env)
+    cluster.cancel_all()
+    deadline = time.monotonic() + SETTLED_SECONDS
+    while json.loads(run([*plan, "--json"], cwd=folder, env=env).output)["in_flight"]:
+        if time.monotonic() > deadline:
+            jobs = cluster.run(["sacct", "--allocations", "--format=JobID%12,JobName%30,State%24,Start,End"]).stdout
+            said = run(quantsweep_command("status", "big"), cwd=folder, env=env).output
+            raise RuntimeError(f"{SETTLED_SECONDS:.0f} s after cancel, trials are in flight:\n{said}{jobs}")
+        time.sleep(2)
 
 
 def _breakdown(size: int, folder: Path, env: dict[str, str], overrides: Sequence[str], cluster: Cluster) -> list[str]:
