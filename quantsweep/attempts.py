@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from quantsweep import records
 from quantsweep.environment import Environment
 from quantsweep.failures import Failure
-from quantsweep.specs import PlannedTrial
+from quantsweep.specs import PlannedTrial, content_hash
+from quantsweep.workers import WorkerRecord
 
 FACTS = ("load_seconds", "quantize_seconds", "restore_seconds", "peak_memory_bytes", "energy_joules")
 
@@ -19,7 +21,7 @@ FACTS = ("load_seconds", "quantize_seconds", "restore_seconds", "peak_memory_byt
 class Attempt:
     """What is known of a trial while it runs; becomes its row in `trials`.
 
-    environment: None where nothing is known but the host and the job (`host`, `slurm_job`).
+    environment: what ran it; of a lost worker no more is known than its machine and its job.
     facts: what the child reported (FACTS, device, driver).  sizes: the columns of records.SIZE.
     """
 
@@ -74,3 +76,26 @@ class Attempt:
 def _failure_columns(failure: Failure | None) -> Mapping[str, Any]:
     fields = {"class": "failure_class", "message": "message", "fingerprint": "fingerprint", "traceback": "traceback"}
     return {f"failure_{name}": getattr(failure, key, None) for name, key in fields.items()}
+
+
+def lost_row(record: WorkerRecord, planned: PlannedTrial, failure: Failure) -> dict[str, Any]:
+    """The row of `trials` for an attempt whose worker cannot write it any more; the same loss has the same attempt id."""
+    now = datetime.now(UTC)
+    attempt = Attempt(
+        planned=planned,
+        attempt=content_hash([record.worker, planned.trial.trial_id, record.trial_started]),
+        plan=record.plan,
+        shard_id=record.shard_id,
+        environment=Environment(host=record.node, slurm_job=record.job, code_commit=None, code_diff=None, versions="{}"),
+        log=Path(record.log).name,
+        log_start=record.log_start,
+        started_at=now if record.trial_started is None else datetime.fromtimestamp(record.trial_started, UTC),
+    )
+    return attempt.row(failure, now, log_end=record.log_start if not record.log else _size(record.log, record.log_start))
+
+
+def _size(log: str, at_least: int) -> int:
+    try:
+        return max(at_least, Path(log).stat().st_size)
+    except OSError:
+        return at_least

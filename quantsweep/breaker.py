@@ -16,14 +16,14 @@ from typing import Any
 from quantsweep import failures, records
 from quantsweep.holds import Hold, read_holds
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_headers
+from quantsweep.plan import plan_sequence, read_headers
 
 COUNTED = frozenset({failures.BUG, failures.CRASHED, failures.QUANTIZATION, failures.MODEL_OR_DATA, failures.CONFIGURATION})
 SHARED_COLUMNS = ("method", "family", "model", "data_type", "bit_width", "granularity", "block_size")
 
 
-def find_holds(failed: Iterable[Mapping[str, Any]], succeeded: Sequence[Mapping[str, Any]], threshold: int) -> list[Hold]:
-    """The holds that some attempts call for; pure.
+def find_holds(failed: Iterable[Mapping[str, Any]], succeeded: Sequence[Mapping[str, Any]], threshold: int, root: str) -> list[Hold]:
+    """The holds that some attempts of the launch `root` call for; pure.
 
     failed, succeeded: rows of `trials` (SHARED_COLUMNS, and of failed ones the failure's columns); a trial counts once.
     """
@@ -39,17 +39,18 @@ def find_holds(failed: Iterable[Mapping[str, Any]], succeeded: Sequence[Mapping[
         first = members[0]
         shared = {key: first[key] for key in SHARED_COLUMNS if all(row[key] == first[key] for row in members)}
         if not any(all(row[key] == value for key, value in shared.items()) for row in succeeded):
-            holds.append(_hold(fingerprint, shared, first, len(rows)))
+            holds.append(_hold(fingerprint, shared, first, len(rows), plan_sequence(root)))
     return holds
 
 
-def _hold(fingerprint: str, shared: Mapping[str, Any], example: Mapping[str, Any], count: int) -> Hold:
+def _hold(fingerprint: str, shared: Mapping[str, Any], example: Mapping[str, Any], count: int, up_to: int) -> Hold:
     return Hold(
-        name=f"breaker-{fingerprint}",
+        name=f"breaker-{up_to:05d}-{fingerprint}",
         by="breaker",
         filters=tuple(f"{key}={'null' if value is None else value}" for key, value in shared.items()),
         because=f"{example['failure_class']} [{fingerprint}]: {example['failure_message']}",
         count=count,
+        up_to=up_to,
     )
 
 
@@ -62,6 +63,6 @@ def check(folder: SweepFolder, root: str, threshold: int | None) -> None:
     rows = [row for row in records.read_table(folder.path, "trials", columns).to_pylist() if roots.get(row["plan"]) == root]
     known = {hold.name: hold for hold in read_holds(folder)}
     failed = [row for row in rows if row["status"] == "failed"]
-    for hold in find_holds(failed, [row for row in rows if row["status"] == "done"], threshold):
+    for hold in find_holds(failed, [row for row in rows if row["status"] == "done"], threshold, root):
         if known.get(hold.name) != hold:
             hold.save(folder)

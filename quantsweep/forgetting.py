@@ -110,6 +110,13 @@ def write_tombstones(folder: SweepFolder, tombstones: Iterable[Tombstone]) -> No
         write_table(folder.plan / name, pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
+def forgotten_since(folder: Path, plan: Path) -> frozenset[str]:
+    """Trials of which something was forgotten after a plan was written: the plan's own code must not bring it back."""
+    written = plan.stat().st_mtime
+    files = [path for path in (folder / "plan").glob("forgotten-*.parquet") if path.stat().st_mtime >= written]
+    return frozenset(trial_id for path in files for trial_id in pq.read_table(path, columns=["trial_id"]).column("trial_id").to_pylist())
+
+
 def read_tombstones(folder: Path) -> Forgotten:
     """Everything that is forgotten of a sweep; raises ResultsError for a damaged file (the rows that it names would come back)."""
     tombstones: list[Tombstone] = []

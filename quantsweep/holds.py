@@ -2,9 +2,10 @@
 
     holds/<name>.json      {"by": "breaker" | "cancel", "filters": ["family=falcon", "method=gptq"], "because": …}
 
-Workers look before each trial, retries and the submitting of waiting shards look too.  Whoever types the
-launch command lifts all holds: they have mended something, or want it after all.  A folder of its
-own, nearly always empty, so that looking costs one listing.
+Workers look before each trial, retries and the submitting of waiting shards look too.  A hold is in
+force for the launches that there were when it was made (and for the retries that follow from them): who
+types the launch command again has mended something, or wants it after all, and what they ask for is not
+held.  A folder of its own, nearly always empty, so that looking costs one stat.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from quantsweep import filters
 from quantsweep.errors import ResultsError
 from quantsweep.files import write_text
 from quantsweep.paths import SweepFolder
+from quantsweep.plan import plan_files, plan_sequence
 from quantsweep.specs import PlannedTrial
 
 
@@ -28,16 +30,22 @@ class Hold:
     """Trials that pass `filters` (quantsweep.filters; none: every trial) are held.
 
     because: the reason, for people.  count: trials whose failure led to it (0 where a person asked).
+    up_to: the number of the newest launch (the `sequence` of its plan) that it is in force for.
     """
 
     name: str
     by: Literal["breaker", "cancel"]
     filters: tuple[str, ...]
     because: str
+    up_to: int
     count: int = 0
 
-    def holds(self, planned: PlannedTrial) -> bool:
-        """True if this trial must not run now."""
+    def holds(self, planned: PlannedTrial, root: str) -> bool:
+        """True if this trial must not run now for the launch whose plan is `root`."""
+        return plan_sequence(root) <= self.up_to and self.names(planned)
+
+    def names(self, planned: PlannedTrial) -> bool:
+        """True if the filters name this trial."""
         return filters.parse(self.filters, filters.PLAN_COLUMNS).matches_planned(planned)
 
     @property
@@ -50,9 +58,11 @@ class Hold:
         write_text(folder.holds / f"{self.name}.json", json.dumps(asdict(self)))
 
 
-def cancelled(texts: Iterable[str]) -> Hold:
-    """A hold that a person asked for."""
-    return Hold(name=f"cancel-{secrets.token_hex(4)}", by="cancel", filters=tuple(texts), because="cancelled by hand")
+def cancelled(texts: Iterable[str], folder: SweepFolder) -> Hold:
+    """A hold that a person asks for, on everything launched so far."""
+    newest = max((plan_sequence(path.name) for path in plan_files(folder.plan)), default=0)
+    name = f"cancel-{secrets.token_hex(4)}"
+    return Hold(name=name, by="cancel", filters=tuple(texts), because="cancelled by hand", up_to=newest)
 
 
 def read_holds(folder: SweepFolder) -> list[Hold]:
@@ -66,18 +76,10 @@ def read_holds(folder: SweepFolder) -> list[Hold]:
             if error.errno not in (errno.ENOENT, errno.ESTALE):  # lifted between the listing and now
                 raise
         except (ValueError, TypeError, KeyError) as error:
-            raise ResultsError(f"hold {path} cannot be read: {error}. Delete it, or launch again, which lifts all holds") from error
+            raise ResultsError(f"hold {path} cannot be read: {error}. Delete it") from error
     return found
 
 
-def holding(holds: Iterable[Hold], planned: PlannedTrial) -> Hold | None:
-    """The first hold that holds a trial."""
-    return next((hold for hold in holds if hold.holds(planned)), None)
-
-
-def release(folder: SweepFolder) -> int:
-    """Lift every hold; returns how many there were."""
-    paths = list(folder.holds.glob("*.json"))
-    for path in paths:
-        path.unlink(missing_ok=True)
-    return len(paths)
+def holding(holds: Iterable[Hold], planned: PlannedTrial, root: str) -> Hold | None:
+    """The first hold that holds a trial of the launch whose plan is `root`."""
+    return next((hold for hold in holds if hold.holds(planned, root)), None)

@@ -31,8 +31,8 @@ class SweepFolder:
     holds/     one small JSON a hold: trials that are not run for now
     workers/   one small JSON a worker: which trial it is at, and when it was last heard of
     trials/ metrics/ samples/ layers/     Parquet, one file a worker, only ever replaced whole
-    logs/      one file a shard; the trials table holds each trial's place in it
-    code/      uncommitted changes that rows refer to by hash
+    logs/      one file a worker; the trials table holds each trial's place in it
+    code/      copies of the code that jobs run, and uncommitted changes that rows refer to by hash
     """
 
     path: Path
@@ -83,7 +83,7 @@ class SweepFolder:
         self.check()
 
     def check(self) -> None:
-        """Refuse a folder that cannot be written to, or that others can (jobs unpickle files from it)."""
+        """Refuse a folder that cannot be written to, or that others can (jobs run code and plans from it)."""
         if not self.path.exists():
             self._check_parent()
             return

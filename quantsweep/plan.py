@@ -25,7 +25,7 @@ from quantsweep.files import write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
-from quantsweep.specs import LaunchSettings, PlannedTrial, Resources, RunSettings, Shard, canonical_json, options_tuple
+from quantsweep.specs import LaunchSettings, PlannedTrial, RunSettings, Shard, canonical_json, options_tuple
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -367,8 +367,17 @@ def read_shard(path: Path, shard_id: int) -> Shard:
 
 def read_shard_trials(path: Path, shard_ids: Iterable[int]) -> list[PlannedTrial]:
     """The trials of some shards, each with those tasks that were left when the plan was made."""
-    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", "in", list(shard_ids))])
-    return [PlannedTrial.from_json(text) for text in table.column("to_run").to_pylist()]
+    return [planned for _, planned in read_numbered_trials(path, shard_ids)]
+
+
+def read_numbered_trials(path: Path, shard_ids: Iterable[int]) -> list[tuple[int, PlannedTrial]]:
+    """The same with the shard of each; nothing is read for no shards."""
+    wanted = list(shard_ids)
+    if not wanted:
+        return []
+    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", "in", wanted)])
+    pairs = zip(table.column("shard_id").to_pylist(), table.column("to_run").to_pylist(), strict=True)
+    return [(shard_id, PlannedTrial.from_json(text)) for shard_id, text in pairs]
 
 
 def shard_sizes(path: Path) -> dict[int, int]:
@@ -381,11 +390,6 @@ def shard_samples(path: Path) -> dict[int, PlannedTrial]:
     table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", ">=", 0)])
     last = dict(zip(table.column("shard_id").to_pylist(), table.column("to_run").to_pylist(), strict=True))
     return {shard_id: PlannedTrial.from_json(text) for shard_id, text in sorted(last.items())}
-
-
-def shard_resources(path: Path) -> dict[int, Resources]:
-    """What each shard needs: the resources of its model."""
-    return {shard_id: planned.trial.model.resources for shard_id, planned in shard_samples(path).items()}
 
 
 def shard_trials(path: Path, shard_ids: Iterable[int]) -> frozenset[str]:

@@ -27,21 +27,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from quantsweep import environment, slurm
+import quantsweep
+from quantsweep import budget, environment, slurm
 from quantsweep.errors import LockedError, QuantsweepError, ResultsError, SlurmError
 from quantsweep.files import filesystem_now
 from quantsweep.launching.advance import advance, advance_now_and_then, step_text
-from quantsweep.launching.cluster import RefusedError
+from quantsweep.launching.cluster import VISIBLE_SECONDS, RefusedError, warning_seconds
 from quantsweep.launching.compaction import compact
 from quantsweep.launching.local import worker_environment
 from quantsweep.launching.refill import come_back
 from quantsweep.launching.submissions import SubmittedArray, read_submission
-from quantsweep.launching.tasks import VISIBLE_SECONDS
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header
+from quantsweep.specs import LaunchSettings
 from quantsweep.worker import Allotment, JobContext, Stop, Worker
+from quantsweep.workers import read_records
 
 COLLECTOR_PAUSE_MINUTES = 10
+RECEIPT_SECONDS = 60.0
+"""How long a job waits for its own receipt, which the launcher writes moments after sbatch has answered."""
 FINISH_SHARE = 0.6
 """Of the time between USR2 and the limit, the part in which the trial at hand may still end."""
 
@@ -77,15 +81,13 @@ def _collect(folder: SweepFolder) -> int:
     try:
         step = advance(folder)
         print(step_text(step), flush=True)
-        again = "there is no room in the queue" if step.is_stuck else None
+        again = "there is no room in the queue, or jobs are unknown" if step.is_stuck else None
     except RefusedError as error:
         print(f"a person is needed: {error}", flush=True)
-    except (LockedError, SlurmError) as error:
+    except (LockedError, SlurmError, OSError) as error:
         again = str(error)
     if again is not None:
-        print(f"another collector in {COLLECTOR_PAUSE_MINUTES} minutes: {again}", flush=True)
-        come_back(folder, COLLECTOR_PAUSE_MINUTES)
-        return 0
+        return _come_back(folder, again)
     try:
         summary = compact(folder)
     except QuantsweepError as error:  # the sweep itself is looked after: this only makes reading it faster
@@ -95,31 +97,72 @@ def _collect(folder: SweepFolder) -> int:
     return 0
 
 
+def _come_back(folder: SweepFolder, why: str) -> int:
+    """Another collector in some minutes; where the queue is too full even for that, this very job goes back into it."""
+    print(f"another collector in {COLLECTOR_PAUSE_MINUTES} minutes: {why}", flush=True)
+    try:
+        come_back(folder, COLLECTOR_PAUSE_MINUTES)
+    except SlurmError as error:
+        print(f"not accepted ({error}): this one is requeued", flush=True)
+        return 0 if slurm.requeue(str(environment.slurm_job())) else 1
+    return 0
+
+
 def _task(path: Path, number: int) -> int:
     folder = SweepFolder(path.parent.parent)
     _wait_for(path)
-    filesystem_now(path.parent)  # what it says now: a moment ago it may have been given up
     folder.check()
-    array = read_submission(path).arrays[number]
-    if array.abandoned:
-        print(f"{array.job_name} was given up before it began (its shards are, or will be, submitted under another name)", flush=True)
+    array = _own_array(path, number)
+    if array is None:
         return 0
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     plan = folder.plan / array.plan
     _wait_for(plan)
-    cluster = read_header(plan).launch.cluster
+    launch = read_header(plan).launch
+    _check_code(folder, launch)
     stop = Stop()
-    _listen(stop, cluster.signal_seconds * FINISH_SHARE)
-    problems = _run_shards(plan, array, index, stop)
+    _listen(stop, warning_seconds(launch.cluster, array.resources) * FINISH_SHARE)
+    problems, is_left = _run_shards(plan, array, index, stop)
     for problem in problems:
         print(problem, file=sys.stderr, flush=True)
-    if stop.reason == Stop.TIME_LIMIT:
+    if stop.reason == Stop.TIME_LIMIT and is_left:
         if not slurm.requeue(str(environment.slurm_job())):
             print("Slurm does not let this job go back into the queue: what is left is submitted anew", flush=True)
         return 0
-    if not problems and not stop.is_set() and cluster.submit_from_nodes:
+    if not problems and stop.reason in (None, Stop.TIME_LIMIT) and launch.cluster.submit_from_nodes:
         print(advance_now_and_then(folder), flush=True)
     return 1 if problems else 0
+
+
+def _own_array(path: Path, number: int) -> SubmittedArray | None:
+    """The array that this job is a task of, once its receipt is there; None if this job is not wanted (any more).
+
+    An sbatch that Slurm was slow to answer may have been heard twice: the receipt names the one job that counts.
+    """
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    deadline = time.monotonic() + RECEIPT_SECONDS
+    while True:
+        filesystem_now(path.parent)  # what it says now: a moment ago it may have been given up
+        array = read_submission(path).arrays[number]
+        if array.abandoned:
+            print(f"{array.job_name} was given up before it began (its shards are, or will be, submitted under another name)", flush=True)
+            return None
+        if array.array_job_id is not None and job is not None and int(job) != array.array_job_id:
+            print(f"{array.job_name} is job {array.array_job_id}; this is {job}, of which nobody knows: it ends", flush=True)
+            return None
+        # A launcher that was killed before it wrote the receipt: this job is the one, and it is found by its name.
+        if array.array_job_id is not None or job is None or time.monotonic() > deadline:
+            return array
+        time.sleep(0.5)
+
+
+def _check_code(folder: SweepFolder, launch: LaunchSettings) -> None:
+    """Refuse to run any code but the copy that was made at launch."""
+    if launch.code is None:
+        return
+    wanted, here = (folder.code / launch.code).resolve(), Path(quantsweep.__file__).resolve()
+    if not here.is_relative_to(wanted):
+        raise ResultsError(f"this job would run {here}, not the copy that was made at launch in {wanted}. Does this node see that folder?")
 
 
 def _wait_for(path: Path) -> None:
@@ -141,13 +184,20 @@ def _listen(stop: Stop, grace_seconds: float) -> None:
     signal.signal(signal.SIGTERM, handler(Stop.ENDED, 0.0))
 
 
-def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> list[str]:
-    """Run this task's shards, one worker each, side by side; returns what went wrong with results (not with trials)."""
+def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> tuple[list[str], bool]:
+    """Run this task's shards, one worker each, side by side; returns what went wrong with results (not with trials).
+
+    True with it if something of the shards is left to run.
+    """
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     shard_ids = array.tasks[index]
     for shard_id in shard_ids:
         todo.put(shard_id)
+    folder = SweepFolder(plan.parent.parent)
     allotment = Allotment(array.gpu_seconds[index] if array.gpu_seconds else None)
+    if array.gpu_seconds:  # a job that was requeued has used some of it already
+        job = environment.slurm_job()
+        allotment.use(budget.used(heard.record for heard in read_records(folder) if heard.record.job == job))
     context = JobContext(
         job_name=array.job_name,
         shard_ids=shard_ids,
@@ -158,6 +208,7 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> li
     workers = min(array.workers, len(shard_ids))
     device = read_header(plan).settings.device
     problems: list[str] = []
+    stopped: list[int] = []
 
     def work(number: int) -> None:
         extra = worker_environment(number, workers, device, max(1, array.resources.gpus)) if workers > 1 else {}
@@ -165,7 +216,7 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> li
             worker = Worker(plan, extra_environment=extra, stop=stop, context=context)
             with contextlib.closing(worker), contextlib.suppress(queue.Empty):
                 while not stop.is_set():
-                    worker.run(todo.get_nowait())
+                    stopped.append(worker.run(todo.get_nowait()).left)
         except Exception as error:  # noqa: BLE001 - said at the end of the job; the other workers go on
             problems.append(f"{type(error).__name__}: {error}")
 
@@ -175,7 +226,7 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> li
     for thread in threads:
         while thread.is_alive():  # signals are handled between two joins
             thread.join(timeout=0.5)
-    return problems
+    return problems, bool(sum(stopped)) or not todo.empty()
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep import breaker, environment, failures, records
-from quantsweep.attempts import Attempt
+from quantsweep.attempts import Attempt, lost_row
 from quantsweep.errors import ResultsError
 from quantsweep.failures import Failure
-from quantsweep.holds import holding, read_holds
+from quantsweep.holds import Hold, holding, read_holds
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import PlanHeader, read_header, read_owners, read_shard, remaining_tasks
 from quantsweep.shards import predicted_minutes
@@ -53,8 +53,8 @@ MIN_TIMEOUT_MINUTES = 10.0
 TIMEOUT_FACTOR = 5.0
 MAX_RESTARTS_OF_A_TRIAL = 3
 """A trial at which its job was lost so often, and requeued, is left to the retries."""
-BREAKER_SECONDS = 2.0
-"""A worker whose trials fail one after another reads everybody's attempts at most this often."""
+BREAKER_SECONDS = 60.0
+"""A worker whose trials fail reads everybody's attempts about this often, to see whether others fail in the same place."""
 MAX_STRIKES = 2
 """A worker on whose machine so many trials in a row failed for the machine's fault ends."""
 OVERTIME_SHARE = 0.5
@@ -141,6 +141,7 @@ class ShardSummary:
     failed: int = 0
     skipped: int = 0
     held: int = 0
+    left: int = 0
     stopped: bool = False
 
 
@@ -275,9 +276,12 @@ class Worker:
         self.log = self.folder.logs / f"{name}.log"
         self.writer = records.Writer(self.folder, name)
         self.beat = Beat(self.folder, self._first_record(name), self.context.allotment)
-        self.not_here = frozenset(_given_up(self.folder, self.header, self.beat.record))
+        self.poison = _close_earlier_runs(self.folder, self.beat.record)
+        self.not_here = frozenset(_given_up(self.folder, self.header))
         self.strikes = 0
-        self.breaker_checked = float("-inf")
+        self.failed_in_one_place: Counter[str] = Counter()
+        self.breaker_checked = time.monotonic()
+        self._holds: tuple[int, list[Hold]] = (-1, [])
         self.beat.start()
 
     def _first_record(self, name: str) -> WorkerRecord:
@@ -294,6 +298,13 @@ class Worker:
             gpus=self.context.gpus,
             log=str(self.log),
         )
+
+    def holds(self) -> list[Hold]:
+        """Every hold in force, read again when their folder has changed: one stat a trial."""
+        changed = self.folder.holds.stat().st_mtime_ns
+        if changed != self._holds[0]:
+            self._holds = (changed, read_holds(self.folder))
+        return self._holds[1]
 
     def close(self, ended: str | None = None) -> None:
         """End the child; write down how this worker ended (by default: as it was asked to, or finished)."""
@@ -353,28 +364,26 @@ class Beat(threading.Thread):
                 overwrite_record(self._folder, self.record)
 
 
-def _given_up(folder: SweepFolder, header: PlanHeader, mine: WorkerRecord) -> Iterator[str]:
-    """Trials of this plan that are not for this worker: owned by a newer plan, failed already, or lost too often in this very job."""
+def _given_up(folder: SweepFolder, header: PlanHeader) -> Iterator[str]:
+    """Trials of this plan that are not for this worker: owned by a newer plan, or failed already."""
     yield from read_owners(folder.plan, after=header.name)
     columns = ["trial_id", "status", "plan"]
     rows = records.read_table(folder.path, "trials", columns).to_pylist()
     yield from (row["trial_id"] for row in rows if row["status"] == "failed" and row["plan"] == header.name)
-    if mine.job is not None and mine.restarts:
-        yield from _close_earlier_runs(folder, mine)
 
 
-def _close_earlier_runs(folder: SweepFolder, mine: WorkerRecord) -> Iterator[str]:
-    """Slurm has requeued this job: its earlier workers are gone, whatever their records say; yields trials that keep taking it down."""
-    lost: Counter[str] = Counter()
-    for heard in read_records(folder):
+def _close_earlier_runs(folder: SweepFolder, mine: WorkerRecord) -> dict[str, WorkerRecord]:
+    """If Slurm has requeued this job, its earlier workers are gone, whatever their records say; returns trials that keep taking it down."""
+    lost: dict[str, list[WorkerRecord]] = {}
+    for heard in read_records(folder) if mine.job is not None and mine.restarts else ():
         record = heard.record
         if record.job != mine.job or record.restarts >= mine.restarts or record.worker == mine.worker:
             continue
         if record.ended is None:
             write_record(folder, replace(record, ended=LOST_AND_REQUEUED))
         if record.trial_id is not None:
-            lost[record.trial_id] += 1
-    yield from (trial_id for trial_id, count in lost.items() if count >= MAX_RESTARTS_OF_A_TRIAL)
+            lost.setdefault(record.trial_id, []).append(record)
+    return {trial_id: records_[-1] for trial_id, records_ in lost.items() if len(records_) >= MAX_RESTARTS_OF_A_TRIAL}
 
 
 class _ShardRun:
@@ -399,10 +408,11 @@ class _ShardRun:
                     self._stop.set(Stop.BUDGET)
                 if self._stop.is_set():
                     break
-                if self._is_held(planned):
+                if holding(self._worker.holds(), planned, self._worker.header.root) is not None:
                     counts["held"] += 1
                     continue
-                row, evaluations = self._trial(planned, tracker.log_evaluation)
+                lost = self._worker.poison.get(planned.trial.trial_id)
+                row, evaluations = self._trial(planned, tracker.log_evaluation) if lost is None else (self._give_up(planned, lost), 0)
                 status = "stopped" if row is None else row["status"]
                 counts[status] += 1
                 observer(planned, status, evaluations)
@@ -415,12 +425,16 @@ class _ShardRun:
             failed=counts["failed"],
             held=counts["held"],
             skipped=len(left) - len(todo),
+            left=len(todo) - counts["done"] - counts["failed"] - counts["held"],
             stopped=self._stop.is_set(),
         )
 
-    def _is_held(self, planned: PlannedTrial) -> bool:
-        """True if this trial is held; looks for new holds each time (one listing of a folder that is nearly always empty)."""
-        return holding(read_holds(self._folder), planned) is not None
+    def _give_up(self, planned: PlannedTrial, lost: WorkerRecord) -> dict[str, Any]:
+        """The row of a trial at which this very job was lost, and started again, too often."""
+        failure = failures.of_lost_job("NODE_FAIL", f"{planned.trial.label}, {MAX_RESTARTS_OF_A_TRIAL} times in this one job")
+        row = lost_row(lost, planned, failure)
+        self._writer.add("trials", [row])
+        return row
 
     def _look_at(self, row: Mapping[str, Any]) -> None:
         """What a trial's end means for those that come after it."""
@@ -434,9 +448,17 @@ class _ShardRun:
         worker.strikes = worker.strikes + 1 if cause == failures.BAD_NODE else 0
         if worker.strikes >= MAX_STRIKES:
             self._stop.set(Stop.BAD_NODE)
-        if cause in breaker.COUNTED and time.monotonic() - worker.breaker_checked > BREAKER_SECONDS:
+        if cause in breaker.COUNTED:
+            self._look_for_company(str(row["failure_fingerprint"]))
+
+    def _look_for_company(self, fingerprint: str) -> None:
+        """Have the breaker read everybody's attempts: once this worker alone has failures enough, and now and then."""
+        worker, threshold = self._worker, self._launch.breaker_trials
+        worker.failed_in_one_place[fingerprint] += 1
+        late = time.monotonic() - worker.breaker_checked > BREAKER_SECONDS
+        if late or worker.failed_in_one_place[fingerprint] == threshold:
             worker.breaker_checked = time.monotonic()
-            breaker.check(self._folder, self._worker.header.root, self._launch.breaker_trials)
+            breaker.check(self._folder, worker.header.root, threshold)
 
     # One trial ---------------------------------------------------------------------------------------------------------
 
@@ -566,7 +588,7 @@ class _ShardRun:
 
 
 def run_shard(plan_path: str | Path, shard_id: int) -> ShardSummary:
-    """Run one shard in this process and end: what a Slurm array task and the stock Hydra launchers call."""
+    """Run one shard in this process and end: what the stock Hydra launchers call."""
     worker = Worker(Path(plan_path))
     try:
         return worker.run(int(shard_id))

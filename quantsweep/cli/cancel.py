@@ -7,13 +7,14 @@ other workers skip what it names.  Nothing cancelled is submitted again until th
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from quantsweep import filters, records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.holds import cancelled
 from quantsweep.launching.tasks import Task, observe
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_shard_trials, remaining_tasks
+from quantsweep.plan import read_numbered_trials, remaining_tasks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +27,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Hold what is named first, so that nothing submits it again, then take its jobs out of the queue."""
     folder = find_sweep(arguments)
     chosen = filters.parse(arguments.filters, filters.PLAN_COLUMNS)
-    hold = cancelled(arguments.filters)
+    hold = cancelled(arguments.filters, folder)
     hold.save(folder)
-    tasks = [task for task in observe(folder).in_flight if not chosen.terms or _is_all(folder, task, chosen)]
+    flying = observe(folder).in_flight
+    tasks = _named(folder, flying, chosen) if chosen.terms else list(flying)
     slurm.cancel([task.job_id for task in tasks])
     print(f"cancelled {len(tasks)} jobs of {folder.name} ({hold.words}); what is written stays, and the launch command resumes")
     return 0
 
 
-def _is_all(folder: SweepFolder, task: Task, chosen: filters.Filter) -> bool:
-    """True if the filter names every trial that the task still has to run."""
+def _named(folder: SweepFolder, tasks: Sequence[Task], chosen: filters.Filter) -> list[Task]:
+    """Tasks all of whose trials that are left to run are named by the filter."""
     done = records.read_done(folder.path)
-    left = (remaining_tasks(planned, done) for planned in read_shard_trials(folder.plan / task.plan, task.shard_ids))
-    return all(chosen.matches_planned(planned) for planned in left if planned.tasks)
+    by_plan: dict[str, set[int]] = {}
+    for task in tasks:
+        by_plan.setdefault(task.plan, set()).update(task.shard_ids)
+    others = {
+        (plan, shard_id)
+        for plan, ids in by_plan.items()
+        for shard_id, planned in read_numbered_trials(folder.plan / plan, ids)
+        if (left := remaining_tasks(planned, done)).tasks and not chosen.matches_planned(left)
+    }
+    return [task for task in tasks if not any((task.plan, shard_id) in others for shard_id in task.shard_ids)]

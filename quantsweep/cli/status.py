@@ -19,7 +19,7 @@ from quantsweep.launching.refill import waiting_shards
 from quantsweep.launching.tasks import Observation, in_flight_trials, observe
 from quantsweep.messages import status_text
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_asked, read_asked_tasks, read_headers, shard_trials
+from quantsweep.plan import read_asked, read_asked_tasks, read_headers, read_owners, shard_trials
 from quantsweep.workers import read_records
 
 RATE_WINDOW = timedelta(minutes=30)
@@ -75,7 +75,7 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "evaluations_done": num_done,
         "retried": _retried(attempts, seen, {row["trial_id"] for row in failed}),
         "failures": _by_fingerprint(failed),
-        "holds": [{"words": hold.words, "because": hold.because, "by": hold.by} for hold in holds],
+        "holds": [{"words": hold.words, "because": hold.because, "by": hold.by} for hold in holds] if held else [],
         "excluded_nodes": sorted(find_broken(attempts)),
         "jobs": dict(Counter(task.state.word for task in seen.in_flight)),
         "worker_hours": sum(heard.record.seconds for heard in seen.records) / 3600,
@@ -116,14 +116,27 @@ def _state_name(state: slurm.State) -> str:
 def _held(folder: SweepFolder, holds: list[Hold], trial_ids: Collection[str]) -> set[str]:
     if not holds:
         return set()
-    return {p.trial.trial_id for p in read_asked(folder.plan) if p.trial.trial_id in trial_ids and holding(holds, p) is not None}
+    roots = {name: header.root for name, header in read_headers(folder.plan).items()}
+    owners = read_owners(folder.plan)
+    mine = (planned for planned in read_asked(folder.plan) if planned.trial.trial_id in trial_ids and planned.trial.trial_id in owners)
+    return {p.trial.trial_id for p in mine if holding(holds, p, roots[owners[p.trial.trial_id][0]]) is not None}
 
 
 # --- attempts -------------------------------------------------------------------------------------------------------------
 
 
 def _attempts(folder: SweepFolder) -> list[dict[str, Any]]:
-    columns = ["trial_id", "status", "failure_class", "failure_message", "failure_fingerprint", "finished_at", "attempt", "host"]
+    columns = [
+        "trial_id",
+        "status",
+        "failure_class",
+        "failure_message",
+        "failure_fingerprint",
+        "finished_at",
+        "attempt",
+        "host",
+        "slurm_job",
+    ]
     return records.read_table(folder.path, "trials", columns).to_pylist()  # type: ignore[no-any-return]
 
 

@@ -30,10 +30,10 @@ from quantsweep.launching.advance import step
 from quantsweep.launching.local import num_workers, run_local
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
-from quantsweep.launching.tasks import observe
 from quantsweep.messages import local_text, submitted_text
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header, shard_sizes
+from quantsweep.slurm import SlurmUnavailable
 from quantsweep.specs import ClusterSpec, Resources
 
 WAIT_SECONDS = 30.0
@@ -118,9 +118,8 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
     if cluster.kind == "slurm":
         folder = SweepFolder(plan.parent.parent)
         print(submitted_text(submit_waiting(folder, settle(folder), fresh_limits=True), sweep=str(config.sweep)), flush=True)
-        while wait and observe(folder).in_flight:
-            time.sleep(WAIT_SECONDS)
-            step(folder)  # nobody else can while this process holds the launch lock
+        if wait:
+            _wait(folder)
         return
     device = read_header(plan).settings.device
     sizes = shard_sizes(plan)
@@ -131,6 +130,19 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
         raise CompactHydraException("; ".join(summary.problems))
     if summary.interrupted:
         raise SystemExit(130)
+
+
+def _wait(folder: SweepFolder) -> None:
+    """Until nothing runs and nothing waits; takes the sweep's steps, since nobody else can while this process holds the launch lock."""
+    busy = True
+    while busy:
+        time.sleep(WAIT_SECONDS)
+        try:
+            summary = step(folder)
+        except SlurmUnavailable as error:
+            print(f"{error}; asking again in {WAIT_SECONDS:.0f} s", flush=True)
+            continue
+        busy = bool(summary.in_flight or summary.unknown or summary.submitted.shards or summary.is_stuck)
 
 
 def _executor(folder: Path, cluster: ClusterSpec) -> submitit.Executor:

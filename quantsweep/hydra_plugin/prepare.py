@@ -17,7 +17,7 @@ from quantsweep import records
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.launching.local import num_workers
-from quantsweep.launching.tasks import Observation, in_flight_trials, observe
+from quantsweep.launching.tasks import Observation, observe, to_leave_alone
 from quantsweep.paths import SweepFolder, sweep_folder
 from quantsweep.pins import offline_environment
 from quantsweep.plan import Expansion, Plan, build_plan, expand
@@ -91,7 +91,7 @@ def _plan(
         expansion,
         sweep=folder.name,
         done=records.read_done(folder.path),
-        in_flight=in_flight_trials(folder, seen.in_flight),
+        in_flight=to_leave_alone(folder, seen),
         settings=settings,
         launch=replace(launch, variables=_offline_switches(expansion, base)),
         workers=workers if here else None,

@@ -19,7 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from quantsweep import holds, snapshot
+from quantsweep import snapshot
 from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
 from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
@@ -67,8 +67,6 @@ class QuantsweepSweeper(Sweeper):
             prepared = prepare(self._config, search_folders(self._config.hydra), arguments, seen=seen)
             print(plan_text(prepared.plan, title=prepared.title, folder=folder.path), flush=True)
             refuse_unpinned(prepared.plan)
-            if lifted := holds.release(folder):
-                print(f"  {lifted} holds are lifted: what they held is tried again", flush=True)
             if not prepared.plan.shards:
                 return self._submit_older(folder, seen, here=here)
             plan = prepared.plan if here else replace(prepared.plan, launch=_on_slurm(prepared.plan.launch, folder))
@@ -92,4 +90,5 @@ def _on_slurm(launch: LaunchSettings, folder: SweepFolder) -> LaunchSettings:
 
 def shard_overrides(plan: Path, shard_id: int) -> list[str]:
     """What a launcher is given for one shard."""
-    return [f"plan_path='{plan}'", f"shard_id={shard_id}"]
+    quoted = str(plan).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"plan_path='{quoted}'", f"shard_id={shard_id}"]

@@ -10,7 +10,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from quantsweep import holds
 from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.composition import check_command_line, expand_shorthand, help_text, refuse_sweeps, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
@@ -53,7 +52,6 @@ def _run_one(cfg: DictConfig) -> dict[str, int]:
     refuse_unpinned(prepared.plan)
     prepared.folder.create()
     with launch_lock(prepared.folder.plan / "launch.lock", purpose=RUN):
-        holds.release(prepared.folder)
         failed = _run_here(prepared)
     print(results_text(prepared.folder.path, [planned.trial.trial_id for planned in prepared.plan.trials]))
     if failed:

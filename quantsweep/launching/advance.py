@@ -10,6 +10,7 @@ the tables, what is submitted is in the submissions, and the next one goes on fr
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,13 @@ from pathlib import Path
 from quantsweep import breaker, records
 from quantsweep.errors import LockedError, QuantsweepError
 from quantsweep.files import filesystem_now
+from quantsweep.forgetting import forgotten_since
 from quantsweep.holds import Hold, holding, read_holds
+from quantsweep.launching.compaction import compact
 from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.refill import SubmitSummary, submit_waiting
 from quantsweep.launching.settle import NOT_BY_ITSELF, settle
+from quantsweep.launching.submissions import read_submissions
 from quantsweep.launching.tasks import Observation, in_flight_trials
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import (
@@ -42,7 +46,9 @@ from quantsweep.specs import PlannedTrial
 
 PAUSE_SECONDS = 30.0
 """Workers that end take the step at most this often: it costs Slurm a request or two."""
-MAX_ASSIGNMENTS = 25
+COMPACT_FILES = 1_000
+"""A step folds the small files of a running sweep once a table has so many."""
+MAX_ASSIGNMENTS = 100
 """A trial that was submitted so often without leaving any row is left to a person."""
 
 
@@ -81,15 +87,24 @@ def step(folder: SweepFolder) -> StepSummary:
 def advance_now_and_then(folder: SweepFolder) -> str:
     """For a worker that ends: take the step unless it was taken just now or somebody is at it; says what came of it."""
     stamp = folder.plan / ".advanced"
-    if stamp.exists() and filesystem_now(folder.plan) - stamp.stat().st_mtime < PAUSE_SECONDS:
-        return "the sweep was looked after just now"
-    stamp.touch()
     try:
-        return step_text(advance(folder))
+        if stamp.exists() and (rest := PAUSE_SECONDS - (filesystem_now(folder.plan) - stamp.stat().st_mtime)) > 0:
+            if _has_collector(folder):
+                return "the sweep was looked after just now"
+            time.sleep(rest)  # nobody comes after this worker, perhaps
+        stamp.touch()
+        text = step_text(advance(folder))
+        if len(list(folder.table("metrics").iterdir())) > COMPACT_FILES:
+            compact(folder)
+        return text
     except LockedError:
         return "somebody else is looking after the sweep"
-    except QuantsweepError as error:
+    except (QuantsweepError, OSError) as error:
         return f"the sweep could not be looked after from here: {error}"
+
+
+def _has_collector(folder: SweepFolder) -> bool:
+    return any(submission.collector is not None for submission in read_submissions(folder) if not submission.closed)
 
 
 def step_text(step: StepSummary) -> str:
@@ -98,6 +113,7 @@ def step_text(step: StepSummary) -> str:
     text = f"planned {step.retried} trials again, submitted {done.shards} shards, {done.waiting} wait"
     text += "".join(f"; {count} given up: {reason}" for reason, count in step.given_up.items())
     text += "".join(f"; not submitted: {why}" for why in done.refused)
+    text += f"; no collector: {done.collector}" if done.collector else ""
     return text + (f"; then Slurm said no: {done.refusal}" if done.refusal else "")
 
 
@@ -138,12 +154,17 @@ def _left_behind(folder: SweepFolder, seen: Observation, headers: Mapping[str, P
     last = _last_words(seen)
     flying = in_flight_trials(folder, seen.in_flight)
     done = records.read_done(folder.path)
+    roots = {header.root for header in headers.values()}
+    # What somebody forgot on purpose comes back with the next launch, and its code; not by itself, with the old one.
+    forgotten = {root: forgotten_since(folder.path, folder.plan / root) for root in roots if (folder.plan / root).exists()}
     shards: dict[str, set[int]] = {}
     mine: set[str] = set()
     for trial_id, ((plan, shard_id), tasks) in read_owned_tasks(folder.plan).items():
         word = last.get((plan, shard_id))
+        if word is None or word in NOT_BY_ITSELF or plan not in headers or trial_id in flying:
+            continue
         missing = any((trial_id, task) not in done for task in tasks)
-        if word is not None and word not in NOT_BY_ITSELF and missing and trial_id not in flying and plan in headers:
+        if missing and trial_id not in forgotten.get(headers[plan].root, ()):
             shards.setdefault(plan, set()).add(shard_id)
             mine.add(trial_id)
     rest = (
@@ -182,7 +203,7 @@ def _causes(folder: SweepFolder, headers: Mapping[str, PlanHeader]) -> dict[str,
 
 
 def _verdict(planned: PlannedTrial, header: PlanHeader, causes: Sequence[tuple[str, str]], holds: Iterable[Hold]) -> Verdict:
-    held = holding(holds, planned)
+    held = holding(holds, planned, header.root)
     if held is not None:
         return Verdict(resources=None, reason=f"held ({held.words}: {held.because})")
     return decide(

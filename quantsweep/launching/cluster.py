@@ -8,6 +8,7 @@ that the warning before the time limit (`--signal=B:USR2@…`) reaches it.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder, product_root
 from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
 
+VISIBLE_SECONDS = 90
+"""For so long another host's new file may stay unseen on a network file system."""
 COLLECTOR_MINUTES = 30
 """Time limit of a collector: it reads tables and submits, a minute or so for a very large sweep."""
 
@@ -38,6 +41,12 @@ class NoRoomError(RefusedError):
 
 class ShardExecutor(submitit.SlurmExecutor):
     """submitit's Slurm executor for a command that every task of an array runs."""
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        # sbatch hands its environment on to the job, and obeys SBATCH_…: what belongs to a job that submits, or would quietly
+        # overrule the cluster's configuration, stays here.
+        unset = [f"--unset={key}" for key in os.environ if key.startswith(("SLURM_", "SBATCH_")) and key != "SLURM_CONF"]
+        return ["env", *unset, "sbatch", str(submission_file_path)]
 
     def submit_tasks(self, command: str, num_tasks: int) -> int:
         """Submit `command` as an array of tasks 0 … num_tasks−1; returns the array's job id.
@@ -124,8 +133,7 @@ def sbatch_parameters(
         "use_srun": False,
         "setup": [*cluster.setup, *_python_path(code), f"export OMP_NUM_THREADS={needs.cpus} TOKENIZERS_PARALLELISM=false"],
         "additional_parameters": {
-            # Not in the first half of the job: a worker must have begun to listen.
-            "signal": f"B:USR2@{min(cluster.signal_seconds, needs.minutes * 30)}",
+            "signal": f"B:USR2@{warning_seconds(cluster, needs)}",
             "requeue": True,
             **({"exclusive": True, "mem": "0"} if cluster.allocation == "node" and needs.memory_gb else {}),
             **dict(cluster.additional_parameters),
@@ -139,9 +147,25 @@ def sbatch_parameters(
     return parameters | {key: value for key, value in optional.items() if value is not None}
 
 
+def warning_seconds(cluster: ClusterSpec, needs: Resources) -> int:
+    """How long before its time limit a job is warned: not in its first half, when a worker may not yet listen."""
+    return min(cluster.signal_seconds, needs.minutes * 30)
+
+
 def _python_path(code: Path | None) -> list[str]:
-    """Nodes import the copy of the code that was made at launch, whether or not anything is installed there."""
-    return [] if code is None else [f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"']
+    """Nodes import the copy of the code that was made at launch, whether or not anything is installed there.
+
+    PYTHONSAFEPATH: else `python -m` would look into the folder that sbatch was called in first, often the live checkout.
+    A job that submits jobs hands its environment on: what PYTHONPATH was before us is kept aside, so that it does not grow.
+    """
+    if code is None:
+        return []
+    marker = shlex.quote(str(code / "quantsweep" / "slurm_job.py"))
+    return [
+        f"for i in $(seq {VISIBLE_SECONDS}); do [ -e {marker} ] && break; sleep 1; done  # another host has just written it",
+        'export QUANTSWEEP_PYTHONPATH="${QUANTSWEEP_PYTHONPATH-${PYTHONPATH-}}"',
+        f'export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}"${{QUANTSWEEP_PYTHONPATH:+:$QUANTSWEEP_PYTHONPATH}}"',
+    ]
 
 
 REFUSALS: Mapping[str, tuple[type[RefusedError], str]] = {

@@ -10,6 +10,7 @@ before it does anything that cannot be undone: `check_held`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from quantsweep.workers import is_process
 LIFE_SECONDS = 600.0
 RENEW_SECONDS = 60.0
 POLL_SECONDS = 0.5
+STALE_READS = 10
 RUN = "run"
 """Purpose of a lock that is held for a whole run on this machine: nobody waits for it."""
 
@@ -52,8 +54,9 @@ def launch_lock(path: Path, *, purpose: str = "launch", wait_seconds: float = 0.
     finally:
         ended.set()
         renewer.join()
-        if _read(path).get("token") == token:
-            path.unlink()
+        with contextlib.suppress(OSError):  # a lock that cannot be taken away frees itself: this process is done
+            if _read(path).get("token") == token:
+                path.unlink()
 
 
 def check_held(path: Path) -> None:
@@ -113,10 +116,16 @@ def _renew(path: Path, token: str, ended: threading.Event) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+    for _ in range(STALE_READS):
+        try:
+            return json.loads(path.read_text())  # type: ignore[no-any-return]
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # its holder has just renewed it, on another host
+                raise
+            time.sleep(POLL_SECONDS)
+    raise LockedError(f"the launch lock {path} changes too fast to be read: another launch is at work")
 
 
 def _is_stale(path: Path, holder: dict[str, Any]) -> bool:

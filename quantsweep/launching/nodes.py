@@ -1,8 +1,9 @@
 """Bad nodes: a machine on which trial after trial fails for the machine's own fault gets no more of this sweep.
 
 A *strike* is a failed attempt whose cause is the machine (bad_node: its GPU or driver is broken; node_failure:
-Slurm lost it).  A node with STRIKES of them within STRIKE_HOURS, and no trial that succeeded on it since the
-last, is excluded from new arrays.  Nothing is stored: the attempts themselves are the record, so a node
+Slurm lost it), or a job that could not even begin there while others can elsewhere (not_started: a mount or an
+interpreter is missing), however many trials it had.  A node with STRIKES of them within STRIKE_HOURS, and
+no trial that succeeded on it since the last, is excluded from new arrays.  Nothing is stored: the attempts themselves are the record, so a node
 that is mended comes back by itself.
 """
 
@@ -17,12 +18,13 @@ from quantsweep.paths import SweepFolder
 
 STRIKES = 2
 STRIKE_HOURS = 24.0
+COLUMNS = ("host", "status", "failure_class", "finished_at", "attempt", "slurm_job")
 CAUSES = frozenset({failures.BAD_NODE, failures.NODE_FAILURE})
 
 
 def broken_nodes(folder: SweepFolder) -> dict[str, int]:
     """Nodes to exclude, with their strikes."""
-    columns = ["host", "status", "failure_class", "finished_at"]
+    columns = list(COLUMNS)
     since = datetime.now(UTC) - timedelta(hours=STRIKE_HOURS)
     rows = records.read_table(folder.path, "trials", columns).to_pylist()
     return find_broken(row for row in rows if row["finished_at"] > since)
@@ -30,10 +32,15 @@ def broken_nodes(folder: SweepFolder) -> dict[str, int]:
 
 def find_broken(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Nodes with STRIKES strikes since their last success; pure."""
-    strikes: dict[str, int] = {}
-    for row in sorted(rows, key=lambda row: row["finished_at"]):
+    ordered = sorted(rows, key=lambda row: row["finished_at"])
+    works = {row["host"] for row in ordered if row["status"] == "done"}
+    strikes: dict[str, set[str]] = {}
+    for row in ordered:
+        host, cause = row["host"], row["failure_class"]
         if row["status"] == "done":
-            strikes.pop(row["host"], None)
-        elif row["failure_class"] in CAUSES and row["host"]:
-            strikes[row["host"]] = strikes.get(row["host"], 0) + 1
-    return {host: count for host, count in strikes.items() if count >= STRIKES}
+            strikes.pop(host, None)
+        elif host and cause in CAUSES:
+            strikes.setdefault(host, set()).add(row["attempt"])
+        elif host and cause == failures.NOT_STARTED and works - {host}:
+            strikes.setdefault(host, set()).add(str(row["slurm_job"]))
+    return {host: len(found) for host, found in strikes.items() if len(found) >= STRIKES}

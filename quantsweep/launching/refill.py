@@ -29,7 +29,16 @@ from quantsweep.launching.nodes import broken_nodes
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, new_submission
 from quantsweep.launching.tasks import COLLECTOR, Observation
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import PlanHeader, plan_files, read_headers, read_owned_tasks, read_shard_trials, shard_samples, shard_sizes
+from quantsweep.plan import (
+    PlanHeader,
+    plan_files,
+    read_header,
+    read_headers,
+    read_numbered_trials,
+    read_owned_tasks,
+    shard_samples,
+    shard_sizes,
+)
 from quantsweep.prediction import Predictor, sweep_folders
 from quantsweep.records import read_done
 from quantsweep.shards import predicted_minutes
@@ -107,12 +116,12 @@ def _held_shards(folder: SweepFolder, waiting: Iterable[Waiting]) -> set[Waiting
     by_plan: dict[str, set[int]] = {}
     for plan, shard_id in waiting if holds else ():
         by_plan.setdefault(plan, set()).add(shard_id)
-    return {
-        (plan, shard_id)
-        for plan, ids in by_plan.items()
-        for shard_id in ids
-        if all(holding(holds, planned) for planned in read_shard_trials(folder.plan / plan, [shard_id]))
-    }
+    free: set[Waiting] = set()
+    for plan, ids in by_plan.items():
+        root = read_header(folder.plan / plan).root
+        trials = read_numbered_trials(folder.plan / plan, ids)
+        free |= {(plan, shard_id) for shard_id, planned in trials if holding(holds, planned, root) is None}
+    return {(plan, shard_id) for plan, ids in by_plan.items() for shard_id in ids} - free
 
 
 def room(limits: slurm.Limits, queued: int, cluster: ClusterSpec) -> int:
@@ -140,7 +149,7 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
     waiting = waiting_shards(folder, seen.submissions)
     if not waiting:
         return SubmitSummary()
-    newest = headers[waiting[-1][0]]
+    newest = [header for header in headers.values() if header.root == header.name][-1]
     limits = _limits(folder, newest.launch.cluster, fresh=fresh_limits)
     places = room(limits, _queued(seen), newest.launch.cluster)
     groups = _groups(folder, waiting, headers)
@@ -148,6 +157,9 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
     if not chosen:
         return SubmitSummary(waiting=len(waiting), limits=limits, budget_spent=spent)
     excluded = tuple(sorted(broken_nodes(folder)))
+    if excluded:  # what waits in the queue already is kept off them too; where Slurm does not let us, a retry will be
+        pending = {task.job_id.partition("_")[0] for task in seen.in_flight if task.state is slurm.State.PENDING}
+        slurm.exclude_nodes(sorted(pending), excluded)
     arrays = [array for group in chosen for array in _arrays(group, array_size(newest.launch.cluster, limits))]
     submission, refusals = _submit(folder, new_submission(folder, arrays), headers, excluded)
     accepted = [array for array in submission.arrays if array.array_job_id is not None]
@@ -191,11 +203,12 @@ def _groups(folder: SweepFolder, waiting: Sequence[Waiting], headers: Mapping[st
     budgeted = any(headers[plan].launch.gpu_hours is not None for plan, _ in waiting)
     # Only a budget needs to know: past rows say it best, and cost a reading of them.
     predict = Predictor.from_tables(sweep_folders(folder.path.parent)).minutes if budgeted else predicted_minutes
+    known: dict[str | None, int | None] = {}
     by_class: dict[tuple[str, Resources], list[int]] = {}
     minutes: dict[Waiting, float] = {}
     for plan in dict.fromkeys(plan for plan, _ in waiting):
         samples, sizes = shard_samples(folder.plan / plan), shard_sizes(folder.plan / plan)
-        longest = _longest(headers[plan].launch.cluster)
+        longest = _longest(headers[plan].launch.cluster.partition, known)
         for _, shard_id in (shard for shard in waiting if shard[0] == plan):
             needs = headers[plan].launch.cluster.resources(samples[shard_id].trial.model.resources)
             needs = replace(needs, minutes=min(needs.minutes, longest)) if longest is not None else needs
@@ -210,14 +223,16 @@ def _group(plan: str, needs: Resources, ids: Sequence[int], workers: int, minute
     return _Group(plan=plan, resources=needs, workers=workers, tasks=tasks, seconds=seconds)
 
 
-def _longest(cluster: ClusterSpec) -> int | None:
-    """The partition's time limit in minutes; None if it has none or cannot be asked (then sbatch says so)."""
-    try:
-        return slurm.partition_limits(cluster.partition).max_minutes
-    except slurm.SlurmUnavailable:
-        raise
-    except SlurmError:
-        return None
+def _longest(partition: str | None, known: dict[str | None, int | None]) -> int | None:
+    """The partition's time limit in minutes, asked once; None if it has none or is not there (then sbatch says so)."""
+    if partition not in known:
+        try:
+            known[partition] = slurm.partition_limits(partition).max_minutes
+        except slurm.SlurmUnavailable:
+            raise
+        except SlurmError:
+            known[partition] = None
+    return known[partition]
 
 
 def _first(groups: Iterable[_Group], places: int) -> list[_Group]:
@@ -301,16 +316,20 @@ def _submit(
     """
     for_good: list[RefusedError] = []
     no_room: str | None = None
-    for index, array in enumerate(submission.arrays):
+    index = 0
+    while index < len(submission.arrays):
+        array = submission.arrays[index]
         try:
             number = _submit_patiently(folder, submission, index, headers[array.plan], excluded)
         except NoRoomError as error:
-            no_room = str(error)
-            break
+            if index > 0 or len(array.tasks) == 1:
+                no_room = str(error)
+                break
+            submission = submission.halved(index)  # limits that were read may be filled by others: half of it may still fit
+            continue
         except RefusedError as error:
             for_good.append(error)
             submission = submission.with_array(index, replace(array, abandoned=True))
-            continue
         except slurm.SlurmUnavailable as error:
             if index == 0:
                 raise
@@ -320,8 +339,10 @@ def _submit(
             if index == 0:
                 raise
             return submission, _Refusals(no_room=str(error), for_good=tuple(map(str, for_good)))
-        check_held(folder.plan / "launch.lock")  # else another launch has judged this intent meanwhile, and its word stands
-        submission = submission.with_array(index, replace(array, array_job_id=number))
+        else:
+            check_held(folder.plan / "launch.lock")  # else another launch has judged this intent meanwhile, and its word stands
+            submission = submission.with_array(index, replace(array, array_job_id=number))
+        index += 1
     if for_good and len(for_good) == len(submission.arrays):
         raise for_good[0]
     return submission.abandon() if no_room else submission, _Refusals(no_room=no_room, for_good=tuple(map(str, for_good)))

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantsweep import failures, records
-from quantsweep.attempts import Attempt
-from quantsweep.environment import Environment
-from quantsweep.failures import Failure
+from quantsweep import failures, records, slurm
+from quantsweep.attempts import lost_row
 from quantsweep.launching.submissions import Submission
 from quantsweep.launching.tasks import Observation, Task, observe
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import plan_files, read_shard_trials, remaining_tasks
+from quantsweep.plan import plan_files, read_numbered_trials, remaining_tasks
 from quantsweep.specs import PlannedTrial, content_hash
 from quantsweep.workers import Heard, WorkerRecord, write_record
 
@@ -41,6 +39,7 @@ OUTPUT_TAIL = 2_000
 def settle(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
     """Look, write down what has ended, and return what was seen, as it is written now (its in_flight is what may still run)."""
     seen = observe(folder, assume_dead=assume_dead)
+    slurm.cancel([task.job_id for task in seen.ended if task.to_cancel])
     _settle_tasks(folder, seen)
     _settle_local(folder, seen.records)
     seen = _with_own_words(seen)
@@ -90,14 +89,15 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
             by_job.setdefault(heard.record.job, []).append(heard.record)
     rows: list[dict[str, Any]] = []
     over: list[WorkerRecord] = []
+    unfinished = _Unfinished(folder, seen.ended)
     names = {(s.path, n): array.job_name for s in seen.submissions for n, array in enumerate(s.arrays)}
     for task in seen.ended:
         own = by_job.get(task.job_id, [])
         if not own and task.ended == "FAILED":
-            rows += _not_started(folder, task, names[task.submission, task.array])
+            rows += _not_started(folder, unfinished, task, names[task.submission, task.array])
         for record in own:
             if record.ended is None:
-                rows += _lost(folder, record, task.ended or "UNKNOWN")
+                rows += _lost(unfinished, record, task.ended or "UNKNOWN")
                 over.append(replace(record, ended=f"lost: {task.ended}"))
     _write_new(folder, rows)
     for record in over:
@@ -121,56 +121,48 @@ def _settle_local(folder: SweepFolder, heard: Iterable[Heard]) -> None:
             write_record(folder, replace(one.record, ended="lost"))
 
 
-def _lost(folder: SweepFolder, record: WorkerRecord, state: str) -> list[dict[str, Any]]:
+def _lost(unfinished: _Unfinished, record: WorkerRecord, state: str) -> list[dict[str, Any]]:
     """The row of the trial that a worker was at when it was lost; none if it was between trials, or the loss was wanted."""
     if record.trial_id is None or state in BLAMELESS or record.shard_id is None:
         return []
-    unfinished = _unfinished(folder, record.plan, [record.shard_id])
-    planned = next((planned for planned in unfinished if planned.trial.trial_id == record.trial_id), None)
+    planned = next((planned for planned in unfinished.of(record.plan, record.shard_id) if planned.trial.trial_id == record.trial_id), None)
     if planned is None:
         return []  # every task of it was written; only the trial's own row is missing
     failure = failures.of_lost_job(state, planned.trial.label)
     return [lost_row(record, planned, failure)]
 
 
-def lost_row(record: WorkerRecord, planned: PlannedTrial, failure: Failure) -> dict[str, Any]:
-    """The row of `trials` for an attempt whose worker cannot write it any more; the same loss has the same attempt id."""
-    now = datetime.now(UTC)
-    attempt = Attempt(
-        planned=planned,
-        attempt=content_hash([record.worker, planned.trial.trial_id, record.trial_started]),
-        plan=record.plan,
-        shard_id=record.shard_id,
-        environment=Environment(host=record.node, slurm_job=record.job, code_commit=None, code_diff=None, versions="{}"),
-        log=Path(record.log).name,
-        log_start=record.log_start,
-        started_at=now if record.trial_started is None else datetime.fromtimestamp(record.trial_started, UTC),
-    )
-    return attempt.row(failure, now, log_end=record.log_start if not record.log else _size(record.log, record.log_start))
-
-
-def _size(log: str, at_least: int) -> int:
-    try:
-        return max(at_least, Path(log).stat().st_size)
-    except OSError:
-        return at_least
-
-
-def _not_started(folder: SweepFolder, task: Task, job_name: str) -> list[dict[str, Any]]:
+def _not_started(folder: SweepFolder, unfinished: _Unfinished, task: Task, job_name: str) -> list[dict[str, Any]]:
     log = slurm_log(folder, job_name, task.job_id)
     text = log.read_text(errors="replace")[-OUTPUT_TAIL:] if log.is_file() else ""
     failure = failures.not_started(text)
     rows = []
     for shard_id in task.shard_ids:
         record = WorkerRecord(worker=task.job_id, host=task.node, pid=0, plan=task.plan, node=task.node, job=task.job_id, shard_id=shard_id)
-        rows += [lost_row(record, planned, failure) for planned in _unfinished(folder, task.plan, [shard_id])]
+        rows += [lost_row(record, planned, failure) for planned in unfinished.of(task.plan, shard_id)]
     return rows
 
 
-def _unfinished(folder: SweepFolder, plan: str, shard_ids: list[int]) -> list[PlannedTrial]:
-    path = folder.plan / plan
-    if path not in plan_files(folder.plan):
-        return []
-    done = records.read_done(folder.path)
-    left = (remaining_tasks(planned, done) for planned in read_shard_trials(path, shard_ids))
-    return [planned for planned in left if planned.tasks]
+class _Unfinished:
+    """What is left of the shards of some tasks; each table is read once, and not before somebody asks."""
+
+    def __init__(self, folder: SweepFolder, tasks: Iterable[Task]) -> None:
+        self._folder = folder
+        self._shards: dict[str, set[int]] = {}
+        for task in tasks:
+            self._shards.setdefault(task.plan, set()).update(task.shard_ids)
+
+    def of(self, plan: str, shard_id: int) -> list[PlannedTrial]:
+        """Trials of one shard with the tasks that have no row."""
+        return self._left.get((plan, shard_id), [])
+
+    @cached_property
+    def _left(self) -> dict[tuple[str, int], list[PlannedTrial]]:
+        done = records.read_done(self._folder.path)
+        left: dict[tuple[str, int], list[PlannedTrial]] = {}
+        for path in plan_files(self._folder.plan):
+            for shard_id, planned in read_numbered_trials(path, self._shards.get(path.name, ())):
+                rest = remaining_tasks(planned, done)
+                if rest.tasks:
+                    left.setdefault((path.name, shard_id), []).append(rest)
+        return left

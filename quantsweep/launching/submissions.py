@@ -83,6 +83,15 @@ class Submission:
         """The same submission with one array replaced, saved."""
         return replace(self, arrays=(*self.arrays[:index], array, *self.arrays[index + 1 :])).save()
 
+    def halved(self, index: int) -> Submission:
+        """The same submission with one array's second half as an array of its own, saved."""
+        array = self.arrays[index]
+        middle = (len(array.tasks) + 1) // 2
+        first = replace(array, tasks=array.tasks[:middle], gpu_seconds=array.gpu_seconds[:middle])
+        stem = array.job_name.rpartition("-")[0]
+        second = replace(array, job_name=f"{stem}-{len(self.arrays)}", tasks=array.tasks[middle:], gpu_seconds=array.gpu_seconds[middle:])
+        return replace(self, arrays=(*self.arrays[:index], first, second, *self.arrays[index + 1 :])).save()
+
     def abandon(self) -> Submission:
         """Give up every array that has no receipt, saved."""
         return replace(self, arrays=tuple(a if a.array_job_id is not None else replace(a, abandoned=True) for a in self.arrays)).save()

@@ -16,6 +16,7 @@ silent for the stated time, or somebody who has looked says so (assume_dead=true
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -25,13 +26,15 @@ from pathlib import Path
 from quantsweep import slurm
 from quantsweep.errors import SlurmError
 from quantsweep.files import filesystem_now
+from quantsweep.holds import holding, read_holds
+from quantsweep.launching.cluster import VISIBLE_SECONDS
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions, user_name
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import shard_trials
+from quantsweep.plan import read_headers, read_shard_trials, shard_trials
 from quantsweep.workers import STALE_SECONDS, Heard, read_records
 
-VISIBLE_SECONDS = 90.0
-"""For so long another host's new file may stay unseen on a network file system."""
+STUCK = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue", re.IGNORECASE)
+"""Reasons of squeue for a job that waits until an administrator looks (a prolog failed, a node has no such user)."""
 COLLECTOR = "collector"
 """Job names of collectors end so; they run no shard."""
 
@@ -41,6 +44,7 @@ class Task:
     """One array task that was submitted and has not been written down as ended.
 
     state: what is known of it; State.UNKNOWN where nobody knows.  ended: the word to write down, None while it may still run.
+    to_cancel: Slurm still has it, but will never run it by itself.
     """
 
     submission: Path
@@ -52,6 +56,7 @@ class Task:
     state: slurm.State
     node: str = ""
     ended: str | None = None
+    to_cancel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +64,14 @@ class Observation:
     """All tasks that are not yet written down as ended, and all submissions as they should be.
 
     adopted: submissions whose lost receipts were found in the queue, or whose arrays came to nothing (not yet saved).
-    queued: every job of this user, of any kind (it counts towards the limits).
+    queued: every job of this user, of any kind (it counts towards the limits).  prefix: how this sweep's own begin.
     """
 
     submissions: tuple[Submission, ...]
     tasks: tuple[Task, ...]
     records: tuple[Heard, ...]
     queued: tuple[slurm.QueuedTask, ...]
+    prefix: str = ""
 
     @property
     def in_flight(self) -> tuple[Task, ...]:
@@ -78,14 +84,13 @@ class Observation:
         return tuple(task for task in self.tasks if task.ended is not None)
 
     @property
-    def num_queued(self) -> int:
-        """Jobs of this user that count towards submit limits."""
-        return sum(task.state.is_active for task in self.queued)
-
-    @property
     def collectors(self) -> tuple[slurm.QueuedTask, ...]:
         """This sweep's collectors that have not started yet."""
-        return tuple(task for task in self.queued if task.name.endswith(COLLECTOR) and task.state is slurm.State.PENDING)
+        return tuple(
+            task
+            for task in self.queued
+            if task.name.startswith(self.prefix) and task.name.endswith(COLLECTOR) and task.state is slurm.State.PENDING
+        )
 
 
 def observe(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
@@ -112,7 +117,28 @@ def observe(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
         tasks=tuple(tasks),
         records=records,
         queued=mine,
+        prefix=job_prefix(folder),
     )
+
+
+def to_leave_alone(folder: SweepFolder, seen: Observation) -> frozenset[str]:
+    """Trials that a launch must not plan: jobs in flight will run them (or are at them), and no hold makes them skip them."""
+    flying = in_flight_trials(folder, seen.in_flight)
+    holds = read_holds(folder)
+    if not holds or not flying:
+        return flying
+    at_hand = {heard.record.trial_id for heard in seen.records if heard.is_alive}
+    roots = {name: header.root for name, header in read_headers(folder.plan).items()}
+    by_plan: dict[str, set[int]] = {}
+    for task in seen.in_flight:
+        by_plan.setdefault(task.plan, set()).update(task.shard_ids)
+    skipped = {
+        planned.trial.trial_id
+        for plan, ids in by_plan.items()
+        for planned in read_shard_trials(folder.plan / plan, ids)
+        if holding(holds, planned, roots[plan]) is not None
+    }
+    return flying - (skipped - at_hand)
 
 
 def in_flight_trials(folder: SweepFolder, tasks: Iterable[Task]) -> frozenset[str]:
@@ -198,7 +224,7 @@ def _tasks(
                 if known is None:
                     silent.append((task, age))
                 else:
-                    found.append(_from_slurm(task, known.state, known.node))
+                    found.append(_stuck(task, known) or _from_slurm(task, known.state, known.node))
     return [*found, *_forgotten(silent, by_job, assume_dead=assume_dead)]
 
 
@@ -217,6 +243,13 @@ def _of_array(submission: Submission, number: int, array: SubmittedArray) -> Ite
                 shard_ids=shard_ids,
                 state=slurm.State.UNKNOWN,
             )
+
+
+def _stuck(task: Task, known: slurm.QueuedTask) -> Task | None:
+    """A task that Slurm holds after it could not be launched: it would wait for ever, so it counts as lost with its node."""
+    if known.state is not slurm.State.PENDING or not STUCK.search(known.reason):
+        return None
+    return replace(task, state=known.state, node=known.node, ended=slurm.State.NODE_FAIL.word, to_cancel=True)
 
 
 def _from_slurm(task: Task, state: slurm.State, node: str) -> Task:
