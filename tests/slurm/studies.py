@@ -37,6 +37,8 @@ class Study:
     arguments: Sequence[str]
     name: str = "faults"
     checkout: Path = ROOT
+    where: Path | None = None
+    """Where the launch command is typed; the test's own folder by default."""
     results: Path | None = None
     faults: ledger.FaultPlan | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -81,7 +83,13 @@ class Study:
     ) -> subprocess.CompletedProcess[str]:
         """Type the launch command; `expect` is its exit status (negative: the signal that ended it; None: any)."""
         done = subprocess.run(
-            self.command(*extra), capture_output=True, text=True, env=self.variables(kill), cwd=self.root, timeout=timeout, check=False
+            self.command(*extra),
+            capture_output=True,
+            text=True,
+            env=self.variables(kill),
+            cwd=self.where or self.root,
+            timeout=timeout,
+            check=False,
         )
         assert expect is None or done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

@@ -90,18 +90,16 @@ def test_queued_jobs_run_the_code_as_it_was_submitted(engine: Cluster, tmp_path:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(source, target)
     (checkout / ".env").write_text("SECRET=1\n")
     (checkout / ".git" / "info" / "exclude").write_text(".env\n")
-    study = Study(
-        cluster=engine, root=tmp_path, arguments=("bit_width=4", "cluster.additional_parameters={hold: true}"), checkout=checkout,
-        environment={"PYTHONSAFEPATH": "1"},
-    )  # fmt: skip
+    arguments = ("bit_width=4", "cluster.additional_parameters={hold: true}")
+    study = Study(cluster=engine, root=tmp_path, arguments=arguments, checkout=checkout, where=checkout)
     study.launch()
     (checkout / "quantsweep" / "child.py").write_text("raise SystemExit('the edited checkout ran')\n")
     (checkout / "quantsweep" / "worker.py").write_text("raise SystemExit('the edited checkout ran')\n")
-    engine.run(["scontrol", "release", "JobName=" + read_submissions(study.folder)[0].arrays[0].job_name])
     for line in study.queued():
         engine.run(["scontrol", "release", line.split()[1]])
     study.wait_until_idle()
     assert study.check().rows == 1
+    assert "the edited checkout ran" not in study.logs()
     [row] = quantsweep.load_trials(study.folder.path).to_dict("records")
     assert row["code_commit"] is not None
     assert not list(study.folder.code.rglob(".env"))
