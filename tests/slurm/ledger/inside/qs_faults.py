@@ -129,6 +129,21 @@ def _host_memory(fault: Fault) -> NoReturn:
     raise MemoryError(f"held {len(held) * CHUNK // 2**20} MB for {fault.seconds} s, and nobody minded (injected)")
 
 
+def _cuda_assert(fault: Fault) -> None:
+    """A true one: the CUDA context of this process is lost with it."""
+    import torch
+
+    table = torch.zeros(4, device="cuda")
+    table[torch.tensor([99], device="cuda")].sum().item()
+
+
+def _cuda_memory(fault: Fault) -> None:
+    """A true one: a petabyte."""
+    import torch
+
+    torch.empty(2**50, dtype=torch.uint8, device="cuda")
+
+
 KINDS: dict[str, Callable[[Fault], None]] = {
     "out_of_gpu_memory": _out_of_gpu_memory,
     "device_assert": _device_assert,
@@ -137,6 +152,8 @@ KINDS: dict[str, Callable[[Fault], None]] = {
     "kill": _kill,
     "hang": _hang,
     "host_memory": _host_memory,
+    "cuda_assert": _cuda_assert,
+    "cuda_memory": _cuda_memory,
 }
 
 
