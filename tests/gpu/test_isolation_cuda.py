@@ -18,15 +18,8 @@ from tests.slurm.ledger import Fault, FaultPlan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-GRID = (
-    "model=mini-neox-0.3m",
-    "data_type=int,fp,quantile",
-    "bit_width=4,8",
-    "block_size=64,128",
-    "task=mini_ppl",
-    "limit=2",
-    "device=cuda",
-)
+AXES = ("model=mini-neox-0.3m", "data_type=int,fp,quantile", "bit_width=4,8", "block_size=64,128")
+FIXED = ("task=mini_ppl", "limit=2", "device=cuda", "workers=1")
 
 
 def launch(folder: Path, *extra: str, **environment: str) -> None:
