@@ -23,15 +23,8 @@ FIXED = ("task=mini_ppl", "limit=2", "device=cuda", "workers=1")
 
 
 def launch(folder: Path, *extra: str, **environment: str) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "launch.py"),
-        "-m",
-        *GRID,
-        f"results_dir={folder / 'results'}",
-        "workers=1",
-        *(extra or ("sweep=cuda",)),
-    ]
+    place = (f"results_dir={folder / 'results'}", *(extra or ("sweep=cuda",)))
+    command = [sys.executable, str(ROOT / "launch.py"), "-m", *AXES, *FIXED, *place]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, **environment}, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
