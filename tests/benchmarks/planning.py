@@ -183,8 +183,12 @@ def benchmark(size: int, folder: Path, cluster: Cluster, shims: Shims) -> tuple[
 def _cancel(plan: Sequence[str], folder: Path, env: dict[str, str], cluster: Cluster) -> None:
     """Cancel the sweep, and wait until planning knows it: accounting tells what became of a job some seconds later."""
     run(quantsweep_command("cancel", "big"), cwd=folder, env=env)
-    cluster.cancel_all()
     deadline = time.monotonic() + SETTLED_SECONDS
+    while queued := cluster.run(["squeue", "--noheader", "--format=%i %j %T %r"]).stdout:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{SETTLED_SECONDS:.0f} s after cancel, the queue holds:\n{queued}")
+        cluster.run(["scancel", "--user", "root"])
+        time.sleep(2)
     while json.loads(run([*plan, "--json"], cwd=folder, env=env).output)["in_flight"]:
         if time.monotonic() > deadline:
             jobs = cluster.run(["sacct", "--allocations", "--format=JobID%12,JobName%30,State%24,Start,End"]).stdout
