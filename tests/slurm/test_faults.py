@@ -113,22 +113,24 @@ def test_a_lost_node_is_not_the_end(engine: Cluster, tmp_path: Path) -> None:
     assert study.check().rows == 32
 
 
-@pytest.mark.parametrize("signalled", [True, False], ids=["warned", "without-a-signal"])
-def test_the_time_limit_ends_no_sweep(engine: Cluster, tmp_path: Path, signalled: bool) -> None:
-    """A limit of one minute for some two minutes of trials: requeued at the warning, or (without one) resubmitted."""
-    sixteen = ("model=mini-neox-6.0m", "limit=150", "block_size=32,64")
-    seconds = "20" if signalled else "1"
-    limit = ("cluster.minutes=1", f"cluster.signal_seconds={seconds}", "cluster.max_parallel=1", "shard_minutes=60")
-    study = Study(cluster=engine, root=tmp_path, arguments=(*GRID[:2], *sixteen, *limit))
+@pytest.mark.parametrize("warned", [True, False], ids=["warned", "without-a-warning"])
+def test_the_time_limit_ends_no_sweep(engine: Cluster, tmp_path: Path, warned: bool) -> None:
+    """A limit of one minute for eight trials of ten seconds: requeued at the warning, or (without one) resubmitted."""
+    faults = FaultPlan(faults=(Fault(kind="slow", rate=1.0, times=None, seconds=10.0),), state=tmp_path / "struck")
+    eight = ("data_type=int,fp", "bit_width=4,8", "block_size=32,64")
+    # CONT is a signal that nobody minds.
+    signal_ = "cluster.signal_seconds=20" if warned else "cluster.additional_parameters={signal: 'B:CONT@1'}"
+    limit = ("cluster.minutes=1", signal_, "cluster.max_parallel=1", "shard_minutes=60")
+    study = Study(cluster=engine, root=tmp_path, arguments=(*eight, *limit), faults=faults)
     study.launch()
-    study.wait_until_idle(900)
-    report = study.check()
-    assert report.rows == 16
-    if signalled:
+    study.wait_until_idle(600)
+    assert study.check().rows == 8
+    if warned:
         assert study.status()["retried"].get("requeued jobs", 0) >= 1
         assert failures.TIME_LIMIT not in causes(study)
     else:
         assert causes(study).get(failures.TIME_LIMIT, 0) >= 1
+        assert 2 in {array.resources.minutes for submission in read_submissions(study.folder) for array in submission.arrays}
 
 
 def test_a_silent_controller_and_lost_accounts(engine: Cluster, tmp_path: Path) -> None:

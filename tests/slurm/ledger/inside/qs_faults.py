@@ -144,6 +144,11 @@ def _cuda_memory(fault: Fault) -> None:
     torch.empty(2**50, dtype=torch.uint8, device="cuda")
 
 
+def _slow(fault: Fault) -> None:
+    """No fault at all: an evaluation that takes `seconds` longer, whatever the machine."""
+    time.sleep(fault.seconds)
+
+
 KINDS: dict[str, Callable[[Fault], None]] = {
     "out_of_gpu_memory": _out_of_gpu_memory,
     "device_assert": _device_assert,
@@ -152,6 +157,7 @@ KINDS: dict[str, Callable[[Fault], None]] = {
     "kill": _kill,
     "hang": _hang,
     "host_memory": _host_memory,
+    "slow": _slow,
     "cuda_assert": _cuda_assert,
     "cuda_memory": _cuda_memory,
 }
