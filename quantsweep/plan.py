@@ -173,8 +173,9 @@ class _Verdicts:
 
 def remaining_tasks(planned: PlannedTrial, done: Done) -> PlannedTrial:
     """The same trial with those tasks only that have no row yet."""
-    tasks = tuple(task for task in planned.tasks if (planned.trial.trial_id, task.task_key) not in done)
-    return replace(planned, tasks=tasks)
+    trial_id = planned.trial.trial_id
+    tasks = tuple(task for task in planned.tasks if (trial_id, task.task_key) not in done)
+    return planned if len(tasks) == len(planned.tasks) else replace(planned, tasks=tasks)
 
 
 def build_plan(

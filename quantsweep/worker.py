@@ -233,14 +233,25 @@ class Child:
 
 
 def oom_kills() -> int:
-    """How many processes of this job the kernel has killed for lack of memory, by its control group's own count; 0 where there is none."""
+    """How many processes of this job the kernel has killed for lack of memory, by its control group's own count; 0 where there is none.
+
+    Version 2 of control groups keeps the count in memory.events, version 1 in memory.oom_control (both: a line `oom_kill N`).
+    """
     try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-        place = next(line.split(":", 2)[2] for line in groups if line.startswith("0::"))
-        events = (Path("/sys/fs/cgroup") / place.lstrip("/") / "memory.events").read_text()
-        return sum(int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill "))
-    except (OSError, StopIteration, ValueError, IndexError):
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
         return 0
+    places = [Path("/sys/fs/cgroup") / place.lstrip("/") / "memory.events" for _, kinds, place in groups if not kinds]
+    places += [
+        Path("/sys/fs/cgroup/memory") / place.lstrip("/") / "memory.oom_control"
+        for _, kinds, place in groups
+        if "memory" in kinds.split(",")
+    ]
+    total = 0
+    for path in places:
+        with contextlib.suppress(OSError, ValueError):
+            total += sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("oom_kill "))
+    return total
 
 
 def _cause_of_death(code: int | None, kills_before: int) -> Failure:

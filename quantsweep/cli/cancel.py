@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from quantsweep import filters, records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.holds import cancelled
+from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.settle import write_cancelled
 from quantsweep.launching.tasks import Task, observe
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_numbered_trials, remaining_tasks
@@ -32,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     flying = observe(folder).in_flight
     tasks = _named(folder, flying, chosen) if chosen.terms else list(flying)
     slurm.cancel([task.job_id for task in tasks])
+    with launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=60.0):
+        write_cancelled(folder, tasks)
     print(f"cancelled {len(tasks)} jobs of {folder.name} ({hold.words}); what is written stays, and the launch command resumes")
     return 0
 

@@ -76,7 +76,7 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "retried": _retried(attempts, seen, {row["trial_id"] for row in failed}),
         "failures": _by_fingerprint(failed),
         "holds": [{"words": hold.words, "because": hold.because, "by": hold.by} for hold in holds] if held else [],
-        "excluded_nodes": sorted(find_broken(attempts)),
+        "excluded_nodes": sorted(find_broken(attempts, datetime.now(UTC))),
         "jobs": dict(Counter(task.state.word for task in seen.in_flight)),
         "worker_hours": sum(heard.record.seconds for heard in seen.records) / 3600,
         "gpu_hours": budget.used(heard.record for heard in seen.records) / 3600,

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.core.override_parser.types import Glob, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -343,7 +343,14 @@ def _values(override: Override, known: Iterable[str]) -> tuple[Any, ...]:
         if not names:
             raise ConfigurationError(f"{override.input_line} matches no {key}. Available: {', '.join(sorted(known)) or '(none)'}")
         return tuple(names)
-    return _unique(key, [_element(value) for value in override.sweep_iterator()])
+    values = [_element(value) for value in override.sweep_iterator()]
+    if mixed := [value for value in values if isinstance(value, RangeSweep)]:
+        step = f",{mixed[0].step}" if mixed[0].step != 1 else ""
+        raise ConfigurationError(
+            f"{override.input_line}: range({mixed[0].start},{mixed[0].stop}{step}) cannot stand in a list with other values "
+            f"(Hydra's grammar); write the values out: {key}=16,32,…"
+        )
+    return _unique(key, values)
 
 
 def _element(value: Any) -> Any:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from quantsweep import records
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.composition import Request, make_request
-from quantsweep.launching.local import num_workers
+from quantsweep.launching.local import num_gpus, num_workers
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
 from quantsweep.paths import SweepFolder, sweep_folder
 from quantsweep.pins import offline_environment
@@ -86,7 +86,8 @@ def _plan(
     seen: Observation,
 ) -> Plan:
     here = launch.cluster.kind == "local"
-    predictor = Predictor.from_tables(sweep_folders(Path(str(base["results_dir"])).expanduser()))
+    on_gpu = (settings.device != "cpu" and num_gpus() > 0) if here else None
+    predictor = Predictor.from_tables(sweep_folders(Path(str(base["results_dir"])).expanduser()), gpu=on_gpu)
     return build_plan(
         expansion,
         sweep=folder.name,

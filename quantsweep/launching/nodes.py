@@ -24,15 +24,13 @@ CAUSES = frozenset({failures.BAD_NODE, failures.NODE_FAILURE})
 
 def broken_nodes(folder: SweepFolder) -> dict[str, int]:
     """Nodes to exclude, with their strikes."""
-    columns = list(COLUMNS)
-    since = datetime.now(UTC) - timedelta(hours=STRIKE_HOURS)
-    rows = records.read_table(folder.path, "trials", columns).to_pylist()
-    return find_broken(row for row in rows if row["finished_at"] > since)
+    return find_broken(records.read_table(folder.path, "trials", list(COLUMNS)).to_pylist(), datetime.now(UTC))
 
 
-def find_broken(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Nodes with STRIKES strikes since their last success; pure."""
-    ordered = sorted(rows, key=lambda row: row["finished_at"])
+def find_broken(rows: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, int]:
+    """Nodes with STRIKES strikes in the STRIKE_HOURS before `now` and since their last success; pure."""
+    since = now - timedelta(hours=STRIKE_HOURS)
+    ordered = sorted((row for row in rows if row["finished_at"] > since), key=lambda row: row["finished_at"])
     works = {row["host"] for row in ordered if row["status"] == "done"}
     strikes: dict[str, set[str]] = {}
     for row in ordered:

@@ -158,8 +158,7 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
         return SubmitSummary(waiting=len(waiting), limits=limits, budget_spent=spent)
     excluded = tuple(sorted(broken_nodes(folder)))
     if excluded:  # what waits in the queue already is kept off them too; where Slurm does not let us, a retry will be
-        pending = {task.job_id.partition("_")[0] for task in seen.in_flight if task.state is slurm.State.PENDING}
-        slurm.exclude_nodes(sorted(pending), excluded)
+        _keep_off(seen, headers, excluded)
     arrays = [array for group in chosen for array in _arrays(group, array_size(newest.launch.cluster, limits))]
     submission, refusals = _submit(folder, new_submission(folder, arrays), headers, excluded)
     accepted = [array for array in submission.arrays if array.array_job_id is not None]
@@ -176,6 +175,13 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
         collector=collector,
         excluded=excluded,
     )
+
+
+def _keep_off(seen: Observation, headers: Mapping[str, PlanHeader], excluded: Sequence[str]) -> None:
+    pending = [task for task in seen.in_flight if task.state is slurm.State.PENDING]
+    own = {task.job_id.partition("_")[0]: headers[task.plan].launch.cluster.exclude for task in pending}
+    for job_id, nodes in sorted(own.items()):  # Slurm replaces the list: what the cluster's yaml excludes stays in it
+        slurm.exclude_nodes([job_id], [*filter(None, [nodes]), *excluded])
 
 
 # --- what, how many -------------------------------------------------------------------------------------------------------

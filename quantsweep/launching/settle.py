@@ -21,7 +21,7 @@ from typing import Any
 
 from quantsweep import failures, records, slurm
 from quantsweep.attempts import lost_row
-from quantsweep.launching.submissions import Submission
+from quantsweep.launching.submissions import Submission, read_submissions
 from quantsweep.launching.tasks import Observation, Task, observe
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import plan_files, read_numbered_trials, remaining_tasks
@@ -47,6 +47,24 @@ def settle(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
     ended = _words(seen)
     written = (one if one.closed else _close(one, ended, is_flying=one.path in flying) for one in seen.submissions)
     return replace(seen, submissions=tuple(written))
+
+
+def write_cancelled(folder: SweepFolder, tasks: Iterable[Task]) -> None:
+    """Tasks that were cancelled while they were pending never ran: written down at once, before Slurm may forget them.
+
+    The launch lock must be held.
+    """
+    words: dict[tuple[Path, int], dict[int, str]] = {}
+    for task in tasks:
+        if task.state is slurm.State.PENDING:
+            words.setdefault((task.submission, task.array), {})[task.index] = slurm.State.CANCELLED.word
+    for submission in read_submissions(folder):
+        arrays = tuple(
+            replace(array, ended={**words.get((submission.path, number), {}), **array.ended})
+            for number, array in enumerate(submission.arrays)
+        )
+        if arrays != submission.arrays:
+            replace(submission, arrays=arrays).save()
 
 
 def slurm_log(folder: SweepFolder, job_name: str, job_id: str) -> Path:

@@ -132,13 +132,13 @@ def to_leave_alone(folder: SweepFolder, seen: Observation) -> frozenset[str]:
     by_plan: dict[str, set[int]] = {}
     for task in seen.in_flight:
         by_plan.setdefault(task.plan, set()).update(task.shard_ids)
-    skipped = {
+    # What one job skips another may run: that of a launch since the hold.
+    return frozenset(
         planned.trial.trial_id
         for plan, ids in by_plan.items()
         for planned in read_shard_trials(folder.plan / plan, ids)
-        if holding(holds, planned, roots[plan]) is not None
-    }
-    return flying - (skipped - at_hand)
+        if planned.trial.trial_id in at_hand or holding(holds, planned, roots[plan]) is None
+    )
 
 
 def in_flight_trials(folder: SweepFolder, tasks: Iterable[Task]) -> frozenset[str]:
@@ -188,10 +188,13 @@ def _wait_for(folder: SweepFolder, strange: set[str]) -> list[Submission]:
 
 
 def _numbers(queued: Iterable[slurm.QueuedTask], records: Iterable[Heard]) -> dict[str, int]:
-    """Job name to array job id: from the queue, and from workers whose jobs the queue has forgotten."""
+    """Job name to array job id: from the queue, and from workers, whose word goes first.
+
+    The queue may have forgotten the job; or it has two of that name, and the one that works counts.
+    """
     worked = (heard.record for heard in records)
     found = {record.job_name: int(record.job.partition("_")[0]) for record in worked if record.job_name and record.job}
-    return found | {task.name: task.array_job_id for task in queued}
+    return {task.name: task.array_job_id for task in queued} | found
 
 
 def _with_receipts(submission: Submission, numbers: Mapping[str, int]) -> Submission:
