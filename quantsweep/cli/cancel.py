@@ -34,8 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     flying = observe(folder).in_flight
     tasks = _named(folder, flying, chosen) if chosen.terms else list(flying)
     slurm.cancel([task.job_id for task in tasks])
-    with launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=60.0):
-        write_cancelled(folder, tasks)
+    if tasks:
+        with launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=60.0):
+            write_cancelled(folder, tasks)
     print(f"cancelled {len(tasks)} jobs of {folder.name} ({hold.words}); what is written stays, and the launch command resumes")
     return 0
 

@@ -121,7 +121,8 @@ class Site:
     """A cluster on paper.
 
     jobs: (array job, index) → (name, state as squeue says it, node).  accounts: the same keys → state as sacct says it;
-    None: no accounting.  down: commands that give no answer.  refuse: what sbatch says to its n-th call (0, 1, …).
+    None: no accounting.  reasons: why squeue says that a job waits (by default "None").  later: minutes after which
+    collectors begin that wait for no job.  down: commands that give no answer.  refuse: what sbatch says to its n-th call (0, 1, …).
     """
 
     folder: SweepFolder
@@ -133,6 +134,8 @@ class Site:
     submitted: list[SubmittedArray] = field(default_factory=list)
     excluded: tuple[str, ...] = ()
     collectors: list[tuple[int, ...]] = field(default_factory=list)
+    later: list[int] = field(default_factory=list)
+    reasons: dict[tuple[int, int | None], str] = field(default_factory=dict)
     max_array_size: int = 1001
     max_job_count: int = 10_000
     max_minutes: str = "UNLIMITED"
@@ -154,7 +157,8 @@ class Site:
         lines = []
         for (job, index), (name, state, node) in self.jobs.items():
             identifier = str(job) if index is None else f"{job}_{index}"
-            lines.append("\x1f".join([identifier, str(job), "N/A" if index is None else str(index), state, "None", node, name]))
+            reason = self.reasons.get((job, index), "None")
+            lines.append("\x1f".join([identifier, str(job), "N/A" if index is None else str(index), state, reason, node, name]))
         return "".join(f"{line}\n" for line in lines)
 
     def _sacct(self, argv: list[str]) -> str:
@@ -200,9 +204,15 @@ class Site:
             self.jobs[self.next_id, n] = (array.job_name, state, "")
         return self.next_id
 
-    def submit_collector(self, folder: SweepFolder, job_name: str, launch: LaunchSettings, after: Sequence[int]) -> int:
+    def submit_collector(
+        self, folder: SweepFolder, job_name: str, launch: LaunchSettings, after: Sequence[int] = (), *, begin_minutes: int | None = None
+    ) -> int:
         assert job_name.startswith(job_prefix(folder))
-        self.collectors.append(tuple(after))
+        assert job_name.endswith("collector")
+        if begin_minutes is None:
+            self.collectors.append(tuple(after))
+        else:
+            self.later.append(begin_minutes)
         self.next_id += 1
         self.jobs[self.next_id, 0] = (job_name, "PENDING", "")
         return self.next_id

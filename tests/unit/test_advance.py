@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from quantsweep import failures
+from quantsweep import failures, records
 from quantsweep.errors import LockedError
-from quantsweep.holds import cancelled, read_holds, release
+from quantsweep.forgetting import Kind, Tombstone, write_tombstones
+from quantsweep.holds import cancelled, read_holds
 from quantsweep.launching import advance as module
 from quantsweep.launching.advance import StepSummary, advance, advance_now_and_then
 from quantsweep.launching.lock import launch_lock
@@ -235,16 +236,17 @@ def test_a_trial_that_is_in_flight_elsewhere_is_not_planned_again(sweep: SweepFo
     assert [p.trial.quantization.bit_width for p in retried(sweep)] == [3]
 
 
-def test_held_trials_are_not_tried_again_until_the_holds_are_lifted(sweep: SweepFolder, site: Site) -> None:
+def test_held_trials_are_not_tried_again_until_the_command_is_typed_again(sweep: SweepFolder, site: Site) -> None:
     plan = write(sweep, [trial(2), trial(3)])
     submit(sweep)
-    cancelled(["bit_width=2"]).save(sweep)
+    cancelled(["bit_width=2"], sweep).save(sweep)
     lose(sweep, site, "NODE_FAIL", trial(3))
     step = end(sweep, site, "NODE_FAIL")
     assert {p.trial.quantization.bit_width for p in retried(sweep, plan.name)} == {3}
     assert any("cancelled by hand" in reason for reason in step.given_up)
-    release(sweep)
-    assert end(sweep, site, "COMPLETED").retried == 2
+    write(sweep, [trial(2), trial(3)])
+    submit(sweep)
+    assert end(sweep, site, "COMPLETED").retried == 2, "whoever types the command again wants it after all"
 
 
 def test_failures_on_nodes_that_slurm_lost_leave_the_node_out(sweep: SweepFolder, site: Site) -> None:
@@ -266,8 +268,8 @@ def test_the_breaker_trips_in_the_step_too(sweep: SweepFolder, site: Site) -> No
         finish(sweep, one, plan=plan.name)
     step = end(sweep, site)
     [hold] = read_holds(sweep)
-    assert hold.holds(planned[2])
-    assert not hold.holds(planned[4])
+    assert hold.holds(planned[2], plan.name)
+    assert not hold.holds(planned[4], plan.name)
     assert step.retried == 0
 
 
@@ -284,6 +286,47 @@ def test_a_step_that_was_killed_after_its_plan_is_gone_on_with(sweep: SweepFolde
     assert len(plan_files(sweep.plan)) == 2
 
 
+def test_what_was_forgotten_since_comes_back_with_the_next_launch_only(sweep: SweepFolder, site: Site) -> None:
+    """`quantsweep rerun` after a bug was mended: the running sweep, with the old code, must not bring the rows back."""
+    planned = [trial(2), trial(3)]
+    plan = write(sweep, planned, shard_minutes=60)
+    submit(sweep)
+    for one in planned:
+        finish(sweep, one, plan=plan.name)
+    [attempt] = {row["attempt"] for row in records.read_table(sweep.path, "metrics").to_pylist()}
+    write_tombstones(sweep, [Tombstone(attempt, planned[0].trial.trial_id, None, Kind.ATTEMPT)])
+    step = end(sweep, site)
+    assert (step.retried, newest(sweep)) == (0, plan.name)
+    [tombstone] = sweep.plan.glob("forgotten-*.parquet")
+    os.utime(tombstone, (time.time() - 60,) * 2)
+    write(sweep, planned)
+    submit(sweep)
+    assert end(sweep, site, "NODE_FAIL").retried == 1, "it is the new launch's"
+
+
+def test_a_job_that_could_not_be_launched_anywhere_is_cancelled_and_goes_elsewhere(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2)])
+    submit(sweep)
+    site.reasons[101, 0] = "launch failed requeued held"
+    step = advance(sweep)
+    assert (step.retried, step.submitted.shards) == (1, 1)
+    assert site.jobs[101, 0][1] == "CANCELLED"
+
+
+def test_a_node_on_which_nothing_can_begin_is_left_out(sweep: SweepFolder, site: Site) -> None:
+    """Its file system is missing: it would swallow the whole queue, job after job."""
+    planned = [trial(bits) for bits in (2, 3, 4)]
+    plan = write(sweep, planned)
+    submit(sweep)
+    finish(sweep, planned[0], plan=plan.name, host="n1")
+    site.set("COMPLETED", node="n1", only=(101, 0))
+    site.set("FAILED", node="n7", only=(101, 1))
+    assert advance(sweep).submitted.excluded == (), "once is no habit"
+    site.set("FAILED", node="n7", only=(101, 2))
+    step = advance(sweep)
+    assert (step.retried, step.submitted.excluded) == (1, ("n7",))
+
+
 # --- who takes it, and when ---------------------------------------------------------------------------------------------
 
 
@@ -295,6 +338,21 @@ def test_workers_that_end_together_take_the_step_once(sweep: SweepFolder, site: 
     os.utime(stamp, (time.time() - 60,) * 2)
     with launch_lock(sweep.plan / "launch.lock", purpose="run"):
         assert "somebody else" in advance_now_and_then(sweep)
+
+
+def test_where_no_collector_comes_after_them_workers_wait_their_turn(
+    sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last worker to end would leave what waits to nobody."""
+    pauses: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    site.max_job_count = 4  # room for one
+    write(sweep, [trial(2), trial(3)], cluster=ClusterSpec(kind="slurm", submit_from_nodes=False))
+    assert "submitted 1 shards, 1 wait" in advance_now_and_then(sweep)
+    finish(sweep, trial(2))
+    site.set("COMPLETED")
+    assert "submitted 1 shards, 0 wait" in advance_now_and_then(sweep)
+    assert [0 < pause <= module.PAUSE_SECONDS for pause in pauses] == [True]
 
 
 def test_a_step_that_fails_fails_no_worker(sweep: SweepFolder, site: Site) -> None:

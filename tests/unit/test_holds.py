@@ -7,21 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import holds
 from quantsweep.errors import ConfigurationError, ResultsError
-from quantsweep.holds import Hold, cancelled, holding, read_holds, release
+from quantsweep.holds import Hold, cancelled, holding, read_holds
 from quantsweep.paths import SweepFolder
+from quantsweep.plan import read_header
 from quantsweep.specs import QuantizationSpec
-from tests.unit.engine_cases import trial
+from tests.unit.engine_cases import trial, write
 
 
 def test_what_is_saved_is_what_is_read(sweep: SweepFolder) -> None:
-    made = [Hold(name="breaker-aa", by="breaker", filters=("model=m0", "bit_width=2"), because="x", count=3), cancelled(["bit_width=3,4"])]
+    made = [
+        Hold(name="breaker-aa", by="breaker", filters=("model=m0", "bit_width=2"), because="x", up_to=4, count=3),
+        cancelled(["bit_width=3,4"], sweep),
+    ]
+    assert read_holds(sweep) == []
     for hold in made:
         hold.save(sweep)
     assert read_holds(sweep) == sorted(made, key=lambda hold: hold.name)
-    assert release(sweep) == 2
-    assert (read_holds(sweep), release(sweep)) == ([], 0)
 
 
 @pytest.mark.parametrize(
@@ -37,27 +39,44 @@ def test_what_is_saved_is_what_is_read(sweep: SweepFolder) -> None:
         (["block_size=null"], False),
     ],
 )
-def test_a_hold_holds_what_its_filters_say(texts: list[str], held: bool) -> None:
-    hold = cancelled(texts)
-    assert hold.holds(trial(2)) == held
-    assert (holding([hold], trial(2)) is hold) == held
+def test_a_hold_holds_what_its_filters_say(sweep: SweepFolder, texts: list[str], held: bool) -> None:
+    plan = write(sweep, [trial(2)])
+    hold = cancelled(texts, sweep)
+    assert hold.holds(trial(2), plan.name) == hold.names(trial(2)) == held
+    assert (holding([hold], trial(2), plan.name) is hold) == held
 
 
-def test_a_baseline_is_held_by_null() -> None:
+def test_a_hold_is_in_force_for_the_launches_that_there_were_and_their_retries(sweep: SweepFolder) -> None:
+    first = write(sweep, [trial(2)])
+    retry = write(sweep, [trial(2)], root=first.name)
+    hold = cancelled([], sweep)
+    later = write(sweep, [trial(2)], root=first.name)
+    launched = write(sweep, [trial(2)])
+    roots = [read_header(path).root for path in (first, retry, later, launched)]
+    assert [hold.holds(trial(2), root) for root in roots] == [True, True, True, False], "a retry is held with the launch it comes from"
+    assert holding([hold], trial(2), launched.name) is None
+
+
+def test_what_is_cancelled_before_anything_was_launched_holds_no_launch(sweep: SweepFolder) -> None:
+    hold = cancelled([], sweep)
+    assert not hold.holds(trial(2), write(sweep, [trial(2)]).name)
+
+
+def test_a_baseline_is_held_by_null(sweep: SweepFolder) -> None:
     baseline = dataclasses.replace(
         trial(2), trial=dataclasses.replace(trial(2).trial, quantization=QuantizationSpec(method="none", method_version=1))
     )
-    assert cancelled(["bit_width=null", "data_type=null"]).holds(baseline)
+    assert cancelled(["bit_width=null", "data_type=null"], sweep).names(baseline)
 
 
-def test_an_outcome_cannot_be_held() -> None:
+def test_an_outcome_cannot_be_held(sweep: SweepFolder) -> None:
     with pytest.raises(ConfigurationError, match="status"):
-        cancelled(["status=failed"]).holds(trial(2))
+        cancelled(["status=failed"], sweep).names(trial(2))
 
 
 def test_a_hold_that_is_lifted_while_it_is_read_is_no_hold(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch lifts holds while workers look: that must not end a worker."""
-    cancelled(["bit_width=2"]).save(sweep)
+    """Somebody deletes it while workers look: that must not end a worker."""
+    cancelled(["bit_width=2"], sweep).save(sweep)
     genuine = Path.read_text
 
     def lifted(path: Path, *arguments: object) -> str:
@@ -68,9 +87,14 @@ def test_a_hold_that_is_lifted_while_it_is_read_is_no_hold(sweep: SweepFolder, m
     assert read_holds(sweep) == []
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}', '{"name": "x", "by": "cancel", "filters": [], "because": "", "more": 1}'])
+DAMAGED = (
+    '{"name": "x", "by": "cancel", "filters": [], "because": "", "up_to": 1, "more": 1}',
+    '{"name": "x", "by": "cancel", "filters": []}',
+)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}', *DAMAGED])
 def test_a_damaged_hold_is_said_by_name(sweep: SweepFolder, text: str) -> None:
     (sweep.holds / "cancel-1.json").write_text(text)
     with pytest.raises(ResultsError, match=r"cancel-1\.json"):
         read_holds(sweep)
-    assert holds.release(sweep) == 1

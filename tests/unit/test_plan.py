@@ -22,11 +22,12 @@ from quantsweep.plan import (
     read_asked_tasks,
     read_header,
     read_headers,
+    read_numbered_trials,
     read_owned_tasks,
     read_owners,
     read_shard,
     read_shard_trials,
-    shard_resources,
+    shard_samples,
     shard_sizes,
     shard_trials,
     write_plan,
@@ -118,7 +119,16 @@ def test_a_plan_file_is_all_that_a_worker_needs(tmp_path: Path) -> None:
     header = read_header(path)
     assert (header.settings, header.launch, header.sweep, header.root, header.name) == (settings_, launch, "s", path.name, path.name)
     assert shard_sizes(path) == {shard.shard_id: len(shard.trials) for shard in made.shards}
-    assert shard_resources(path) == {shard.shard_id: shard.resources for shard in made.shards}
+    samples = shard_samples(path)
+    assert {shard_id: sample.trial.model.resources for shard_id, sample in samples.items()} == {
+        s.shard_id: s.resources for s in made.shards
+    }
+    numbered = {shard.shard_id: set(shard.trials) for shard in made.shards}
+    wanted = sorted(numbered)[:2]
+    pairs = read_numbered_trials(path, wanted)
+    assert {shard_id: {p for n, p in pairs if n == shard_id} for shard_id in wanted} == {n: numbered[n] for n in wanted}
+    assert len(pairs) == sum(len(numbered[n]) for n in wanted), "no other shard, and none twice"
+    assert read_numbered_trials(path, []) == []
     assert set(read_asked(tmp_path)) == set(planned), "what is done stays in the plan"
     for shard in made.shards:
         assert set(read_shard(path, shard.shard_id).trials) == set(shard.trials)

@@ -19,7 +19,7 @@ from quantsweep.launching.cluster import NoRoomError, RefusedError
 from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.refill import array_size, room, submit_waiting
 from quantsweep.launching.settle import settle
-from quantsweep.launching.submissions import read_submissions
+from quantsweep.launching.submissions import SubmittedArray, read_submissions
 from quantsweep.launching.tasks import observe
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_owners, shard_trials
@@ -91,10 +91,10 @@ def test_shards_of_local_plans_are_not_slurms(sweep: SweepFolder, site: Site) ->
 
 def test_held_shards_stay_where_they_are(sweep: SweepFolder, site: Site) -> None:
     write(sweep, [trial(2), trial(3)])
-    cancelled(["bit_width=2"]).save(sweep)
+    cancelled(["bit_width=2"], sweep).save(sweep)
     submit(sweep)
     assert trials_submitted(sweep, site) == ids(trial(3))
-    cancelled([]).save(sweep)
+    cancelled([], sweep).save(sweep)
     assert submit(sweep).waiting == 0
 
 
@@ -104,6 +104,20 @@ def test_broken_nodes_are_excluded(sweep: SweepFolder, site: Site) -> None:
         fail(sweep, trial(9), cause, plan=plan.name, host="n7")
     fail(sweep, trial(9), "bad_node", plan=plan.name, host="n8")
     assert submit(sweep).excluded == site.excluded == ("n7",)
+
+
+def test_what_waits_already_is_kept_off_broken_nodes_and_off_those_of_the_yaml(sweep: SweepFolder, site: Site) -> None:
+    """Slurm replaces a job's list of excluded nodes."""
+    plan = write(sweep, [trial(2), trial(3)], cluster=ClusterSpec(kind="slurm", exclude="n[1-2]"))
+    submit(sweep)
+    site.set("RUNNING", only=(101, 0))
+    for _ in range(2):
+        fail(sweep, trial(9), "bad_node", plan=plan.name, host="n7")
+    write(sweep, [trial(4)])
+    submit(sweep)
+    assert [argv for argv in site.asked if any("ExcNodeList" in word for word in argv)] == [
+        ["scontrol", "update", "JobId=101", "ExcNodeList=n7,n[1-2]"]
+    ]
 
 
 # --- limits -------------------------------------------------------------------------------------------------------------
@@ -273,11 +287,40 @@ def test_no_room_in_the_middle_gives_up_the_rest_for_now(sweep: SweepFolder, sit
 
 
 def test_no_room_for_the_first_is_no_error(sweep: SweepFolder, site: Site) -> None:
-    three_arrays(sweep, site)
-    site.refuse[0] = NoRoomError("full")
+    planned = three_arrays(sweep, site)
+    site.refuse.update(dict.fromkeys(range(2), NoRoomError("full")))  # both tasks of the first array, then one
     summary = submit(sweep)
     assert (summary.shards, summary.waiting, summary.refusal) == (0, 6, "full")
     assert site.collectors == []
+    assert submit(sweep).shards == 6
+    assert sorted(trials_submitted(sweep, site)) == ids(*planned)
+
+
+@pytest.mark.parametrize(("fits", "sizes"), [(8, [8]), (5, [4, 4]), (3, [2, 2, 4]), (1, [1, 1, 2, 4])])
+def test_where_the_first_array_does_not_fit_half_of_it_may(sweep: SweepFolder, site: Site, fits: int, sizes: list[int]) -> None:
+    """A limit that was read is filled by others meanwhile; the rest of the array is an array of its own."""
+    planned = [trial(2, block=block) for block in range(8, 16)]
+    write(sweep, planned)
+    genuine = site.submit_array
+
+    def narrow(folder: SweepFolder, submission: Path, index: int, array: SubmittedArray, *rest: object, **more: object) -> int:
+        if len(array.tasks) > fits and not site.submitted:
+            raise NoRoomError("full")
+        return genuine(folder, submission, index, array, *rest, **more)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantsweep.launching.cluster.submit_array", narrow)
+        assert submit(sweep).shards == 8
+    assert [len(array.tasks) for array in site.submitted] == sizes
+    assert len({array.job_name for array in site.submitted}) == len(sizes), "each has a name of its own"
+    assert sorted(trials_submitted(sweep, site)) == ids(*planned)
+
+
+def test_half_an_array_has_half_the_budget(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, gpu_trials(3), gpu_hours=100.0)
+    site.refuse[0] = NoRoomError("full")
+    submit(sweep)
+    assert [(len(array.tasks), len(array.gpu_seconds)) for array in site.submitted] == [(2, 2), (1, 1)]
 
 
 def test_refused_for_good_is_an_error_if_it_is_everything(sweep: SweepFolder, site: Site) -> None:

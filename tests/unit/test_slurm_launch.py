@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ from submitit.core.utils import FailedJobError
 
 from quantsweep.errors import SlurmError
 from quantsweep.launching import cluster as slurm_cluster
-from quantsweep.launching.cluster import NoRoomError, RefusedError, ShardExecutor, afterany, sbatch_parameters
+from quantsweep.launching.cluster import NoRoomError, RefusedError, ShardExecutor, afterany, sbatch_parameters, warning_seconds
 from quantsweep.launching.settle import slurm_log
 from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder
@@ -65,6 +70,92 @@ def test_a_collector_waits_for_the_end_of_the_arrays_however_they_end() -> None:
     assert afterany([3, 17]) == "afterany:3:17"
 
 
+@pytest.mark.parametrize(("minutes", "seconds"), [(1, 30), (3, 90), (4, 120), (90, 120)])
+def test_a_job_is_not_warned_in_the_first_half_of_its_time(minutes: int, seconds: int) -> None:
+    needs = Resources(minutes=minutes)
+    assert warning_seconds(SLURM, needs) == seconds
+    assert sbatch_parameters(SLURM, needs, "j")["additional_parameters"]["signal"] == f"B:USR2@{seconds}"
+
+
+def test_what_a_job_tells_sbatch_is_not_what_was_told_to_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker submits from within a job: its environment must not become that of the next, nor SBATCH_… overrule the yaml."""
+    for key, value in {
+        "SLURM_JOB_ID": "7",
+        "SLURM_MEM_PER_NODE": "1",
+        "SBATCH_PARTITION": "debug",
+        "SLURM_CONF": "/c",
+        "MINE": "x",
+    }.items():
+        monkeypatch.setenv(key, value)
+    argv = ShardExecutor(folder="/f", python="/p")._make_submission_command(Path("/f/script.sh"))
+    assert argv[-2:] == ["sbatch", "/f/script.sh"]
+    told = subprocess.run([*argv[:-2], "env"], capture_output=True, text=True, check=True).stdout.splitlines()
+    keys = {line.partition("=")[0] for line in told}
+    assert {key for key in keys if key.startswith(("SLURM_", "SBATCH_"))} == {"SLURM_CONF"}
+    assert "MINE=x" in told, "everything else is handed on"
+
+
+def test_the_copy_of_the_code_goes_before_everything_also_in_a_job_that_a_job_submits(tmp_path: Path) -> None:
+    """The real lines in a real shell: live code lies in the working directory and in the user's PYTHONPATH."""
+    for place in ("code", "live", "path"):
+        (tmp_path / place / "quantsweep").mkdir(parents=True)
+        (tmp_path / place / "quantsweep" / "__init__.py").touch()
+        (tmp_path / place / "quantsweep" / "slurm_job.py").write_text(f"import os; print('{place}', os.environ['PYTHONPATH'])\n")
+    (tmp_path / "path" / "mine.py").touch()
+    lines = [line for line in sbatch_parameters(SLURM, Resources(), "j", code=tmp_path / "code")["setup"] if not line.startswith("#")]
+    job = "\n".join([*lines, f"{sys.executable} -m quantsweep.slurm_job", f"{sys.executable} -c 'import mine'"])
+    once = shell(job, tmp_path / "live", PYTHONPATH=str(tmp_path / "path"))
+    assert once == f"code {tmp_path}/code:{tmp_path}/path\n"
+    nested = shell(f"{job}\n{job}", tmp_path / "live", PYTHONPATH=str(tmp_path / "path"))
+    assert nested == once * 2, "it does not grow from job to job"
+    bare = "\n".join([*lines, f"{sys.executable} -m quantsweep.slurm_job"])
+    assert shell(f"{bare}\n{bare}", tmp_path / "live") == f"code {tmp_path}/code\n" * 2
+
+
+def shell(script: str, cwd: Path, **variables: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if "PYTHON" not in key} | variables
+    return subprocess.run(["bash", "-euc", script], cwd=cwd, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_copy_that_comes_late_is_waited_for(tmp_path: Path) -> None:
+    marker = tmp_path / "quantsweep" / "slurm_job.py"
+    [wait, *_] = sbatch_parameters(SLURM, Resources(), "j", code=tmp_path)["setup"]
+    marker.parent.mkdir()
+    began = time.monotonic()
+    threading.Timer(0.3, marker.touch).start()
+    shell(wait, tmp_path)
+    assert marker.exists()
+    assert time.monotonic() - began < 30
+    assert f"seq {slurm_cluster.VISIBLE_SECONDS})" in wait, "not for ever"
+
+
+@pytest.mark.parametrize(
+    ("largest", "memory", "gpus"),
+    [
+        ("515000|gpu:h100:4", 502, 4),
+        ("515000|gpu:h100:4(S:0-1)\n614400|(null)", 600, 4),
+        ("1|(null)", 1000, 8),
+        ("2000000|gpu:16", 1000, 8),
+        ("", 1000, 8),
+    ],
+)
+def test_retries_are_bounded_by_the_largest_node(monkeypatch: pytest.MonkeyPatch, largest: str, memory: int, gpus: int) -> None:
+    """Where Slurm states nothing (one megabyte is its default) the yaml's word stands."""
+    asked: list[list[str]] = []
+
+    def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+        asked.append(argv)
+        return subprocess.CompletedProcess(argv, 0, stdout=f"{largest}\n" if largest else "", stderr="")
+
+    monkeypatch.setattr("quantsweep.slurm._run", run)
+    spec = ClusterSpec(kind="slurm", partition="gpu", max_memory_gb=1000, max_gpus=8)
+    bounded = slurm_cluster.within_nodes(spec)
+    assert (bounded.max_memory_gb, bounded.max_gpus) == (memory, gpus)
+    assert dataclasses.replace(bounded, max_memory_gb=1000, max_gpus=8) == spec
+    assert [argv[0] for argv in asked] == ["sinfo"]
+    assert "gpu" in asked[0]
+
+
 Said = Callable[[str | int], list[str]]
 
 
@@ -111,7 +202,7 @@ def test_an_array_is_numbered_from_zero_and_knows_its_submission(sweep: SweepFol
     ):
         assert line in lines
     assert f"exec /env/bin/python -u -m quantsweep.slurm_job task {sweep.plan / 'submission-1.json'} 2" in text
-    assert f"export PYTHONPATH={sweep.code / 'cafe'}" in text
+    assert f"PYTHONPATH={sweep.code / 'cafe'}" in text
     assert "-m submitit" not in text, "nothing is unpickled"
     [output] = [line.partition("=")[2] for line in lines if line.startswith("#SBATCH --output=")]
     assert output.replace("%A", "41").replace("%a", "0") == str(slurm_log(sweep, "qs-s-1-0", "41_0"))
@@ -129,6 +220,9 @@ def test_the_collectors_script(sweep: SweepFolder, sbatch: Said) -> None:
     assert slurm_cluster.submit_collector(sweep, "qs-s-1-collector", LaunchSettings(cluster=SLURM), [40, 41]) == 42
     assert "#SBATCH --dependency=afterany:40:41" in scripts[0]
     assert f"quantsweep.slurm_job collect {sweep.path}" in scripts[0]
+    slurm_cluster.submit_collector(sweep, "qs-s-later-collector", LaunchSettings(cluster=SLURM), begin_minutes=10)
+    assert "#SBATCH --begin=now+10minutes" in scripts[1]
+    assert "dependency" not in scripts[1]
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from quantsweep import failures
 from quantsweep.cli import cancel, status
 from quantsweep.cli.status import sweep_status
 from quantsweep.errors import ConfigurationError, ResultsError
-from quantsweep.holds import cancelled
+from quantsweep.holds import cancelled, holding, read_holds
 from quantsweep.launching.advance import advance
 from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import read_submissions
-from quantsweep.launching.tasks import in_flight_trials
+from quantsweep.launching.tasks import to_leave_alone
 from quantsweep.messages import status_text
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import plan_files, shard_trials
+from quantsweep.plan import plan_files, read_header, read_shard_trials
 from quantsweep.specs import ClusterSpec
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, Site, fail, finish, submit, trial, worker, write
@@ -66,7 +66,7 @@ def test_each_state_in_turn(sweep: SweepFolder, site: Site) -> None:
     finish(sweep, planned[1], TASKS[:1])
     del site.jobs[101, 1]
     assert counts(sweep) == {"done": 1, "unknown": 1, "waiting": 1}
-    cancelled(["bit_width=4"]).save(sweep)
+    cancelled(["bit_width=4"], sweep).save(sweep)
     assert counts(sweep) == {"done": 1, "unknown": 1, "held": 1}
     worker(sweep, job="101_1", ended="finished")
     assert counts(sweep) == {"done": 1, "held": 1, "to_launch": 1}
@@ -129,6 +129,25 @@ def test_hours_budget_nodes_and_who_is_at_work(sweep: SweepFolder, site: Site) -
     assert "process" in found["launch"]
 
 
+def test_what_a_newer_launch_has_taken_over_is_not_held(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2), trial(3)], cluster=ClusterSpec())
+    cancelled(["bit_width=2"], sweep).save(sweep)
+    assert counts(sweep) == {"held": 1, "to_launch": 1}
+    assert [hold["words"] for hold in facts(sweep)["holds"]] == ["bit_width=2"]
+    write(sweep, [trial(2)], cluster=ClusterSpec())
+    assert counts(sweep) == {"to_launch": 2}
+    assert facts(sweep)["holds"] == [], "a hold that holds nothing is not spoken of"
+
+
+def test_a_node_that_was_excluded_long_ago_is_not_any_more(sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = write(sweep, [trial(2)], cluster=ClusterSpec())
+    for _ in range(2):
+        fail(sweep, trial(2), failures.BAD_NODE, plan=plan.name, host="n9")
+    assert facts(sweep)["excluded_nodes"] == ["n9"]
+    monkeypatch.setattr("quantsweep.launching.nodes.STRIKE_HOURS", 0.0)
+    assert facts(sweep)["excluded_nodes"] == []
+
+
 def test_one_squeue_and_at_most_one_sacct(sweep: SweepFolder, site: Site) -> None:
     for bits in (2, 3, 4):
         write(sweep, [trial(bits)])
@@ -174,10 +193,10 @@ def _happens(event: str, folder: SweepFolder, site: Site, chance: random.Random,
     elif event == "fail":
         fail(folder, one, chance.choice(sorted(failures.CLASSES)), plan=plan)
     elif event == "hold":
-        cancelled([f"bit_width={chance.randint(2, 5)}"]).save(folder)
+        cancelled([f"bit_width={chance.randint(2, 5)}"], folder).save(folder)
     elif event == "launch":
         with launch_lock(folder.plan / "launch.lock"):
-            write(folder, planned, in_flight=in_flight_trials(folder, settle(folder).in_flight))
+            write(folder, planned, in_flight=to_leave_alone(folder, settle(folder)))
         submit(folder)
     elif event == "advance":
         advance(folder)
@@ -186,14 +205,17 @@ def _happens(event: str, folder: SweepFolder, site: Site, chance: random.Random,
 
 
 def _check_flights(folder: SweepFolder, site: Site) -> None:
-    """Of the jobs that live no two have the same trial (each shard has one here)."""
+    """Of the jobs that live no two will run the same trial: what a hold makes one of them skip it does not run."""
     flying: list[str] = []
+    holds = read_holds(folder)
     for submission in read_submissions(folder):
         for array in submission.arrays:
             for index, shard_ids in enumerate(array.tasks):
                 state = site.jobs.get((array.array_job_id or 0, index), ("", "GONE", ""))[1]
                 if state in ("PENDING", "RUNNING"):
-                    flying += shard_trials(folder.plan / array.plan, shard_ids)
+                    root = read_header(folder.plan / array.plan).root
+                    trials = read_shard_trials(folder.plan / array.plan, shard_ids)
+                    flying += [p.trial.trial_id for p in trials if holding(holds, p, root) is None]
     assert len(flying) == len(set(flying))
 
 

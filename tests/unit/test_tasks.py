@@ -11,10 +11,11 @@ import pytest
 
 from quantsweep import slurm
 from quantsweep.errors import ResultsError, SlurmError
+from quantsweep.holds import cancelled
 from quantsweep.launching import tasks
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import job_prefix, read_submissions
-from quantsweep.launching.tasks import Task, in_flight_trials, observe
+from quantsweep.launching.tasks import Task, in_flight_trials, observe, to_leave_alone
 from quantsweep.paths import SweepFolder
 from quantsweep.workers import STALE_SECONDS
 from tests.unit.engine_cases import Site, age_submissions, submit, trial, worker, write
@@ -221,4 +222,77 @@ def test_jobs_of_other_sweeps_are_not_ours_but_count_in_the_queue(sweep: SweepFo
     site.jobs[998, None] = ("other", "COMPLETED", "n0")
     seen = observe(sweep)
     assert len(seen.tasks) == 1
-    assert seen.num_queued == 3, "the array, its collector, and the stranger"
+    assert sum(task.state.is_active for task in seen.queued) == 3, "the array, its collector, and the stranger"
+    assert [task.job_id for task in seen.collectors] == [f"{site.next_id}_0"]
+
+
+# --- held by Slurm ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held", "JobHoldMaxRequeue"])
+def test_a_task_that_waits_for_an_administrator_is_lost_with_its_node(sweep: SweepFolder, site: Site, reason: str) -> None:
+    one_task(sweep, site)
+    site.reasons[101, 0] = reason
+    task = look(sweep)
+    assert (task.ended, task.to_cancel) == ("NODE_FAIL", True)
+    settle(sweep)
+    assert ["scancel", "101_0"] in site.asked
+    assert read_submissions(sweep)[0].arrays[0].ended == {0: "NODE_FAIL"}
+
+
+@pytest.mark.parametrize("reason", ["Priority", "Resources", "JobHeldUser", "JobHeldAdmin", "BeginTime", "Dependency"])
+def test_a_task_that_waits_for_anything_else_waits(sweep: SweepFolder, site: Site, reason: str) -> None:
+    one_task(sweep, site)
+    site.reasons[101, 0] = reason
+    assert (look(sweep).ended, look(sweep).to_cancel) == (None, False)
+    settle(sweep)
+    assert "scancel" not in {argv[0] for argv in site.asked}
+
+
+def test_a_reason_of_a_task_that_runs_again_is_an_old_one(sweep: SweepFolder, site: Site) -> None:
+    one_task(sweep, site)
+    site.reasons[101, 0] = "launch failed requeued held"
+    site.set("RUNNING")
+    assert look(sweep).ended is None
+
+
+# --- what a launch leaves alone -----------------------------------------------------------------------------------------
+
+
+def test_a_launch_takes_over_what_a_hold_makes_queued_jobs_skip(sweep: SweepFolder, site: Site) -> None:
+    planned = [trial(bits) for bits in (2, 3, 4)]
+    plan = write(sweep, planned, shard_minutes=60)
+    submit(sweep)
+    ids = {p.trial.quantization.bit_width: p.trial.trial_id for p in planned}
+    assert to_leave_alone(sweep, observe(sweep)) == set(ids.values())
+    cancelled(["bit_width=2,3"], sweep).save(sweep)
+    assert to_leave_alone(sweep, observe(sweep)) == {ids[4]}
+    worker(sweep, job="101_0", plan=plan.name, shard_id=0, trial_id=ids[3])
+    assert to_leave_alone(sweep, observe(sweep)) == {ids[3], ids[4]}, "a worker that is at it ends it"
+    write(sweep, planned, in_flight=to_leave_alone(sweep, observe(sweep)))
+    submit(sweep)
+    flying = in_flight_trials(sweep, [task for task in observe(sweep).in_flight if task.plan != plan.name])
+    assert flying == {ids[2]}
+    assert to_leave_alone(sweep, observe(sweep)) == set(ids.values()), "the hold is not in force for the job of the later launch"
+
+
+# --- one name, two jobs -------------------------------------------------------------------------------------------------
+
+
+def test_without_a_receipt_the_job_that_works_is_the_one(sweep: SweepFolder, site: Site) -> None:
+    """Slurm heard the same sbatch twice, and the launcher was killed before it wrote down either."""
+    job = one_task(sweep, site)
+    [submission] = read_submissions(sweep)
+    [array] = submission.arrays
+    dataclasses.replace(submission, arrays=(dataclasses.replace(array, array_job_id=None),)).save()
+    site.jobs[999, 0] = (array.job_name, "PENDING", "")
+    worker(sweep, job=job, job_name=array.job_name)
+    settle(sweep)
+    assert read_submissions(sweep)[0].arrays[0].array_job_id == array.array_job_id
+
+
+def test_with_a_receipt_its_job_alone_is_looked_at(sweep: SweepFolder, site: Site) -> None:
+    job = one_task(sweep, site)
+    [array] = read_submissions(sweep)[0].arrays
+    site.jobs[999, 0] = (array.job_name, "RUNNING", "n0")
+    assert [task.job_id for task in observe(sweep).tasks] == [job]

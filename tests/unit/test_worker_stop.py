@@ -25,7 +25,9 @@ from quantsweep.environment import Environment
 from quantsweep.failures import Failure
 from quantsweep.files import write_text
 from quantsweep.holds import cancelled, read_holds
+from quantsweep.launching.cluster import NoRoomError, RefusedError
 from quantsweep.launching.settle import settle
+from quantsweep.launching.submissions import read_submissions
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_owners
 from quantsweep.specs import ClusterSpec, PlannedTrial, RunSettings
@@ -118,7 +120,7 @@ def test_all_is_well(sweep: SweepFolder, plan: Path) -> None:
     made, script = start(plan)
     summary = made.run(0)
     made.close()
-    assert (summary.done, summary.failed, summary.skipped, summary.stopped) == (4, 0, 0, False)
+    assert (summary.done, summary.failed, summary.skipped, summary.left, summary.stopped) == (4, 0, 0, 0, False)
     assert script.ran == [2, 3, 4, 5]
     assert len(records.read_done(sweep.path)) == 8
     assert (record(sweep, made).ended, record(sweep, made).trial_id) == ("finished", None)
@@ -156,10 +158,33 @@ def test_only_missing_tasks_are_run(sweep: SweepFolder, plan: Path) -> None:
 
 
 def test_a_hold_that_comes_meanwhile_is_heard_before_the_next_trial(sweep: SweepFolder, plan: Path) -> None:
-    made, script = start(plan, {2: (*WELL[:-1], lambda stop: cancelled(["bit_width=3,5"]).save(sweep), DONE)})
+    made, script = start(plan, {2: (*WELL[:-1], lambda stop: cancelled(["bit_width=3,5"], sweep).save(sweep), DONE)})
     summary = made.run(0)
     made.close()
-    assert (script.ran, summary.held, summary.done) == ([2, 4], 2, 2)
+    assert (script.ran, summary.held, summary.done, summary.left) == ([2, 4], 2, 2, 0)
+
+
+def test_holds_are_read_again_only_when_there_is_another(sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[int] = []
+    genuine = read_holds
+    monkeypatch.setattr("quantsweep.worker.read_holds", lambda folder: readings.append(1) or genuine(folder))
+    made, script = start(plan, {3: (*WELL[:-1], lambda stop: cancelled(["bit_width=5"], sweep).save(sweep), DONE)})
+    made.run(0)
+    made.close()
+    assert (script.ran, len(readings)) == ([2, 3, 4], 2)
+
+
+def test_a_hold_on_earlier_launches_does_not_touch_this_one(sweep: SweepFolder, plan: Path) -> None:
+    cancelled(["bit_width=2"], sweep).save(sweep)
+    newer = write(sweep, [trial(2)], shard_minutes=60)
+    old, script = start(plan)
+    old.run(0)
+    old.close()
+    assert script.ran == [3, 4, 5], "the newer plan has it"
+    made, script = start(newer)
+    assert made.run(0).held == 0
+    made.close()
+    assert script.ran == [2]
 
 
 def test_the_record_says_what_is_at_hand(sweep: SweepFolder, plan: Path) -> None:
@@ -182,7 +207,7 @@ def test_asked_to_stop_it_keeps_the_task_and_drops_the_trial(sweep: SweepFolder,
     made, script = start(plan, {3: (LOADED, QUANTIZED, lambda stop: stop.set(reason), task("t"), task("u"), DONE)})
     summary = made.run(0)
     made.close()
-    assert (summary.done, summary.failed, summary.stopped, script.ran) == (1, 0, True, [2, 3])
+    assert (summary.done, summary.failed, summary.stopped, summary.left, script.ran) == (1, 0, True, 3, [2, 3])
     assert len(records.read_done(sweep.path)) == 3
     assert failed_rows(sweep) == []
     assert (record(sweep, made).ended, record(sweep, made).trial_id) == (reason, None)
@@ -261,8 +286,7 @@ def test_a_success_in_between_forgives_a_strike(sweep: SweepFolder, plan: Path) 
     assert script.ran == [2, 3, 4, 5]
 
 
-def test_the_breaker_trips_while_the_worker_works(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantsweep.worker.BREAKER_SECONDS", 0.0)
+def test_the_breaker_trips_at_once_where_this_worker_alone_has_failures_enough(sweep: SweepFolder) -> None:
     plan = write(sweep, [trial(bits) for bits in (2, 3, 4, 5)], shard_minutes=60, breaker_trials=2)
     bug = (LOADED, failed(failures.BUG))
     made, script = start(plan, dict.fromkeys((2, 3, 4, 5), bug))
@@ -272,25 +296,59 @@ def test_the_breaker_trips_while_the_worker_works(sweep: SweepFolder, monkeypatc
     assert [hold.by for hold in read_holds(sweep)] == ["breaker"]
 
 
+@pytest.mark.parametrize(("seconds", "ran"), [(0.0, [2]), (60.0, [2, 3, 4, 5])])
+def test_others_failures_are_read_now_and_then(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, seconds: float, ran: list[int]) -> None:
+    monkeypatch.setattr("quantsweep.worker.BREAKER_SECONDS", seconds)
+    plan = write(sweep, [trial(bits) for bits in (2, 3, 4, 5, 6, 7)], shard_minutes=60, breaker_trials=3)
+    for bits in (6, 7):
+        fail(sweep, trial(bits), failures.BUG, plan=plan.name, fingerprint="f1")
+    bug = {2: (LOADED, failed(failures.BUG)), **{bits: (LOADED, failed(failures.BUG, f"g{bits}")) for bits in (3, 4, 5)}}
+    made, script = start(plan, bug)
+    made.run(0)
+    made.close()
+    assert script.ran == ran
+    assert len(read_holds(sweep)) == (seconds == 0.0)
+
+
+def test_without_a_breaker_nothing_is_held(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantsweep.worker.BREAKER_SECONDS", 0.0)
+    plan = write(sweep, [trial(bits) for bits in (2, 3, 4, 5)], shard_minutes=60, breaker_trials=None)
+    made, _ = start(plan, dict.fromkeys((2, 3, 4, 5), (LOADED, failed(failures.BUG))))
+    assert made.run(0).failed == 4
+    made.close()
+    assert read_holds(sweep) == []
+
+
 # --- requeued -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_requeued_job_closes_its_earlier_runs_and_leaves_out_what_keeps_taking_it_down(
+def test_a_requeued_job_closes_its_earlier_runs_and_gives_up_what_keeps_taking_it_down(
     sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deadly, unlucky = trial(2).trial.trial_id, trial(3).trial.trial_id
     for restarts in range(3):
-        engine_cases.worker(sweep, job="7_0", restarts=restarts, trial_id=deadly)
+        engine_cases.worker(sweep, job="7_0", restarts=restarts, trial_id=deadly, plan=plan.name, shard_id=0, node=f"n{restarts}")
     engine_cases.worker(sweep, job="7_0", restarts=3, trial_id=unlucky)
     engine_cases.worker(sweep, job="8_0", restarts=0, trial_id=unlucky)
     monkeypatch.setenv("TEST_JOB", "7_0")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
     made, script = start(plan)
-    made.run(0)
+    summary = made.run(0)
     made.close()
     assert script.ran == [3, 4, 5]
+    assert (summary.done, summary.failed, summary.left) == (3, 1, 0)
+    [lost] = failed_rows(sweep)
+    assert (lost["trial_id"], lost["failure_class"], lost["slurm_job"]) == (deadly, failures.NODE_FAILURE, "7_0")
+    assert (lost["plan"], lost["shard_id"]) == (plan.name, 0)
+    assert lost["host"] in {"n0", "n1", "n2"}, "where it was lost, not where that is found out"
+    assert "3 times in this one job" in lost["failure_message"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")
+    again, script = start(plan)
+    again.run(0)
+    again.close("gone")
+    assert (script.ran, len(failed_rows(sweep))) == ([], 1), "once, however often the job comes back"
     ends = {(heard.record.job, heard.record.restarts): heard.record.ended for heard in read_records(sweep)}
-    assert ends == {**{("7_0", n): LOST_AND_REQUEUED for n in range(4)}, ("8_0", 0): None, ("7_0", 4): "finished"}
+    assert ends == {**{("7_0", n): LOST_AND_REQUEUED for n in range(4)}, ("8_0", 0): None, ("7_0", 4): "finished", ("7_0", 5): "gone"}
 
 
 # --- results that cannot be written -------------------------------------------------------------------------------------
@@ -526,6 +584,104 @@ def test_at_the_time_limit_the_job_goes_back_into_the_queue(
     assert len(records.read_done(sweep.path)) == 3
 
 
+def test_at_the_time_limit_with_nothing_left_the_job_just_ends(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Back in the queue it would wait for a place, load everything, and find nothing to do."""
+    submit(sweep)
+    last = (*WELL[:-1], DONE, lambda stop: os.kill(os.getpid(), signal.SIGUSR2) or time.sleep(0.7))
+    for bits in (2, 3, 4):
+        finish(sweep, trial(bits))
+    play(monkeypatch, {5: last})
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert not [argv for argv in site.asked if argv[:2] == ["scontrol", "requeue"]]
+    assert "planned 0 trials again" in capsys.readouterr().out
+
+
+def test_a_job_that_nobody_knows_ends_without_touching_a_trial(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm heard one sbatch twice: the receipt names the other job."""
+    submit(sweep)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "999")
+    scripts = play(monkeypatch, {})
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert scripts == []
+    assert "999" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "runs"), [(101, True), (55, False)])
+def test_a_job_that_is_faster_than_its_receipt_waits_for_it(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch, number: int, *, runs: bool
+) -> None:
+    without_receipt(sweep)
+    path = Path(submission(sweep))
+    threading.Timer(0.7, lambda: write_text(path, path.read_text().replace('"array_job_id": null', f'"array_job_id": {number}'))).start()
+    scripts = play(monkeypatch, {})
+    began = time.monotonic()
+    assert slurm_job.main(["task", str(path), "0"]) == 0
+    assert time.monotonic() - began > 0.6
+    assert bool(scripts) == runs
+
+
+def test_a_job_whose_launcher_died_before_the_receipt_is_the_one(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_receipt(sweep)
+    monkeypatch.setattr(slurm_job, "RECEIPT_SECONDS", 0.0)
+    play(monkeypatch, {})
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert len(records.read_done(sweep.path)) == 8
+
+
+def without_receipt(folder: SweepFolder) -> None:
+    submit(folder)
+    [one] = read_submissions(folder)
+    dataclasses.replace(one, arrays=(dataclasses.replace(one.arrays[0], array_job_id=None),)).save()
+
+
+def test_other_code_than_the_copy_is_refused(
+    sweep: SweepFolder, site: Site, in_job: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The copy is not seen on this node, say, and Python finds what is installed there."""
+    write(sweep, [trial(2)], code="cafe")
+    submit(sweep)
+    scripts = play(monkeypatch, {})
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 1
+    assert str(sweep.code / "cafe") in capsys.readouterr().err
+    assert scripts == []
+    monkeypatch.setattr("quantsweep.__file__", str(sweep.code / "cafe" / "quantsweep" / "__init__.py"))
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert len(scripts) == 1
+
+
+def test_a_requeued_job_has_used_some_of_its_budget_already(
+    sweep: SweepFolder, site: Site, in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(sweep, [trial(bits, gpus=1) for bits in (2, 3)], shard_minutes=60, gpu_hours=100.0)
+    submit(sweep)
+    [[granted]] = [array.gpu_seconds for array in site.submitted]
+    used = {"gpus": 1, "ended": LOST_AND_REQUEUED}
+    engine_cases.worker(sweep, job="101_0", seconds=granted - 100, **used)
+    engine_cases.worker(sweep, job="102_0", seconds=10 * granted, **used)
+    scripts = play(monkeypatch, {})
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert [script.ran for script in scripts] == [[2, 3]], "what other jobs used is not its own"
+
+
+def test_a_requeued_job_that_has_used_its_budget_runs_nothing(
+    sweep: SweepFolder, site: Site, in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(sweep, [trial(bits, gpus=1) for bits in (2, 3)], shard_minutes=60, gpu_hours=100.0)
+    submit(sweep)
+    [[granted]] = [array.gpu_seconds for array in site.submitted]
+    engine_cases.worker(sweep, job="101_0", seconds=granted + 1, gpus=1, ended=LOST_AND_REQUEUED)
+    scripts = play(monkeypatch, {})
+    assert slurm_job.main(["task", submission(sweep), "0"]) == 0
+    assert [script.ran for script in scripts] == [[]]
+
+
 def test_a_job_that_is_ended_asks_for_nothing_more(
     sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -573,6 +729,52 @@ def _on_gpus(path: Path) -> Any:
 
     header = read_header(path)
     return dataclasses.replace(header, settings=dataclasses.replace(header.settings, device="auto"))
+
+
+# --- the collector ------------------------------------------------------------------------------------------------------
+
+
+def test_a_collector_takes_the_step_and_compacts(sweep: SweepFolder, site: Site, plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert slurm_job.main(["collect", str(sweep.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "submitted 1 shards" in printed
+    assert "compacted" in printed
+    assert site.later == []
+
+
+def test_a_collector_comes_back_where_slurm_is_silent_or_there_is_no_room(sweep: SweepFolder, site: Site, plan: Path) -> None:
+    submit(sweep)
+    site.down = {"squeue"}
+    assert slurm_job.main(["collect", str(sweep.path)]) == 0
+    assert site.later == [slurm_job.COLLECTOR_PAUSE_MINUTES]
+    site.down = set()
+    site.jobs.clear()
+    assert slurm_job.main(["collect", str(sweep.path)]) == 0
+    assert len(site.later) == 2, "tasks that nobody knows, and no other that lives"
+
+
+def test_a_collector_does_not_come_back_for_what_waits_for_a_person(
+    sweep: SweepFolder, site: Site, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.refuse[0] = RefusedError("give cluster.account=…")
+    assert slurm_job.main(["collect", str(sweep.path)]) == 0
+    assert "a person is needed: give cluster.account" in capsys.readouterr().out
+    assert site.later == []
+
+
+def test_a_collector_for_which_there_is_no_room_goes_back_into_the_queue_itself(
+    sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.refuse.update(dict.fromkeys(range(9), NoRoomError("full")))
+
+    def full_queue(*arguments: object, **more: object) -> int:
+        raise NoRoomError("full")
+
+    monkeypatch.setattr("quantsweep.launching.cluster.submit_collector", full_queue)
+    assert slurm_job.main(["collect", str(sweep.path)]) == 0
+    assert ["scontrol", "requeue", "101_0"] in site.asked
+    site.down = {"scontrol"}
+    assert slurm_job.main(["collect", str(sweep.path)]) == 1, "nobody comes back: a person must see it"
 
 
 def test_a_submission_that_never_comes_in_sight_is_an_error_with_a_remedy(
