@@ -7,16 +7,20 @@ other workers skip what it names.  Nothing cancelled is submitted again until th
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 
 from quantsweep import filters, records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
+from quantsweep.errors import LockedError
 from quantsweep.holds import cancelled
 from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.settle import write_cancelled
 from quantsweep.launching.tasks import Task, observe
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_numbered_trials, remaining_tasks
+
+LOCK_SECONDS = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = _named(folder, flying, chosen) if chosen.terms else list(flying)
     slurm.cancel([task.job_id for task in tasks])
     if tasks:
-        with launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=60.0):
+        # Whoever holds the lock for long (wait=true) writes it down with its own next look.
+        with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=LOCK_SECONDS):
             write_cancelled(folder, tasks)
     print(f"cancelled {len(tasks)} jobs of {folder.name} ({hold.words}); what is written stays, and the launch command resumes")
     return 0

@@ -255,6 +255,28 @@ def test_cancel_by_filter_leaves_jobs_with_other_trials_alone(sweep: SweepFolder
     assert [argv[1:] for argv in site.asked if argv[0] == "scancel"] == [["102_0"], ["101_0"]], "only what is left counts"
 
 
+def test_what_was_cancelled_before_it_ran_is_known_also_when_slurm_has_forgotten_it(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2), trial(3)])
+    submit(sweep)
+    site.set("RUNNING", only=(101, 0))
+    run(cancel, sweep)
+    assert read_submissions(sweep)[0].arrays[0].ended == {1: "CANCELLED"}, "what ran has its trial settled by who looks next"
+    site.accounts = None
+    site.forget()
+    assert counts(sweep) == {"unknown": 1, "held": 1}
+
+
+def test_cancel_does_not_need_the_lock(sweep: SweepFolder, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """A launch with wait=true holds it all the time; a second process would ask in vain."""
+    write(sweep, [trial(2), trial(3)])
+    submit(sweep)
+    with launch_lock(sweep.plan / "launch.lock", purpose="run"):
+        assert run(cancel, sweep) == 0
+    assert "cancelled 2 jobs" in capsys.readouterr().out
+    assert advance(sweep).retried == 0
+    assert counts(sweep) == {"held": 2}
+
+
 def test_a_filter_that_is_no_filter_holds_nothing(sweep: SweepFolder, site: Site) -> None:
     write(sweep, [trial(2)])
     with pytest.raises(ConfigurationError, match="bit_widht"):
