@@ -34,6 +34,7 @@ class Environment:
     versions: str
 
 
+CLUSTERS = "conf/cluster/"
 SNAPSHOT = "SNAPSHOT.json"
 """In a copy of the code that jobs run from: which commit and which changes it is a copy of."""
 
@@ -93,14 +94,19 @@ def git_state(root: Path) -> tuple[str | None, str | None]:
     if not (root / ".git").exists():
         return None, None
     commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    # How a site's cluster is called changes no number: its yaml makes no other code of this.
+    changes = _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", ".", f":(exclude){CLUSTERS}") or ""
     return commit.strip() if commit else None, changes + _untracked(root)
 
 
 def _untracked(root: Path) -> str:
     """New files of the product's own folders (a new method, a new yaml), whole: they run as much as edited ones."""
     names = (_git(root, "ls-files", "--others", "--exclude-standard", "--", "quantsweep", "conf", "sweeps", "launch.py") or "").splitlines()
-    return "".join(f"new file {name}\n{(root / name).read_text(errors='replace')}\n" for name in names if (root / name).is_file())
+    return "".join(
+        f"new file {name}\n{(root / name).read_text(errors='replace')}\n"
+        for name in names
+        if (root / name).is_file() and not name.startswith(CLUSTERS)
+    )
 
 
 def tracked_files(root: Path, parts: Sequence[str]) -> list[str] | None:

@@ -120,17 +120,18 @@ def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
 def results_text(folder: Path, trial_ids: list[str]) -> str:
     """The rows of some trials as a table; what failed is said below it."""
     metrics = records.latest(_of(records.read_table(folder, "metrics"), trial_ids), ("trial_id", "task_key", "metric"))
-    rows = metrics.select(["model", "task", "metric", "value", "stderr", "num_samples", "bits_per_weight"]).to_pylist()
+    wanted = ["model", "data_type", "bit_width", "granularity", "block_size", "task", "metric", "value", "stderr", "num_samples"]
+    rows = metrics.select([*wanted, "bits_per_weight"]).to_pylist()
     failed = [
         r
         for r in records.latest(_of(records.read_table(folder, "trials"), trial_ids), ("trial_id",)).to_pylist()
         if r["status"] == "failed"
     ]
     lines = table(
-        ("model", "task", "metric", "value", "± stderr", "n", "bits a weight"),
+        ("trial", "task", "metric", "value", "± stderr", "n", "bits a weight"),
         [
             (
-                r["model"],
+                _trial_words(r),
                 r["task"],
                 r["metric"],
                 _number(r["value"]),
@@ -143,6 +144,12 @@ def results_text(folder: Path, trial_ids: list[str]) -> str:
     )
     lines += [f"failed: {r['label']}: {r['failure_class']}: {r['failure_message']}" for r in failed]
     return "\n".join(lines)
+
+
+def _trial_words(row: Mapping[str, Any]) -> str:
+    if row["data_type"] is None:
+        return f"{row['model']} baseline"
+    return f"{row['model']} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
 
 
 def _of(rows: Any, trial_ids: list[str]) -> Any:
@@ -178,6 +185,11 @@ def status_text(status: Mapping[str, Any]) -> str:
         lines.append(f"  launch      {status['launch']} is at work on it")
     if status["slurm"]:
         lines.append(f"  Slurm       {status['slurm']}")
+    if status["ended_jobs"]:
+        words = " · ".join(f"{word} {count:,}" for word, count in status["ended_jobs"].items())
+        lines.append(
+            f"  ended jobs  {words}: a worker that ends, the collector or the next launch looks after them (their output: logs/slurm/)"
+        )
     if status["retried"]:
         lines.append("  tried again " + " · ".join(f"{name} {count:,}" for name, count in status["retried"].items()))
     lines += [line for failure in status["failures"] for line in _failure_lines(failure, status["sweep"])]

@@ -82,6 +82,13 @@ class SweepFolder:
             raise ResultsError(f"results folder {self.path} cannot be made: {error.strerror}. Give another with results_dir=…") from error
         self.check()
 
+    def remove_if_empty(self) -> None:
+        """Take away rooms in which nothing was put (what was asked turned out to be a mistake)."""
+        if not any(path.is_file() for path in self.path.rglob("*")):
+            for room in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True):
+                room.rmdir()
+            self.path.rmdir()
+
     def check(self) -> None:
         """Refuse a folder that cannot be written to, or that others can (jobs run code and plans from it)."""
         if not self.path.exists():

@@ -37,6 +37,7 @@ from quantsweep.specs import PlannedTrial, RunSettings, Shard, content_hash
 from quantsweep.tracking import make_tracker
 from quantsweep.workers import (
     BEAT_SECONDS,
+    ENDED_BY_SLURM,
     LOST_AND_REQUEUED,
     WorkerRecord,
     new_worker_name,
@@ -66,7 +67,7 @@ class Stop:
 
     PERSON = "stopped"
     TIME_LIMIT = "time limit"
-    ENDED = "ended by Slurm"
+    ENDED = ENDED_BY_SLURM
     BUDGET = "budget"
     BAD_NODE = "bad node"
 
@@ -369,7 +370,7 @@ class Beat(threading.Thread):
             return
         self._ended.set()
         try:
-            self.update(ended=word, trial_id=None, label=None)
+            self.update(ended=word, **({} if word == ENDED_BY_SLURM else {"trial_id": None, "label": None}))
         except OSError:  # a full disk, say, and whoever settles must hear of just that
             with contextlib.suppress(OSError):  # else the record grows old by itself
                 overwrite_record(self._folder, self.record)
@@ -392,7 +393,7 @@ def _close_earlier_runs(folder: SweepFolder, mine: WorkerRecord) -> dict[str, Wo
             continue
         if record.ended is None:
             write_record(folder, replace(record, ended=LOST_AND_REQUEUED))
-        if record.trial_id is not None:
+        if record.trial_id is not None and record.ended != ENDED_BY_SLURM:
             lost.setdefault(record.trial_id, []).append(record)
     return {trial_id: records_[-1] for trial_id, records_ in lost.items() if len(records_) >= MAX_RESTARTS_OF_A_TRIAL}
 
@@ -463,11 +464,11 @@ class _ShardRun:
             self._look_for_company(str(row["failure_fingerprint"]))
 
     def _look_for_company(self, fingerprint: str) -> None:
-        """Have the breaker read everybody's attempts: once this worker alone has failures enough, and now and then."""
+        """Have the breaker read everybody's attempts: whenever this worker alone has failures enough (again), and now and then."""
         worker, threshold = self._worker, self._launch.breaker_trials
         worker.failed_in_one_place[fingerprint] += 1
         late = time.monotonic() - worker.breaker_checked > BREAKER_SECONDS
-        if late or worker.failed_in_one_place[fingerprint] == threshold:
+        if late or (threshold is not None and worker.failed_in_one_place[fingerprint] % threshold == 0):
             worker.breaker_checked = time.monotonic()
             breaker.check(self._folder, worker.header.root, threshold)
 
@@ -485,7 +486,8 @@ class _ShardRun:
         except StoppedError:
             failure = self._overtime(attempt)
             if failure is None:
-                self._worker.beat.update(trial_id=None, label=None)
+                if self._stop.reason != Stop.ENDED:
+                    self._worker.beat.update(trial_id=None, label=None)
                 return None, attempt.num_tasks
         except OSError as error:
             if not failures.is_disk_full(error):

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 from quantsweep import filters, records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
-from quantsweep.errors import LockedError
+from quantsweep.errors import ConfigurationError, LockedError, did_you_mean
 from quantsweep.holds import cancelled
 from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.settle import write_cancelled
 from quantsweep.launching.tasks import Task, observe
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_numbered_trials, remaining_tasks
+from quantsweep.plan import read_asked, read_numbered_trials, remaining_tasks
 
 LOCK_SECONDS = 10.0
 
@@ -33,17 +33,42 @@ def run(arguments: argparse.Namespace) -> int:
     """Hold what is named first, so that nothing submits it again, then take its jobs out of the queue."""
     folder = find_sweep(arguments)
     chosen = filters.parse(arguments.filters, filters.PLAN_COLUMNS)
+    count = _num_named(folder, chosen)
     hold = cancelled(arguments.filters, folder)
     hold.save(folder)
-    flying = observe(folder).in_flight
-    tasks = _named(folder, flying, chosen) if chosen.terms else list(flying)
-    slurm.cancel([task.job_id for task in tasks])
+    seen = observe(folder)
+    tasks = _named(folder, seen.in_flight, chosen) if chosen.terms else list(seen.in_flight)
+    # Where everything is cancelled nothing is left to look after either.
+    collectors = [] if chosen.terms else [task.job_id for task in seen.collectors]
+    slurm.cancel([*(task.job_id for task in tasks), *collectors])
     if tasks:
         # Whoever holds the lock for long (wait=true) writes it down with its own next look.
         with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=LOCK_SECONDS):
             write_cancelled(folder, tasks)
-    print(f"cancelled {len(tasks)} jobs of {folder.name} ({hold.words}); what is written stays, and the launch command resumes")
+    print(
+        f"{folder.name}: {count:,} trials held ({hold.words}), {len(tasks)} jobs taken out of the queue; "
+        "what is written stays, and the launch command resumes"
+    )
     return 0
+
+
+def _num_named(folder: SweepFolder, chosen: filters.Filter) -> int:
+    """How many trials that are not done the filter names; raises ConfigurationError, with what there is, if it names none of any."""
+    done = records.read_done(folder.path)
+    asked = read_asked(folder.plan)
+    named = [planned for planned in asked if chosen.matches_planned(planned)]
+    if not named:
+        wrong = []
+        for term in chosen.terms:
+            known = {
+                str(value)
+                for planned in asked
+                for task in planned.tasks
+                if (value := {**records.identity_columns(planned.trial), **records.task_columns(task)}[term.column]) is not None
+            }
+            wrong += [did_you_mean(term.column, value, known) for value in term.values if value not in known]
+        raise ConfigurationError(f"no trial of {folder.name} matches {chosen}. {' '.join(wrong)}".rstrip())
+    return sum(bool(remaining_tasks(planned, done).tasks) for planned in named)
 
 
 def _named(folder: SweepFolder, tasks: Sequence[Task], chosen: filters.Filter) -> list[Task]:

@@ -22,6 +22,8 @@ from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_asked, read_asked_tasks, read_headers, read_owners, shard_trials
 from quantsweep.workers import read_records
 
+RATE_SECONDS = 60.0
+"""Over less than this nothing is said of a rate."""
 RATE_WINDOW = timedelta(minutes=30)
 """The rate is that of the trials that ended within this time of the last one."""
 
@@ -54,9 +56,10 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
     states = _states(folder, seen, left)
     attempts = _attempts(folder)
     holds = read_holds(folder)
-    held = _held(folder, holds, left - set().union(*states.values()))
-    rest = left - set().union(held, *states.values())
-    failed = [row for row in _latest(attempts) if row["status"] == "failed" and row["trial_id"] in rest]
+    idle = left - set().union(*states.values())
+    failed = [row for row in _latest(attempts) if row["status"] == "failed" and row["trial_id"] in idle]
+    held = _held(folder, holds, idle - {row["trial_id"] for row in failed})
+    rest = idle - held
     num_done = sum((trial_id, task) in done for trial_id, tasks in asked.items() for task in tasks)
     per_hour = _trials_per_hour(attempts)
     hours = next((h.launch.gpu_hours for h in reversed(read_headers(folder.plan).values()) if h.root == h.name), None)
@@ -77,6 +80,7 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "failures": _by_fingerprint(failed),
         "holds": [{"words": hold.words, "because": hold.because, "by": hold.by} for hold in holds] if held else [],
         "excluded_nodes": sorted(find_broken(attempts, datetime.now(UTC))),
+        "ended_jobs": dict(Counter(task.ended for task in seen.ended)),
         "jobs": dict(Counter(task.state.word for task in seen.in_flight)),
         "worker_hours": sum(heard.record.seconds for heard in seen.records) / 3600,
         "gpu_hours": budget.used(heard.record for heard in seen.records) / 3600,
@@ -176,4 +180,4 @@ def _trials_per_hour(attempts: list[dict[str, Any]]) -> float:
         return 0.0
     recent = [end for end in ends if ends[-1] - end <= RATE_WINDOW]
     span = (recent[-1] - recent[0]).total_seconds()
-    return (len(recent) - 1) / span * 3600 if span > 0 else 0.0
+    return (len(recent) - 1) / span * 3600 if span > RATE_SECONDS else 0.0

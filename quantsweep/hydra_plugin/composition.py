@@ -98,6 +98,9 @@ def _quoted(value: str) -> str:
 
 def refuse_sweeps(arguments: Sequence[str]) -> None:
     """Without -m one trial is meant: several values are a slip that everybody makes once."""
+    studies = [a for a in arguments if a.lstrip("+").startswith("sweeps=")]
+    if studies:
+        raise ConfigurationErrors([f"{argument} is a study of many trials: add -m (python launch.py -m …)" for argument in studies])
     swept = [a for a in arguments if not a.startswith("-") and OverridesParser.create().parse_override(a).is_sweep_override()]
     if swept:
         raise ConfigurationErrors(

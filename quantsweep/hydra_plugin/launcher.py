@@ -27,6 +27,7 @@ from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.prepare import cluster_spec
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.advance import step
+from quantsweep.launching.cluster import RefusedError
 from quantsweep.launching.local import num_workers, run_local
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
@@ -117,18 +118,23 @@ def _shard_of(overrides: Sequence[str]) -> tuple[str, int] | None:
 def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config: DictConfig, *, wait: bool) -> None:
     if cluster.kind == "slurm":
         folder = SweepFolder(plan.parent.parent)
-        print(submitted_text(submit_waiting(folder, settle(folder), fresh_limits=True), sweep=str(config.sweep)), flush=True)
+        try:
+            summary = submit_waiting(folder, settle(folder), fresh_limits=True)
+        except RefusedError:
+            plan.unlink()  # nothing of it was accepted, nor will be: nobody waits for it
+            raise
+        print(submitted_text(summary, sweep=str(config.sweep)), flush=True)
         if wait:
             _wait(folder)
         return
     device = read_header(plan).settings.device
     sizes = shard_sizes(plan)
     total = sum(sizes[shard_id] for shard_id in ids)
-    summary = run_local(plan, ids, total=total, workers=num_workers(config.workers, device), device=device)
-    print(local_text(summary, sweep=str(config.sweep), folder=plan.parent.parent), flush=True)
-    if summary.problems:
-        raise CompactHydraException("; ".join(summary.problems))
-    if summary.interrupted:
+    done = run_local(plan, ids, total=total, workers=num_workers(config.workers, device), device=device)
+    print(local_text(done, sweep=str(config.sweep), folder=plan.parent.parent), flush=True)
+    if done.problems:
+        raise CompactHydraException("; ".join(done.problems))
+    if done.interrupted:
         raise SystemExit(130)
 
 

@@ -60,7 +60,17 @@ class QuantsweepSweeper(Sweeper):
         assert self._config is not None
         assert self._launcher is not None
         folder = sweep_folder(str(self._config.results_dir), str(self._config.sweep))
+        is_new = not folder.path.exists()
         folder.create()
+        try:
+            return self._launch(folder, arguments)
+        finally:
+            if is_new:
+                folder.remove_if_empty()
+
+    def _launch(self, folder: SweepFolder, arguments: list[str]) -> Sequence[Any]:
+        assert self._config is not None
+        assert self._launcher is not None
         here = OmegaConf.select(self._config, "cluster.kind") == "local"
         with launch_lock(folder.plan / "launch.lock", purpose=RUN if here else "launch", wait_seconds=LOCK_SECONDS):
             seen = settle(folder, assume_dead=bool(self._config.assume_dead))

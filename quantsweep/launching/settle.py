@@ -26,7 +26,7 @@ from quantsweep.launching.tasks import Observation, Task, observe
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import plan_files, read_numbered_trials, remaining_tasks
 from quantsweep.specs import PlannedTrial, content_hash
-from quantsweep.workers import Heard, WorkerRecord, write_record
+from quantsweep.workers import ENDED_BY_SLURM, Heard, WorkerRecord, write_record
 
 BLAMELESS = frozenset({"CANCELLED"})
 """Ends that say nothing of a trial: somebody wanted the job gone."""
@@ -114,7 +114,7 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
         if not own and task.ended == "FAILED":
             rows += _not_started(folder, unfinished, task, names[task.submission, task.array])
         for record in own:
-            if record.ended is None:
+            if record.ended in (None, ENDED_BY_SLURM):
                 rows += _lost(unfinished, record, task.ended or "UNKNOWN")
                 over.append(replace(record, ended=f"lost: {task.ended}"))
     _write_new(folder, rows)

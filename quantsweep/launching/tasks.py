@@ -85,7 +85,7 @@ class Observation:
 
     @property
     def collectors(self) -> tuple[slurm.QueuedTask, ...]:
-        """This sweep's collectors that have not started yet."""
+        """This sweep's collectors that have not started yet (known only while something of it is open)."""
         return tuple(
             task
             for task in self.queued

@@ -60,7 +60,7 @@ def test_without_accounting_a_sweep_survives_what_nobody_remembers(bare: Cluster
 def test_unknown_is_not_dead(bare: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs that Slurm has never heard of and whose worker is silent are held, until somebody says that they are gone."""
     study = Study(cluster=bare, root=tmp_path, arguments=("bit_width=4,8",))
-    study.launch("cluster.additional_parameters={hold: true}")
+    study.launch("+cluster.additional_parameters.hold=true")
     bare.cancel_all()
     time.sleep(3)  # and forgotten: neither squeue nor accounts know them
     for name, value in bare.env.items():

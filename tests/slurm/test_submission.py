@@ -90,7 +90,7 @@ def test_queued_jobs_run_the_code_as_it_was_submitted(engine: Cluster, tmp_path:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(source, target)
     (checkout / ".env").write_text("SECRET=1\n")
     (checkout / ".git" / "info" / "exclude").write_text(".env\n")
-    arguments = ("bit_width=4", "cluster.additional_parameters={hold: true}")
+    arguments = ("bit_width=4", "+cluster.additional_parameters.hold=true")
     study = Study(cluster=engine, root=tmp_path, arguments=arguments, checkout=checkout, where=checkout)
     study.launch()
     (checkout / "quantsweep" / "child.py").write_text("raise SystemExit('the edited checkout ran')\n")
