@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -39,6 +40,12 @@ def planned(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _own_the_terminal() -> None:
+    os.close(os.open(os.ttyname(0), os.O_RDWR))  # Ctrl-C goes to whose terminal this is
+    # A suite that was started in the background of a shell hands SIGINT down as ignored; a user's terminal does not.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """`quantsweep watch` on a terminal of 100 columns."""
 
@@ -48,7 +55,7 @@ class Terminal:
         self.before = termios.tcgetattr(self.keyboard)
         self.process = subprocess.Popen(
             PATIENT, stdin=self.keyboard, stdout=self.keyboard, stderr=self.keyboard, cwd=folder, start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # Ctrl-C goes to whose terminal this is
+            preexec_fn=_own_the_terminal,
             env={**os.environ, "TERM": "xterm"},
         )  # fmt: skip
         self.text = ""
