@@ -235,7 +235,7 @@ def test_cancel_takes_everything_out_and_nothing_comes_back_by_itself(
     submit(sweep)
     site.set("RUNNING", only=(101, 0))
     assert run(cancel, sweep) == 0
-    assert "cancelled 2 jobs" in capsys.readouterr().out
+    assert "3 trials held (every trial), 2 jobs taken out of the queue" in capsys.readouterr().out
     step = advance(sweep)
     assert (step.retried, step.submitted.shards) == (0, 0)
     assert counts(sweep) == {"held": 3}
@@ -272,7 +272,7 @@ def test_cancel_does_not_need_the_lock(sweep: SweepFolder, site: Site, capsys: p
     submit(sweep)
     with launch_lock(sweep.plan / "launch.lock", purpose="run"):
         assert run(cancel, sweep) == 0
-    assert "cancelled 2 jobs" in capsys.readouterr().out
+    assert "2 trials held (every trial), 2 jobs taken out of the queue" in capsys.readouterr().out
     assert advance(sweep).retried == 0
     assert counts(sweep) == {"held": 2}
 
