@@ -15,6 +15,7 @@ doubled, invented.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import threading
@@ -46,8 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=float, default=30.0, help="mean seconds between two faults from outside")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir="/tmp") as room:
-        lines, sound = run(Path(room), arguments.trials, arguments.seed, arguments.every)
+    room = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir="/tmp"))
+    lines, sound = run(room, arguments.trials, arguments.seed, arguments.every)
+    if sound:
+        shutil.rmtree(room)  # else it stays, to be looked at
     text = "\n".join(lines)
     print(text)
     if arguments.output is not None:

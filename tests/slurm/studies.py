@@ -21,7 +21,7 @@ from typing import Any
 from quantsweep.paths import SweepFolder
 from tests.conftest import ROOT
 from tests.slurm import ledger
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, ClusterError
 
 PAIR = "pair"
 """A partition on which each node runs one job of one core at a time: two cores cannot carry more."""
@@ -117,9 +117,13 @@ class Study:
         deadline = time.monotonic() + seconds
         quiet = 0
         while quiet < 2:
-            assert time.monotonic() < deadline, f"still there after {seconds:.0f} s:\n" + "\n".join(self.queued()[:10]) + self.logs()
-            quiet = 0 if self.queued() else quiet + 1
             time.sleep(1.0)
+            try:
+                queued = self.queued()
+            except ClusterError:
+                queued = ["the controller does not answer"]  # it may be restarting, on purpose
+            assert time.monotonic() < deadline, f"still there after {seconds:.0f} s:\n" + "\n".join(queued[:10]) + self.logs()
+            quiet = 0 if queued else quiet + 1
 
     def wait_for_rows(self, count: int, seconds: float = 180.0) -> None:
         """Until the ledger has seen so many evaluations end."""
