@@ -30,7 +30,7 @@ from tests.slurm.cluster import TEMPORARY_PREFIX, Cluster
 from tests.slurm.ledger import Fault, FaultPlan
 from tests.slurm.studies import PAIR, Study
 
-FAULTS = {"kill": 0.0016, "segfault": 0.0012, "out_of_gpu_memory": 0.0012, "device_assert": 0.0006, "bug": 0.0006}
+FAULTS = {"kill": 0.0008, "segfault": 0.0006, "out_of_gpu_memory": 0.0006, "device_assert": 0.0004, "bug": 0.0028}
 """Share of trials that each strikes, once: 1 in 192 in all."""
 CHAOS = {"kill_worker": 3.0, "kill_child": 3.0, "requeue": 2.0, "node_lost": 0.5, "controller_restart": 0.5, "kill_collector": 1.0}
 MODELS = 2
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     parser.add_argument("--trials", type=int, default=35_136)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--every", type=float, default=30.0, help="mean seconds between two faults from outside")
+    parser.add_argument("--every", type=float, default=60.0, help="mean seconds between two faults from outside")
     arguments = parser.parse_args(argv)
     room = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir="/tmp"))
     lines, sound = run(room, arguments.trials, arguments.seed, arguments.every)
