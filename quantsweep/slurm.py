@@ -282,8 +282,9 @@ def _is_already_gone(line: str) -> bool:
 
 
 def set_dependency(job_id: str, dependency: str) -> bool:
-    """Let a pending job wait for other jobs; False if it no longer waits (or Slurm does not let us)."""
-    return _run(["scontrol", "update", f"JobId={job_id.partition('_')[0]}", f"Dependency={dependency}"]).returncode == 0
+    """Let a pending job wait for other jobs, and for nothing else; False if it no longer waits (or Slurm does not let us)."""
+    job = f"JobId={job_id.partition('_')[0]}"
+    return _run(["scontrol", "update", job, f"Dependency={dependency}", "StartTime=now"]).returncode == 0
 
 
 def requeue(job_id: str) -> bool:

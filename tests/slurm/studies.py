@@ -125,6 +125,13 @@ class Study:
             assert time.monotonic() < deadline, f"still there after {seconds:.0f} s:\n" + "\n".join(queued[:10]) + self.logs()
             quiet = 0 if queued else quiet + 1
 
+    def wait_until_only_collectors(self, seconds: float = 300.0) -> None:
+        """Until no task of a shard runs or waits; a collector that comes back in some minutes may still be there."""
+        deadline = time.monotonic() + seconds
+        while any(not line.endswith("collector") or line.startswith(("RUNNING", "COMPLETING")) for line in self.queued()):
+            assert time.monotonic() < deadline, f"still there after {seconds:.0f} s:\n" + "\n".join(self.queued()[:10]) + self.logs()
+            time.sleep(1.0)
+
     def wait_for_rows(self, count: int, seconds: float = 180.0) -> None:
         """Until the ledger has seen so many evaluations end."""
         deadline = time.monotonic() + seconds

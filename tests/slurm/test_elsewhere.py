@@ -49,8 +49,10 @@ def test_without_accounting_a_sweep_survives_what_nobody_remembers(bare: Cluster
     study.wait_for_rows(4)
     record = next(heard.record for heard in read_records(study.folder) if heard.record.trial_id is not None)
     os.kill(record.pid, signal.SIGKILL)
-    study.wait_until_idle(600)
+    study.wait_until_only_collectors()
     time.sleep(3)
+    study.wait_until_only_collectors()
+    assert study.status()["unknown"] > 0, "nobody knows of that job any more: it is held, not dead"
     study.launch("assume_dead=true")
     study.wait_until_idle(600)
     assert study.check().rows == 32
