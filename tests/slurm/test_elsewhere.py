@@ -54,7 +54,7 @@ def test_without_accounting_a_sweep_survives_what_nobody_remembers(bare: Cluster
     study.wait_until_only_collectors()
     assert study.status()["unknown"] > 0, "nobody knows of that job any more: it is held, not dead"
     study.launch("assume_dead=true")
-    study.wait_until_idle(600)
+    study.wait_until_only_collectors()
     assert study.check().rows == 32
     assert study.status()["unknown"] == 0
 

@@ -430,7 +430,7 @@ def test_one_collector_waits_for_everything(sweep: SweepFolder, site: Site) -> N
     assert summary.collector is None
     assert site.collectors == [(101,)]
     [update] = [argv for argv in site.asked if argv[:2] == ["scontrol", "update"]]
-    assert update[2:] == ["JobId=102", "Dependency=afterany:101:103"]
+    assert update[2:] == ["JobId=102", "Dependency=afterany:101:103", "StartTime=now"]
 
 
 def test_without_sbatch_on_the_nodes_there_is_no_collector(sweep: SweepFolder, site: Site) -> None:
