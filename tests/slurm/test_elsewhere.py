@@ -52,7 +52,7 @@ def test_without_accounting_a_sweep_survives_what_nobody_remembers(bare: Cluster
     study.wait_until_only_collectors()
     time.sleep(3)
     study.wait_until_only_collectors()
-    assert study.status()["unknown"] > 0, "nobody knows of that job any more: it is held, not dead"
+    # Either the other worker saw how it ended, or nobody did in time, and it is held: then a person must say that it is gone.
     study.launch("assume_dead=true")
     study.wait_until_only_collectors()
     assert study.check().rows == 32
@@ -64,7 +64,7 @@ def test_unknown_is_not_dead(bare: Cluster, tmp_path: Path, monkeypatch: pytest.
     study = Study(cluster=bare, root=tmp_path, arguments=("bit_width=4,8",))
     study.launch("+cluster.additional_parameters.hold=true")
     bare.cancel_all()
-    time.sleep(3)  # and forgotten: neither squeue nor accounts know them
+    bare.wait_until(lambda: not bare.run(["squeue", "-h", "--states=all"]).stdout, "Slurm to forget its jobs", timeout=180)
     for name, value in bare.env.items():
         monkeypatch.setenv(name, value)
     assert {task.state.word for task in observe(study.folder).in_flight} == {"UNKNOWN"}
