@@ -112,7 +112,7 @@ def test_nodes_whose_clocks_are_two_hours_ahead(engine: Cluster, tmp_path: Path)
     library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
     if library is None:
         pytest.fail("libfaketime is not installed: .ci/install_slurm.sh installs it")
-    setup = f"cluster.setup=[export LD_PRELOAD={library} FAKETIME=+2h DONT_FAKE_MONOTONIC=1]"
+    setup = f"cluster.setup=['export LD_PRELOAD={library} FAKETIME=+2h DONT_FAKE_MONOTONIC=1']"
     study = Study(cluster=engine, root=tmp_path, arguments=(*SLOW, setup))
     study.launch()
     study.wait_for_rows(4)
