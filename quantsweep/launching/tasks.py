@@ -228,7 +228,7 @@ def _tasks(
                     silent.append((task, age))
                 else:
                     found.append(_stuck(task, known) or _from_slurm(task, known.state, known.node))
-    return [*found, *_forgotten(silent, by_job, assume_dead=assume_dead)]
+    return [*found, *_forgotten(silent, by_job, now, assume_dead=assume_dead)]
 
 
 def _of_array(submission: Submission, number: int, array: SubmittedArray) -> Iterable[Task]:
@@ -268,13 +268,13 @@ def _by_job(records: Iterable[Heard]) -> dict[str, list[Heard]]:
     return found
 
 
-def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, list[Heard]], *, assume_dead: bool) -> list[Task]:
+def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, list[Heard]], now: float, *, assume_dead: bool) -> list[Task]:
     """Tasks that squeue does not show: accounts first, then the workers' own records, then patience."""
     if not silent:
         return []
     numbers = {int(task.job_id.partition("_")[0]) for task, _ in silent}
-    # An hour and the submission's own age back: sacct must be told, and its clock is another.
-    since = datetime.fromtimestamp(time.time() - max(age for _, age in silent)).astimezone()
+    # By the file system's clock, as the submission's age: this machine's may be hours off.  (slurm.accounting looks an hour further back.)
+    since = datetime.fromtimestamp(now - max(age for _, age in silent)).astimezone()
     try:
         accounts = slurm.accounting(numbers, since) or {}
     except slurm.SlurmUnavailable:
