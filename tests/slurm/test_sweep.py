@@ -23,8 +23,8 @@ STUDY = (
     "+sweeps=quickstart",
     "model=mini-neox-0.3m,mini-opt-0.4m,mini-neox-0.9m",
     "bit_width=range(3,9)",
-    "limit=4",
-    "shard_minutes=1",
+    "limit=30",
+    "shard_minutes=0.5",
 )
 
 
