@@ -23,7 +23,7 @@ STUDY = (
     "+sweeps=quickstart",
     "model=mini-neox-0.3m,mini-opt-0.4m,mini-neox-0.9m",
     "bit_width=range(3,9)",
-    "limit=30",
+    "limit=12",
     "shard_minutes=0.5",
 )
 
