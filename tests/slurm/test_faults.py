@@ -90,6 +90,25 @@ def test_a_killed_worker_a_killed_job_a_requeue(engine: Cluster, tmp_path: Path,
         )
 
 
+def test_cancel_half_way_and_resume(engine: Cluster, tmp_path: Path) -> None:
+    """Sixteen trials of two seconds: what is written stays, what was cancelled is held, and the launch command goes on."""
+    faults = FaultPlan(faults=(Fault(kind="slow", rate=1.0, times=None, seconds=2.0),), state=tmp_path / "struck")
+    sixteen = ("data_type=int,fp", "bit_width=4,8", "block_size=32,64,128,256", "shard_minutes=1")
+    study = Study(cluster=engine, root=tmp_path, arguments=sixteen, faults=faults)
+    study.launch()
+    study.wait_for_rows(3)
+    assert "submitted" not in study.launch().stdout, "what is in flight is not submitted twice"
+    assert "taken out of the queue" in study.quantsweep("cancel", study.name)
+    study.wait_until_idle()
+    status = study.status()
+    assert 3 <= status["done"] < 16
+    assert (status["held"], status["failed"], status["to_launch"]) == (16 - status["done"], 0, 0), "a cancelled trial is no failure"
+    study.launch()
+    study.wait_until_idle()
+    report = study.check()
+    assert (report.rows, report.repeated) == (16, {})
+
+
 def test_preemption_puts_the_job_back_and_it_goes_on(engine: Cluster, tmp_path: Path) -> None:
     study = Study(cluster=engine, root=tmp_path, arguments=(*SLOW, "cluster.partition=low", "cluster.max_parallel=2"))
     study.launch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,6 @@ from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm]
 SLURM = ("cluster=slurm", "cluster.partition=main")
-STUDY = (
-    "-m",
-    "+sweeps=quickstart",
-    "model=mini-neox-0.3m,mini-opt-0.4m,mini-neox-0.9m",
-    "bit_width=range(3,9)",
-    "limit=12",
-    "shard_minutes=0.5",
-)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
@@ -58,45 +49,6 @@ def test_a_small_sweep_runs_on_slurm_and_is_then_done(in_cluster: Cluster, launc
     again = launch(*arguments)
     assert "nothing left to run" in again.stdout
     assert "submitted" not in again.stdout
-
-
-@pytest.mark.long
-def test_cancel_half_way_and_resume(in_cluster: Cluster, launch: Launch, quantsweep_command: Launch, tmp_path: Path) -> None:
-    study = (*STUDY, *SLURM, "cluster.max_parallel=2")  # slow enough to be cancelled in the middle
-    plan = json.loads(quantsweep_command("plan", *study[1:], "--json").stdout)
-    assert plan["trials"] == 3 * (4 * 6 * 2 + 1) == 147
-    first = launch(*study)
-    assert f"submitted {plan['shards']} shards" in first.stdout
-    folder = tmp_path / "results" / "quickstart"
-    wait_until(lambda: num_done(folder) >= 20, 600)
-    in_flight = launch(*study)
-    assert "submitted" not in in_flight.stdout, "what is in flight is not submitted twice"
-    assert "in flight 0" not in in_flight.stdout
-    status = json.loads(quantsweep_command("status", "quickstart", "--json").stdout)
-    assert status["running"] > 0
-    assert "taken out of the queue" in quantsweep_command("cancel", "quickstart").stdout
-    wait_until(lambda: not observe(SweepFolder(folder)).in_flight, 120)
-    cancelled_at = quantsweep.load_results(folder)
-    assert 20 <= num_done(folder) < 147
-    cancelled = json.loads(quantsweep_command("status", "quickstart", "--json").stdout)
-    assert (cancelled["failed"], cancelled["running"], cancelled["queued"], cancelled["to_launch"]) == (0, 0, 0, 0), "no failure, but held"
-    assert cancelled["held"] == 147 - cancelled["done"]
-
-    resumed = launch(*study)
-    assert "submitted" in resumed.stdout
-    wait_until(lambda: num_done(folder) == 147 or not observe(SweepFolder(folder)).in_flight, 900)
-    assert num_done(folder) == 147, diagnosis(folder)
-    results = quantsweep.load_results(folder)
-    assert not results.duplicated(["trial_id", "task_key", "metric"]).any()
-    assert results.groupby("trial_id").task_key.nunique().eq(3).all()
-    kept = results.merge(cancelled_at, on=["trial_id", "task_key", "metric", "attempt"])
-    assert len(kept) == len(cancelled_at), "what was written before the cancel stays, and is not evaluated again"
-
-    finished = launch(*study)
-    assert "nothing left to run" in finished.stdout
-    wait_until(lambda: not in_cluster.run(["squeue", "-h"]).stdout, 60)
-    status = json.loads(quantsweep_command("status", "quickstart", "--json").stdout)
-    assert (status["done"], status["evaluations_done"], status["to_launch"]) == (147, 441, 0)
 
 
 @pytest.mark.long
