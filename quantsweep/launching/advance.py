@@ -23,6 +23,7 @@ from quantsweep.forgetting import forgotten_since
 from quantsweep.holds import Hold, holding, read_holds
 from quantsweep.launching.compaction import compact
 from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.nodes import broken_nodes
 from quantsweep.launching.refill import SubmitSummary, submit_waiting
 from quantsweep.launching.settle import NOT_BY_ITSELF, settle
 from quantsweep.launching.submissions import read_submissions
@@ -46,6 +47,9 @@ from quantsweep.specs import PlannedTrial
 
 PAUSE_SECONDS = 30.0
 """Workers that end take the step at most this often: it costs Slurm a request or two."""
+GATHER_SECONDS = 600.0
+"""While queued tasks keep all running places busy, retries are planned at most this often: each plan makes shards of its own,
+and each shard loads its model anew."""
 COMPACT_FILES = 1_000
 """A step folds the small files of a running sweep once a table has so many."""
 MAX_ASSIGNMENTS = 100
@@ -129,6 +133,8 @@ def plan_retries(folder: SweepFolder, seen: Observation) -> tuple[int, dict[str,
     causes = _causes(folder, headers)
     for root in {headers[plan].root for plan, _ in left}:
         breaker.check(folder, root, headers[root].launch.breaker_trials)
+    if _can_wait(folder, seen, headers):
+        return 0, {}
     holds = read_holds(folder)
     often = count_assignments(folder.plan)
     again: dict[str, list[PlannedTrial]] = {}
@@ -147,6 +153,18 @@ def plan_retries(folder: SweepFolder, seen: Observation) -> tuple[int, dict[str,
     for root, trials in again.items():
         _write_retry(folder, headers[root], trials)
     return sum(map(len, again.values())), dict(given_up)
+
+
+def _can_wait(folder: SweepFolder, seen: Observation, headers: Mapping[str, PlanHeader]) -> bool:
+    """True while there is enough queued work and retries were planned lately: a later step gathers them into fuller shards.
+
+    Not where a node is to be left out: each submission keeps what is queued off it, and it may swallow the queue.
+    """
+    states = Counter(task.state for task in seen.in_flight)
+    if states[State.PENDING] <= states[State.RUNNING] or broken_nodes(folder):
+        return False
+    newest = folder.plan / list(headers)[-1]
+    return filesystem_now(folder.plan) - newest.stat().st_mtime < GATHER_SECONDS
 
 
 def _left_behind(folder: SweepFolder, seen: Observation, headers: Mapping[str, PlanHeader]) -> list[tuple[str, PlannedTrial]]:

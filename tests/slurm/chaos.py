@@ -40,8 +40,9 @@ from tests.slurm.cluster import Cluster, ClusterError
 JOB_NAME = "chaos"
 """Jobs of the driver itself, which it leaves alone."""
 
-BOOT_SECONDS = 20.0
-"""A node that comes back sooner than 15 s after a job began is not believed to have lost it (MessageTimeout + 5)."""
+BOOT_SECONDS = 30.0
+"""A node that registers sooner than 20 s after a job began (BatchStartTimeout + MessageTimeout) is not believed to have lost it,
+and is asked again only much later."""
 
 WORKER, CHILD, COLLECTOR = r"quantsweep\.slurm_job task", r"quantsweep\.child ", r"quantsweep\.slurm_job collect"
 """How a Python process of a job is told from another: by its command line."""

@@ -56,6 +56,12 @@ def cluster_root() -> Iterator[Path]:
     shutil.rmtree(root, ignore_errors=True)
 
 
+@pytest.fixture
+def own_root(cluster_root: Path) -> Path:
+    """A new folder for a test's own cluster and file systems."""
+    return Path(tempfile.mkdtemp(prefix="t", dir=cluster_root))
+
+
 @pytest.fixture(scope="session")
 def cluster(cluster_root: Path) -> Iterator[Cluster]:
     """The session's cluster: 4 nodes, arrays of up to 101, QOS `tight`, partitions main, low, high and limited."""

@@ -82,8 +82,8 @@ def test_a_job_of_high_priority_sends_one_of_low_back_to_the_queue(in_cluster: C
 
 
 @pytest.mark.long
-def test_clusters_live_side_by_side_and_stop_leaves_no_process(in_cluster: Cluster, cluster_root: Path) -> None:
-    root = cluster_root / "other"
+def test_clusters_live_side_by_side_and_stop_leaves_no_process(in_cluster: Cluster, own_root: Path) -> None:
+    root = own_root / "other"
     with Cluster(root=root, nodes=1, accounting=False) as other:
         other.submit(script="sleep 300")
         other.wait_until(lambda: "R" in other.run(["squeue", "-h", "-o", "%t"]).stdout, "a running job")
@@ -93,8 +93,8 @@ def test_clusters_live_side_by_side_and_stop_leaves_no_process(in_cluster: Clust
 
 
 @pytest.mark.long
-def test_the_command_starts_and_stops_one(in_cluster: Cluster, cluster_root: Path) -> None:
-    root = cluster_root / "command"
+def test_the_command_starts_and_stops_one(in_cluster: Cluster, own_root: Path) -> None:
+    root = own_root / "command"
     command = [sys.executable, "-m", "tests.slurm.cluster"]
     repository = Path(__file__).parents[2]
     printed = in_cluster.run([*command, "start", str(root), "--nodes=1", "--no-accounting"], env={"PYTHONPATH": str(repository)}).stdout
@@ -105,18 +105,18 @@ def test_the_command_starts_and_stops_one(in_cluster: Cluster, cluster_root: Pat
 
 
 @pytest.mark.long
-def test_a_cluster_whose_session_was_killed_is_found_and_stopped(cluster_root: Path) -> None:
-    cluster = Cluster(root=cluster_root / f"{TEMPORARY_PREFIX}orphan", nodes=1, accounting=False).start()
+def test_a_cluster_whose_session_was_killed_is_found_and_stopped(own_root: Path) -> None:
+    cluster = Cluster(root=own_root / f"{TEMPORARY_PREFIX}orphan", nodes=1, accounting=False).start()
     ended = subprocess.Popen(["true"])
     ended.wait()
     (cluster.root / "owner.pid").write_text(str(ended.pid))
-    assert reap_orphans(cluster_root) == [cluster.root]
+    assert reap_orphans(own_root) == [cluster.root]
     assert _processes_naming(str(cluster.root)) == []
 
 
 @pytest.mark.long
-def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(cluster_root: Path) -> None:
-    root = cluster_root / "broken"
+def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(own_root: Path) -> None:
+    root = own_root / "broken"
     with pytest.raises(ClusterError, match="slurmctld"):
         Cluster(root=root, nodes=1, accounting=False, settings={"SelectType": "select/nonsense"}, timeout=5).start()
     assert _processes_naming(str(root)) == []

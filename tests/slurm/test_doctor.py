@@ -39,8 +39,8 @@ def test_what_a_yaml_gets_wrong_is_a_problem(in_cluster: Cluster, quantsweep_com
     assert "Did you mean 'tight'?" in found["qos"]["found"]
 
 
-def test_without_accounting(cluster_root: Path, quantsweep_command: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Cluster(root=cluster_root / "doctor", nodes=1, accounting=False) as cluster:
+def test_without_accounting(own_root: Path, quantsweep_command: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cluster(root=own_root / "doctor", nodes=1, accounting=False) as cluster:
         monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
         found = examined(quantsweep_command)
         assert found["accounting"]["found"] == "off"

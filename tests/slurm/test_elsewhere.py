@@ -76,14 +76,12 @@ def test_unknown_is_not_dead(bare: Cluster, tmp_path: Path, monkeypatch: pytest.
     assert study.check().rows == 2
 
 
-def test_hosts_that_see_each_others_files_late(cluster_root: Path, tmp_path: Path, can_mount: None) -> None:
+def test_hosts_that_see_each_others_files_late(own_root: Path, tmp_path: Path, can_mount: None) -> None:
     """The login side and the nodes see one folder through mounts of their own, each some seconds behind the other."""
-    room = cluster_root / "late"
-    room.mkdir()
     with (
-        late_hosts(room, delay=4.0, jitter=2.0, seed=7) as hosts,
+        late_hosts(own_root, delay=4.0, jitter=2.0, seed=7) as hosts,
         Cluster(
-            root=cluster_root / "hosts",
+            root=own_root / "hosts",
             nodes=2,
             partitions=PARTITION,
             node_mounts=hosts.node_mounts("n0", "n1"),

@@ -324,17 +324,15 @@ def test_it_ends_when_unmounted_or_when_its_parent_dies(can_mount: None, tmp_pat
 
 
 @pytest.mark.long
-def test_a_node_is_another_host(can_mount: None, cluster_root: Path) -> None:
+def test_a_node_is_another_host(can_mount: None, own_root: Path) -> None:
     """n0 shares the login side's view of the path, n1 has its own: it sees a file later than it was written."""
-    room = cluster_root / "late"
-    room.mkdir()
     watch = (
         "test -e {shared}/new && echo early; touch {logs}/$SLURMD_NODENAME.ready; "
         "until test -e {shared}/new; do sleep 0.05; done; date +%s.%N; cat {shared}/new; echo $SLURMD_NODENAME > {shared}/$SLURMD_NODENAME"
     )
     with (
-        late_hosts(room, delay=4) as hosts,
-        Cluster(root=cluster_root / "two", nodes=2, accounting=False, node_mounts=hosts.node_mounts("n1")) as cluster,
+        late_hosts(own_root, delay=4) as hosts,
+        Cluster(root=own_root / "two", nodes=2, accounting=False, node_mounts=hosts.node_mounts("n1")) as cluster,
     ):
         script = watch.format(shared=hosts.shared, logs=hosts.logs)
         for node in ("n0", "n1"):

@@ -115,7 +115,7 @@ def test_a_partition_is_read_as_it_is_set(in_cluster: Cluster) -> None:
         partition_limits("short")
 
 
-def test_the_limit_that_is_read_is_the_one_that_slurm_enforces(cluster_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_that_is_read_is_the_one_that_slurm_enforces(own_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Submit exactly as many tasks as `read_limits` allows, then one more, for each QOS in each partition.
 
     Of a QOS, a partition's QOS and an association, Slurm does not take the smallest number but the
@@ -129,7 +129,7 @@ def test_the_limit_that_is_read_is_the_one_that_slurm_enforces(cluster_root: Pat
         "account": {"MaxSubmitJobsPerAccount": "12"},
     }
     with Cluster(
-        root=cluster_root / "limits", nodes=1, association={"MaxSubmitJobs": "20"}, qos=qos,
+        root=own_root / "limits", nodes=1, association={"MaxSubmitJobs": "20"}, qos=qos,
         partitions={"limited": "QOS=tight", "roomy": "QOS=wide"},
     ) as cluster:  # fmt: skip
         monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
@@ -150,9 +150,9 @@ def _is_accepted(cluster: Cluster, tasks: int, qos: str | None, partition: str |
 
 
 def test_without_accounting_limits_and_ends_are_unknown_and_a_silent_controller_raises(
-    cluster_root: Path, monkeypatch: pytest.MonkeyPatch
+    own_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Cluster(root=cluster_root / "bare", nodes=1, accounting=False) as cluster:
+    with Cluster(root=own_root / "bare", nodes=1, accounting=False) as cluster:
         monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
         job = cluster.submit("--hold", "--job-name=lone", script="true")
         assert accounting([job], datetime.now()) is None

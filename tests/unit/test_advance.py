@@ -313,6 +313,22 @@ def test_a_job_that_could_not_be_launched_anywhere_is_cancelled_and_goes_elsewhe
     assert site.jobs[101, 0][1] == "CANCELLED"
 
 
+def test_retries_are_gathered_while_the_queue_is_full(sweep: SweepFolder, site: Site) -> None:
+    """Each retry plan makes shards of its own, and each of them loads its model anew."""
+    plan = write(sweep, [trial(bits) for bits in (2, 3, 4)])
+    submit(sweep)
+    site.set("RUNNING", only=(101, 0))
+    site.set("NODE_FAIL", only=(101, 1))
+    assert advance(sweep).retried == 1, "as many run as wait: places would soon be empty"
+    assert site.jobs[102, 0][1] == "PENDING"
+    site.set("NODE_FAIL", only=(101, 0))
+    assert advance(sweep).retried == 0
+    old = time.time() - module.GATHER_SECONDS - 1
+    os.utime(sweep.plan / newest(sweep), (old, old))
+    assert advance(sweep).retried == 1
+    assert newest(sweep) != plan.name
+
+
 def test_a_node_on_which_nothing_can_begin_is_left_out(sweep: SweepFolder, site: Site) -> None:
     """Its file system is missing: it would swallow the whole queue, job after job."""
     planned = [trial(bits) for bits in (2, 3, 4)]
@@ -324,7 +340,7 @@ def test_a_node_on_which_nothing_can_begin_is_left_out(sweep: SweepFolder, site:
     assert advance(sweep).submitted.excluded == (), "once is no habit"
     site.set("FAILED", node="n7", only=(101, 2))
     step = advance(sweep)
-    assert (step.retried, step.submitted.excluded) == (1, ("n7",))
+    assert (step.retried, step.submitted.excluded) == (2, ("n7",))
 
 
 # --- who takes it, and when ---------------------------------------------------------------------------------------------
