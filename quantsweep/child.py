@@ -145,14 +145,15 @@ def _processor() -> str:
 
 
 class _Meter:
-    """Peak memory and energy of one trial."""
+    """Peak memory and energy of one trial, of all GPUs that this process sees."""
 
     def __init__(self, device: str) -> None:
         self._gpu = device != "cpu"
         if self._gpu:
             import torch
 
-            torch.cuda.reset_peak_memory_stats()
+            for gpu in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(gpu)
         self._start = self._joules()
 
     def read(self) -> dict[str, float | None]:
@@ -164,7 +165,8 @@ class _Meter:
 
         now = self._joules()
         energy = None if now is None or self._start is None else now - self._start
-        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(), "energy_joules": energy}
+        peak = sum(torch.cuda.max_memory_allocated(gpu) for gpu in range(torch.cuda.device_count()))
+        return {"peak_memory_bytes": peak, "energy_joules": energy}
 
     def _joules(self) -> float | None:
         if not self._gpu:
@@ -174,8 +176,9 @@ class _Meter:
 
         try:
             pynvml.nvmlInit()
-            uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(uuid))) / 1000
+            uuids = [f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" for gpu in range(torch.cuda.device_count())]
+            handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+            return float(sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles)) / 1000
         except pynvml.NVMLError:
             return None  # older GPUs and shared ones (MIG) do not count energy
 

@@ -206,7 +206,8 @@ def _selecting(head: nn.Module, positions_N: Tensor) -> Iterator[None]:
 
     def select(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden_BTH, *rest = args
-        return (hidden_BTH.flatten(0, 1)[positions_N].unsqueeze(0), *rest)
+        # A model that is spread over GPUs has its head on another one than its embeddings.
+        return (hidden_BTH.flatten(0, 1)[positions_N.to(hidden_BTH.device)].unsqueeze(0), *rest)
 
     handle = head.register_forward_pre_hook(select)
     try:

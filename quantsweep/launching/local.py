@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from quantsweep import budget
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_header
+from quantsweep.plan import read_header, shard_samples
 from quantsweep.specs import PlannedTrial
 from quantsweep.worker import Allotment, JobContext, Stop, Worker
 from quantsweep.workers import read_records
@@ -91,16 +91,16 @@ def run_local(plan_path: Path, shard_ids: Sequence[int], *, total: int, workers:
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard_id in shard_ids:
         todo.put(shard_id)
-    workers = max(1, min(workers, len(shard_ids)))
+    gpus = _gpus_each(plan_path, shard_ids, device)
+    workers = max(1, min(workers, len(shard_ids), *([num_gpus() // gpus] if gpus > 1 else [])))
     stop = Stop()
     summary = LocalSummary()
     started = time.monotonic()
-    gpus = 1 if device != "cpu" and num_gpus() else 0
     context = JobContext(shard_ids=tuple(shard_ids), gpus=gpus, allotment=_allotment(plan_path, gpus))
     with _display(total) as display:
         crew = [
             _Hand(
-                Worker(plan_path, extra_environment=worker_environment(index, workers, device), stop=stop, context=context),
+                Worker(plan_path, extra_environment=worker_environment(index, workers, device, max(1, gpus)), stop=stop, context=context),
                 todo,
                 summary,
                 display,
@@ -112,6 +112,14 @@ def run_local(plan_path: Path, shard_ids: Sequence[int], *, total: int, workers:
     summary.interrupted = stop.reason in (Stop.PERSON, Stop.ENDED) and not summary.problems
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _gpus_each(plan_path: Path, shard_ids: Sequence[int], device: str) -> int:
+    """GPUs of one worker: as many as the most demanding model asks for, as far as this machine has them; 0 without a GPU."""
+    if device == "cpu" or not (here := num_gpus()):
+        return 0
+    samples = shard_samples(plan_path)
+    return min(here, max(1, *(samples[shard_id].trial.model.resources.gpus for shard_id in shard_ids)))
 
 
 def _allotment(plan_path: Path, gpus: int) -> Allotment:

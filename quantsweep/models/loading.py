@@ -86,7 +86,9 @@ class LoadedModel:
 
 
 def load_model(spec: ModelSpec, device: str) -> LoadedModel:
-    """Load the model of `spec` onto `device` ("cpu", "cuda", "cuda:1"), in its compute dtype, for inference.
+    """Load the model of `spec` onto `device`, in its compute dtype, for inference.
+
+    device: "cpu", one GPU ("cuda:1"), or "cuda": all GPUs that this process sees.
 
     Raises ModelError when it cannot be had, lacks weights, or is not a decoder-only transformer.
     """
@@ -144,8 +146,7 @@ def _hub_source(hub_id: str, revision: str | None) -> _Source:
 
 
 def _load_weights(spec: ModelSpec, source: _Source, device: str) -> PreTrainedModel:
-    # A GPU is filled directly, without a whole copy on the host first.
-    placement: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
+    placement = {} if device == "cpu" else {"device_map": _placement(device)}
     # Declared to return the model alone; with `output_loading_info` it returns a pair.
     from_pretrained: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]
     try:
@@ -157,6 +158,14 @@ def _load_weights(spec: ModelSpec, source: _Source, device: str) -> PreTrainedMo
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     return model
+
+
+def _placement(device: str) -> str | dict[str, str]:
+    """Where `from_pretrained` puts a model: GPUs are filled directly, without a whole copy on the host first.
+
+    "cuda" means all GPUs that this process sees: a model that was given several is spread over them, block by block.
+    """
+    return "balanced" if device == "cuda" and torch.cuda.device_count() > 1 else {"": device}
 
 
 def _check_complete(spec: ModelSpec, info: Mapping[str, Any]) -> None:
