@@ -7,7 +7,8 @@ Planning asks `reason_to_skip` for every candidate; it imports no torch.  A data
 
 where the keys of a rule are bit_width, block_size, block_axis, symmetric, scale_dtype and the names
 of options.  A rule applies when every `when` holds, and is broken when some `need` does not.  A
-method's capabilities name the data types that it works with (`data_types`, null: all).
+method's capabilities name the data types that it works with (`data_types`, null: all), and may bound
+its options (`ranges`: {option: [low, high]}, both ends excluded).
 
 The same limits stand in the code of each data type, which refuses by itself; a contract test holds
 the two against each other.
@@ -35,10 +36,16 @@ def reason_to_skip(quantization: QuantizationSpec, data_type_capabilities: Capab
 
 
 def _method_reason(quantization: QuantizationSpec, capabilities: Capabilities) -> str | None:
+    whom = f"method '{quantization.method}'"
+    options = dict(quantization.method_options)
+    for option, (low, high) in (capabilities.get("ranges") or {}).items():
+        value = options[option]
+        if not _is_number(value) or not low < value < high:
+            return f"{whom} needs method.options.{option} between {low} and {high}; got {_shown(value)}"
     allowed = capabilities.get("data_types")
     if allowed is None or quantization.data_type in allowed:
         return None
-    return f"method '{quantization.method}' works with data_type {_listed(allowed)}; got {_shown(quantization.data_type)}"
+    return f"{whom} works with data_type {_listed(allowed)}; got {_shown(quantization.data_type)}"
 
 
 def _data_type_reason(quantization: QuantizationSpec, capabilities: Capabilities) -> str | None:

@@ -181,6 +181,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("bits", _REAL, "bits", "stored bits of this weight, all counted"),
         Column("relative_error", _REAL, "", "squared Frobenius norm of the error over that of the weight"),
         Column("max_abs_error", _REAL, "as weight", "largest error of one weight"),
+        Column("num_kept_columns", _INT, "columns", "input columns of the weight that stayed at 16 bit; null in older tables"),
         *PROVENANCE,
     ),
 }

@@ -165,7 +165,11 @@ class CodebookDataType:
 def quantize_weight(data_type: DataType, weight_OI: Tensor, spec: QuantizationSpec) -> Quantized:
     """Cut a weight (O, I) as `spec` says, choose parameters and encode."""
     data_type.check_spec(spec)
-    blocks = Blocks.of(weight_OI, spec.block_size, spec.block_axis or "flat")
+    return quantize_blocks(data_type, Blocks.of(weight_OI, spec.block_size, spec.block_axis or "flat"), spec)
+
+
+def quantize_blocks(data_type: DataType, blocks: Blocks, spec: QuantizationSpec) -> Quantized:
+    """The same for a weight that is cut already."""
     qparams = data_type.choose_qparams(blocks, spec)
     return Quantized(codes_NB=data_type.quantize(blocks.values_NB, qparams), qparams=qparams, layout=blocks.layout)
 

@@ -10,16 +10,30 @@ formats and a bfloat16 model that cast is a sizeable part of the error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from quantsweep.errors import QuantizationError
+from quantsweep.data_types._base import DataType
+from quantsweep.errors import ConfigurationError, QuantizationError
 from quantsweep.numerics.error import weight_error
+from quantsweep.registry import DATA_TYPES
 from quantsweep.specs import QuantizationSpec
+
+
+class InputSource(Protocol):
+    """Which units of which earlier layer make a layer's inputs."""
+
+    @property
+    def layer(self) -> str:
+        """Name of the earlier layer."""
+
+    @property
+    def unit_of_column(self) -> Tensor:
+        """For each input column of the later layer the row of the earlier weight that makes it: (I,) int64."""
 
 
 class Layer(Protocol):
@@ -28,6 +42,10 @@ class Layer(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """The compute dtype: what `write` casts to."""
+
+    @property
+    def inputs_from(self) -> InputSource | None:
+        """Where its inputs come from; None in the first block, and where no single layer makes them."""
 
     def read(self) -> Tensor:
         """The original weight (out_features × in_features), float32, on the model's device."""
@@ -42,6 +60,7 @@ class LayerRecord:
 
     bits: stored bits of the whole weight, overhead counted.
     relative_error: ‖W - Ŵ‖² / ‖W‖².  max_abs_error: max |W - Ŵ|.  Ŵ in the compute dtype.
+    num_kept_columns: input columns that stayed at 16 bit.
     """
 
     layer: str
@@ -50,6 +69,7 @@ class LayerRecord:
     bits: float
     relative_error: float
     max_abs_error: float
+    num_kept_columns: int = 0
 
 
 class Method(Protocol):
@@ -72,9 +92,48 @@ def read_finite(name: str, layer: Layer) -> Tensor:
     return weight
 
 
-def write_and_record(name: str, layer: Layer, weight_OI: Tensor, quantized_OI: Tensor, *, bits: float) -> LayerRecord:
-    """Write a quantized weight and measure it against the original, both (O, I)."""
-    used_OI = quantized_OI.to(layer.dtype)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """One weight after quantization: its values (O, I) in the compute dtype, and the bits that a file of it would need.
+
+    num_kept_columns: input columns that stayed at 16 bit.
+    """
+
+    values_OI: Tensor
+    bits: int
+    num_kept_columns: int = 0
+
+
+Encode = Callable[[str, Tensor, torch.dtype], Encoded]
+"""(layer name, weight (O, I) float32, compute dtype) -> what the layer becomes."""
+
+
+def encode_each(layers: Mapping[str, Layer], encode: Encode) -> tuple[LayerRecord, ...]:
+    """Quantize layers one after the other, each by itself; what cannot be encoded is refused with the layer's name."""
+    return tuple(_encode_layer(name, layer, encode) for name, layer in layers.items())
+
+
+def _encode_layer(name: str, layer: Layer, encode: Encode) -> LayerRecord:
+    weight_OI = read_finite(name, layer)
+    try:
+        encoded = encode(name, weight_OI, layer.dtype)
+    except QuantizationError as error:
+        raise QuantizationError(f"layer {name}: {error}") from error
+    return write_and_record(name, layer, weight_OI, encoded)
+
+
+def checked_data_type(spec: QuantizationSpec) -> DataType:
+    """The data type of `spec`; raises ConfigurationError where there is none, or where it cannot do what `spec` asks."""
+    if spec.data_type is None:
+        raise ConfigurationError(f"method {spec.method} needs a data_type")
+    data_type: DataType = DATA_TYPES[spec.data_type]
+    data_type.check_spec(spec)
+    return data_type
+
+
+def write_and_record(name: str, layer: Layer, weight_OI: Tensor, encoded: Encoded) -> LayerRecord:
+    """Write a quantized weight and measure it against the original (O, I)."""
+    used_OI = encoded.values_OI.to(layer.dtype)
     error = weight_error(weight_OI, used_OI)
     if not math.isfinite(error.relative):
         raise QuantizationError(f"layer {name}: its quantized weight does not fit {layer.dtype}; use model.dtype=bfloat16 or float32")
@@ -84,7 +143,8 @@ def write_and_record(name: str, layer: Layer, weight_OI: Tensor, quantized_OI: T
         layer=name,
         out_features=out_features,
         in_features=in_features,
-        bits=bits,
+        bits=encoded.bits,
+        num_kept_columns=encoded.num_kept_columns,
         relative_error=error.relative,
         max_abs_error=error.max_abs,
     )

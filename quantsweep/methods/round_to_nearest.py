@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quantsweep.data_types._base import DataType, dequantize_weight, quantize_weight
-from quantsweep.errors import ConfigurationError, QuantizationError
-from quantsweep.methods._base import Layer, LayerRecord, read_finite, write_and_record
-from quantsweep.registry import DATA_TYPES
+import torch
+from torch import Tensor
+
+from quantsweep.data_types._base import dequantize_weight, quantize_weight
+from quantsweep.methods._base import Encoded, Layer, LayerRecord, checked_data_type, encode_each
 from quantsweep.specs import QuantizationSpec
 
 
@@ -23,21 +24,13 @@ class RoundToNearest:
         self, layers: Mapping[str, Layer], spec: QuantizationSpec, *, calibration: object | None = None, seed: int | None = None
     ) -> tuple[LayerRecord, ...]:
         """Quantize each layer with the data type of `spec`; calibration and seed are not looked at."""
-        if spec.data_type is None:
-            raise ConfigurationError("method round_to_nearest needs a data_type")
-        data_type: DataType = DATA_TYPES[spec.data_type]
-        data_type.check_spec(spec)
-        return tuple(_quantize_layer(name, layer, data_type, spec) for name, layer in layers.items())
+        data_type = checked_data_type(spec)
 
+        def encode(_name: str, weight_OI: Tensor, dtype: torch.dtype) -> Encoded:
+            quantized = quantize_weight(data_type, weight_OI, spec)
+            return Encoded(values_OI=dequantize_weight(data_type, quantized, dtype), bits=quantized.stored_bits)
 
-def _quantize_layer(name: str, layer: Layer, data_type: DataType, spec: QuantizationSpec) -> LayerRecord:
-    weight_OI = read_finite(name, layer)
-    try:
-        quantized = quantize_weight(data_type, weight_OI, spec)
-    except QuantizationError as error:
-        raise QuantizationError(f"layer {name}: {error}") from error
-    quantized_OI = dequantize_weight(data_type, quantized, layer.dtype)
-    return write_and_record(name, layer, weight_OI, quantized_OI, bits=quantized.stored_bits)
+        return encode_each(layers, encode)
 
 
 METHOD = RoundToNearest()

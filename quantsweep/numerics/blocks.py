@@ -118,6 +118,16 @@ class Blocks:
         layout = BlockLayout(out_features=out_features, in_features=in_features, block_size=block_size, block_axis=block_axis)
         return cls(values_NB=layout.split(weight_OI), layout=layout)
 
+    def means(self) -> Tensor:
+        """Mean of each block, its padding left out: (N, 1) float32, summed in float64."""
+        values_NB, layout = self.values_NB, self.layout
+        sums_N1 = values_NB.sum(dim=1, keepdim=True, dtype=torch.float64)
+        counts_N1 = torch.full_like(sums_N1, layout.width)
+        last = slice(layout.blocks_per_run - 1, None, layout.blocks_per_run)
+        sums_N1[last] -= layout.padding * values_NB[last, -1:].to(torch.float64)
+        counts_N1[last] -= layout.padding
+        return (sums_N1 / counts_N1).to(torch.float32)
+
     def elements(self) -> Tensor:
         """All elements in order, without padding: (O·I,)."""
         return self.layout.join(self.values_NB).reshape(-1)

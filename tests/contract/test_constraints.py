@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from component_cases import component, spec_of
 
@@ -53,3 +55,14 @@ def test_an_option_without_a_list_is_left_to_the_code() -> None:
     """options: {x: null} allows any value."""
     capabilities = {**INT["capabilities"], "options": {"convention": None}, "rules": []}
     assert reason_to_skip(spec_of(INT, 4, convention="mine"), capabilities, METHOD) is None
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.5, "much", None, True])
+def test_methods_bound_their_options(value: object) -> None:
+    """ranges: both ends excluded, numbers only."""
+    spec = replace(spec_of(INT, 4), method_options=(("fraction", value),))
+    reason = reason_to_skip(spec, INT["capabilities"], {**METHOD, "ranges": {"fraction": [0, 1]}})
+    assert reason is not None
+    assert reason.startswith("method 'round_to_nearest' needs method.options.fraction between 0 and 1; got")
+    fine = replace(spec, method_options=(("fraction", 0.5),))
+    assert reason_to_skip(fine, INT["capabilities"], {**METHOD, "ranges": {"fraction": [0, 1]}}) is None

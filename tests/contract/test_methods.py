@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 import torch
@@ -15,12 +16,20 @@ from quantsweep.errors import ConfigurationError, QuantizationError
 from quantsweep.methods._base import Method
 from quantsweep.numerics.error import weight_error
 from quantsweep.registry import DATA_TYPES, METHODS
-from quantsweep.specs import QuantizationSpec
+from quantsweep.specs import QuantizationSpec, options_tuple
 
 NAMES = METHODS.names()
 every_method = pytest.mark.parametrize("name", NAMES)
 data_free = pytest.mark.parametrize("name", [n for n in NAMES if not component("method", n)["capabilities"]["needs_calibration"]])
 BASELINE = QuantizationSpec(method="none", method_version=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The earlier layer, and which of its units makes which column."""
+
+    layer: str
+    unit_of_column: Tensor
 
 
 class FakeLayer:
@@ -29,6 +38,7 @@ class FakeLayer:
     def __init__(self, original: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.original = original
         self.dtype = dtype
+        self.inputs_from: Source | None = None
         self.written: Tensor | None = None
 
     def read(self) -> Tensor:
@@ -54,7 +64,10 @@ def spec_for(name: str, bit_width: int = 4) -> QuantizationSpec:
     if not component("method", name)["capabilities"]["needs_data_type"]:
         return BASELINE
     allowed = component("method", name)["capabilities"]["data_types"]
-    return replace(spec_of(component("data_type", "int" if allowed is None else allowed[0]), bit_width), method=name)
+    options = options_tuple(component("method", name)["options"])
+    return replace(
+        spec_of(component("data_type", "int" if allowed is None else allowed[0]), bit_width), method=name, method_options=options
+    )
 
 
 def test_yamls_and_modules_are_the_same() -> None:
@@ -69,7 +82,9 @@ def test_yaml_is_complete(name: str) -> None:
     assert yaml["name"] == name
     assert isinstance(yaml["version"], int)
     assert set(yaml) == {"name", "version", "options", "capabilities"}
-    assert set(yaml["capabilities"]) == {"needs_data_type", "needs_calibration", "uses_seed", "data_types"}
+    capabilities = yaml["capabilities"]
+    assert set(capabilities) - {"ranges"} == {"needs_data_type", "needs_calibration", "uses_seed", "data_types"}
+    assert set(capabilities.get("ranges", {})) <= set(yaml["options"])
 
 
 @every_method
@@ -162,3 +177,101 @@ def test_records_are_frozen() -> None:
     (record, _) = METHODS["round_to_nearest"].quantize(two_layers(), spec_for("round_to_nearest"))
     with pytest.raises(FrozenInstanceError):
         record.bits = 0
+
+
+# --- centering --------------------------------------------------------------------------------------------------------------
+
+
+def shifted(offset: float) -> Tensor:
+    """Blocks of 32 (the last one short) that are far from centered."""
+    return torch.randn(17, 33, generator=torch.Generator().manual_seed(1)) + offset
+
+
+def test_centering_follows_a_shift_and_counts_the_means() -> None:
+    """By hand, block by block: Ŵ = mean + Q(W - mean), the mean rounded to float16, one more 16-bit number a block."""
+    spec, layer = spec_for("centering"), FakeLayer(shifted(100.0))
+    (record,) = METHODS["centering"].quantize({"one": layer}, spec)
+    assert layer.written is not None
+    flat, got = layer.original.reshape(-1), layer.written.reshape(-1)
+    for start in range(0, flat.numel(), 32):
+        block = flat[start : start + 32]
+        mean = block.double().mean().float().half().float()
+        want = fake_quantize(DATA_TYPES["int"], (block - mean).reshape(1, -1), spec).reshape(-1) + mean
+        assert torch.equal(got[start : start + 32], want)
+    assert record.bits == quantize_weight(DATA_TYPES["int"], layer.original, spec).stored_bits + 16 * math.ceil(17 * 33 / 32)
+    plain = weight_error(layer.original, fake_quantize(DATA_TYPES["int"], layer.original, spec))
+    assert record.relative_error < plain.relative / 100, "100 ± 1 needs levels around 100"
+
+
+def test_centering_of_centered_blocks_is_round_to_nearest() -> None:
+    """Blocks that are symmetric to the bit have mean 0."""
+    half = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
+    layers = {name: FakeLayer(torch.cat([half, -half], dim=1)) for name in ("centering", "round_to_nearest")}
+    for name, layer in layers.items():
+        METHODS[name].quantize({name: layer}, spec_for(name))
+    assert torch.equal(*(layer.written for layer in layers.values()))
+
+
+# --- outlier-dependent ------------------------------------------------------------------------------------------------------
+
+
+def chain(fraction: float, dtype: torch.dtype = torch.float32) -> tuple[dict[str, FakeLayer], QuantizationSpec]:
+    """`first` makes the inputs of `second`, in another order; its unit 7 varies most, then 2."""
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(50, 40, generator=generator)
+    first[7] *= 30
+    first[2] *= 20
+    layers = {"first": FakeLayer(first, dtype), "second": FakeLayer(torch.randn(24, 50, generator=generator), dtype)}
+    layers["second"].inputs_from = Source("first", torch.arange(50).flip(0))
+    return layers, replace(spec_for("outlier_dependent"), method_options=(("fraction", fraction),))
+
+
+def test_columns_of_the_units_that_vary_most_stay_at_16_bit() -> None:
+    """Through the order of the units; the rest is quantized as a weight without those columns, and the bits are all counted."""
+    layers, spec = chain(fraction=0.04)
+    first, second = METHODS["outlier_dependent"].quantize(layers, spec)
+    kept = torch.zeros(50, dtype=torch.bool)
+    kept[[49 - 7, 49 - 2]] = True
+    layer = layers["second"]
+    assert layer.written is not None
+    assert torch.equal(layer.written[:, kept], layer.original[:, kept].half().float())
+    rest = layer.original[:, ~kept].contiguous()
+    assert torch.equal(layer.written[:, ~kept], fake_quantize(DATA_TYPES["int"], rest, spec))
+    assert second.bits == quantize_weight(DATA_TYPES["int"], rest, spec).stored_bits + 2 * (24 * 16 + 16)
+    assert (first.num_kept_columns, second.num_kept_columns) == (0, 2)
+    assert torch.equal(layers["first"].written, fake_quantize(DATA_TYPES["int"], layers["first"].original, spec))
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.001, 1), (0.02, 1), (0.1, 5), (0.97, 48)])
+def test_how_many_columns_stay(fraction: float, count: int) -> None:
+    """The nearest number to fraction · I, one at least."""
+    layers, spec = chain(fraction)
+    assert METHODS["outlier_dependent"].quantize(layers, spec)[1].num_kept_columns == count
+
+
+def test_a_kept_column_sets_no_scale() -> None:
+    """However large it is: the other columns are what they are without it."""
+    layers, spec = chain(0.02)
+    larger, _ = chain(0.02)
+    larger["second"].original[:, 49 - 7] *= 1000
+    for each in (layers, larger):
+        METHODS["outlier_dependent"].quantize(each, spec)
+    others = [column for column in range(50) if column != 49 - 7]
+    assert torch.equal(layers["second"].written[:, others], larger["second"].written[:, others])
+
+
+def test_outlier_dependent_refuses_what_it_cannot_do() -> None:
+    """No column left to quantize, a source that is not quantized, a kept weight beyond float16, a fraction that is none."""
+    method = METHODS["outlier_dependent"]
+    layers, spec = chain(0.999)
+    with pytest.raises(QuantizationError, match="layer second: all 50 input columns would stay at 16 bit"):
+        method.quantize(layers, spec)
+    layers, spec = chain(0.02)
+    with pytest.raises(QuantizationError, match="layer second: its inputs come from first, which is not quantized"):
+        method.quantize({"second": layers["second"]}, spec)
+    layers["second"].original[0, 49 - 7] = 1e6
+    with pytest.raises(QuantizationError, match=r"layer second: a weight of 1e\+06 in a kept column is beyond float16"):
+        method.quantize(layers, spec)
+    for fraction in (0.0, 1.0, None, "most"):
+        with pytest.raises(ConfigurationError, match="between 0 and 1"):
+            method.quantize(layers, replace(spec, method_options=(("fraction", fraction),)))
