@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quantsweep.data_types._base import DataType, dequantize_weight, quantize_weight
-from quantsweep.errors import ConfigurationError, QuantizationError
+from quantsweep.errors import QuantizationError
 from quantsweep.methods._base import Layer, LayerRecord, read_finite, write_and_record
-from quantsweep.registry import DATA_TYPES
+from quantsweep.registry import data_type_of
 from quantsweep.specs import QuantizationSpec
 
 
@@ -23,9 +23,7 @@ class RoundToNearest:
         self, layers: Mapping[str, Layer], spec: QuantizationSpec, *, calibration: object | None = None, seed: int | None = None
     ) -> tuple[LayerRecord, ...]:
         """Quantize each layer with the data type of `spec`; calibration and seed are not looked at."""
-        if spec.data_type is None:
-            raise ConfigurationError("method round_to_nearest needs a data_type")
-        data_type: DataType = DATA_TYPES[spec.data_type]
+        data_type: DataType = data_type_of(spec)
         data_type.check_spec(spec)
         return tuple(_quantize_layer(name, layer, data_type, spec) for name, layer in layers.items())
 
