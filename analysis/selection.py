@@ -15,6 +15,7 @@ import yaml
 
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.paths import product_root
+from quantsweep.specs import LEVELS
 
 HEADLINE = "bits_per_byte"
 ACCURACIES = ("acc", "acc_norm")
@@ -107,9 +108,16 @@ def _variant(row: dict[str, Any]) -> str:
         return BASELINE
     usual = _usual_options(row["data_type"], row["bits"])
     options = json.loads(row["data_type_options"])
-    unusual = [f"{key}={value}" for key, value in sorted(options.items()) if key not in usual or usual[key] != value]
+    unusual = [f"{key}={value}" for key, value in sorted(options.items()) if _is_unusual(key, value, usual)]
     method = [row["method"]] if row["method"] != PLAIN_METHOD else []
     return " ".join([row["data_type"], *method, *unusual])
+
+
+def _is_unusual(key: str, value: Any, usual: dict[str, Any]) -> bool:
+    """Levels belong to the name, unless they are others than the yaml of that name has."""
+    if key == LEVELS and key not in usual:
+        return False
+    return key not in usual or usual[key] != value
 
 
 @cache

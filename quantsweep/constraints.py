@@ -2,13 +2,15 @@
 
 Planning asks `reason_to_skip` for every candidate; it imports no torch.  A data type's capabilities are
 
-    bit_widths, block_axes, symmetric, options     lists of allowed values (an option's list may be null: any)
+    bit_widths, block_axes, symmetric, scale_dtypes, options     lists of allowed values (an option's list may be null: any)
+    block_axis, block_size, scale_dtype                          the data type's own, where nothing else is asked
     rules                                          [{when: {key: values, …}, need: {key: values, …}, because: text}]
 
 where the keys of a rule are bit_width, block_size, block_axis, symmetric, scale_dtype and the names
 of options.  A rule applies when every `when` holds, and is broken when some `need` does not.  A
 method's capabilities name the data types that it works with (`data_types`, null: all), and may bound
-its options (`ranges`: {option: [low, high]}, both ends excluded).
+its options (`ranges`: {option: [low, high]}, both ends excluded).  Levels that a yaml lists
+(`quantsweep.data_types.codebook`) are checked here too.
 
 The same limits stand in the code of each data type, which refuses by itself; a contract test holds
 the two against each other.
@@ -16,10 +18,12 @@ the two against each other.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from quantsweep.specs import QuantizationSpec
+from quantsweep.specs import LEVELS, QuantizationSpec
 
 Capabilities = Mapping[str, Any]
 
@@ -33,6 +37,27 @@ def reason_to_skip(quantization: QuantizationSpec, data_type_capabilities: Capab
     if quantization.is_baseline:
         return None
     return _method_reason(quantization, method_capabilities) or _data_type_reason(quantization, data_type_capabilities)
+
+
+def problem_of_levels(levels: object, bit_width: int | None = None) -> str | None:
+    """What is wrong with the levels of a codebook (at `bit_width`, if given), as a sentence; None if nothing is.
+
+    >>> problem_of_levels((-1.0, 0.0, 0.5, 1.0), 3)
+    'its 4 levels are codes of 2 bits; got bit_width=3'
+    """
+    if not isinstance(levels, list | tuple) or not all(_is_number(level) and math.isfinite(level) for level in levels):
+        return f"levels must be a list of numbers, got {levels!r}"
+    falling = next(((a, b) for a, b in itertools.pairwise(levels) if a >= b), None)
+    if falling:
+        return f"levels must rise from one to the next, got {falling[0]} before {falling[1]}"
+    if 0 not in levels:
+        return "levels must contain 0, so that zeros stay zeros"
+    if max(-levels[0], levels[-1]) != 1:
+        return f"the largest magnitude of the levels must be 1, got {max(-levels[0], levels[-1])}: divide all of them by it"
+    code_bits = (len(levels) - 1).bit_length()
+    if bit_width not in (None, code_bits):
+        return f"its {len(levels)} levels are codes of {code_bits} bits; got bit_width={bit_width}"
+    return None
 
 
 def _method_reason(quantization: QuantizationSpec, capabilities: Capabilities) -> str | None:
@@ -50,10 +75,13 @@ def _method_reason(quantization: QuantizationSpec, capabilities: Capabilities) -
 
 def _data_type_reason(quantization: QuantizationSpec, capabilities: Capabilities) -> str | None:
     facts = _facts(quantization)
+    if LEVELS in facts and (problem := problem_of_levels(facts[LEVELS], quantization.bit_width)):
+        return f"data_type '{quantization.data_type}': {problem}"
     allowed = {
         "bit_width": capabilities["bit_widths"],
         "block_axis": capabilities["block_axes"],
         "symmetric": capabilities["symmetric"],
+        "scale_dtype": capabilities["scale_dtypes"],
         **(capabilities.get("options") or {}),
     }
     whom = f"data_type '{quantization.data_type}'"

@@ -3,6 +3,9 @@
 `DATA_TYPES["int"]` imports `quantsweep/data_types/int.py` and takes its `DATA_TYPE`.  Nothing is
 registered anywhere: adding a component is adding one file (and its yaml in `conf/`).  Names are
 listed without importing anything, so a misspelt name is answered in microseconds.
+
+A data type may also be a yaml alone: if its options list `levels`, the module `codebook` does the work
+under the yaml's name.  `data_type_of(spec)` finds either.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep.errors import ConfigurationError, did_you_mean
+from quantsweep.specs import LEVELS, QuantizationSpec
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,13 @@ def _module_names(package: str) -> tuple[str, ...]:
 
 DATA_TYPES = Registry(kind="data_type", package="quantsweep.data_types", attribute="DATA_TYPE")
 METHODS = Registry(kind="method", package="quantsweep.methods", attribute="METHOD")
+
+
+def data_type_of(spec: QuantizationSpec) -> Any:
+    """The data type of a spec: the module of that name, or `codebook` where the options list levels.
+
+    Raises ConfigurationError where the spec has none, or one that is unknown.
+    """
+    if spec.data_type is None:
+        raise ConfigurationError(f"method {spec.method} needs a data_type")
+    return DATA_TYPES["codebook" if any(key == LEVELS for key, _ in spec.data_type_options) else spec.data_type]

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantsweep import identity
-from quantsweep.constraints import reason_to_skip
+from quantsweep.constraints import problem_of_levels, reason_to_skip
 from quantsweep.errors import ConfigurationError, ModelError, did_you_mean
 from quantsweep.pins import Pins
 from quantsweep.specs import (
     BASELINE,
+    LEVELS,
     BlockSize,
     CalibrationSpec,
     ModelSpec,
@@ -49,6 +50,11 @@ AXIS_KEYS = (*SECTIONS, *QUANTIZATION_KEYS, *TASK_KEYS, "seed")
 """What may vary inside a sweep (besides dotted keys of sections); the rest is set once a launch."""
 
 BASELINE_BITS = 16
+AUTO = "auto"
+"""The block size that means the data type's own (null means one scale an output channel)."""
+
+DATA_TYPE_CAPABILITIES = ("bit_widths", "block_axes", "block_axis", "block_size", "symmetric", "scale_dtypes", "scale_dtype")
+"""What the yaml of every data type declares."""
 
 
 # --- plain values to dataclasses --------------------------------------------------------------------------------------
@@ -276,8 +282,8 @@ def build_quantization(method: Config, data_type: Config, scalars: Config, none:
         raise ConfigurationError(f"bit_width must be at most {BASELINE_BITS} (the unquantized baseline), got {bit_width}")
     if not method["capabilities"]["needs_data_type"] or bit_width == BASELINE_BITS:
         return QuantizationSpec(method=BASELINE, method_version=int(none["version"])), None
-    caps = data_type["capabilities"]
-    block_size = _convert_value(BlockSize, scalars["block_size"], "block_size")
+    caps = _capabilities(data_type)
+    block_size = caps["block_size"] if scalars["block_size"] == AUTO else _block_size(scalars["block_size"])
     axis = scalars["block_axis"] or caps["block_axis"]
     spec = QuantizationSpec(
         method=method["name"],
@@ -291,9 +297,26 @@ def build_quantization(method: Config, data_type: Config, scalars: Config, none:
         # One scale for the whole tensor has no direction: written in one way, so that equal trials are equal.
         block_axis="flat" if block_size == "tensor" else axis,
         symmetric=caps["symmetric"][0] if scalars["symmetric"] is None else _convert_value(bool, scalars["symmetric"], "symmetric"),
-        scale_dtype=_convert_value(str, scalars["scale_dtype"], "scale_dtype"),
+        scale_dtype=caps["scale_dtype"] if scalars["scale_dtype"] is None else _convert_value(str, scalars["scale_dtype"], "scale_dtype"),
     )
     return spec, reason_to_skip(spec, caps, method["capabilities"])
+
+
+def _block_size(value: Any) -> BlockSize:
+    try:
+        return typing.cast("BlockSize", _convert_value(BlockSize, value, "block_size"))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; {AUTO!r} is the data type's own") from error
+
+
+def _capabilities(data_type: Config) -> Config:
+    """What a data type's yaml declares; raises ConfigurationError where a user's own one is not whole."""
+    capabilities = typing.cast("Config", data_type["capabilities"])
+    if missing := [key for key in DATA_TYPE_CAPABILITIES if key not in capabilities]:
+        raise ConfigurationError(
+            f"data_type {data_type['name']}: its yaml lacks capabilities.{', capabilities.'.join(missing)}; conf/data_type/af4.yaml has all"
+        )
+    return capabilities
 
 
 def _option_defaults(data_type: Config, bit_width: int) -> dict[str, Any]:
@@ -307,12 +330,21 @@ def _option_defaults(data_type: Config, bit_width: int) -> dict[str, Any]:
 
 def _as_listed(key: str, value: Any, data_type: Config) -> Any:
     """Refuse what only equals a listed value: 2.0 and true are not 2 and 1, and would make another trial of the same numbers."""
+    if key == LEVELS:
+        return _as_levels(value, data_type)
     allowed = data_type["capabilities"].get("options", {}).get(key) or ()
     if value in allowed and not any(type(value) is type(choice) and value == choice for choice in allowed):
         raise ConfigurationError(
             f"data_type.options.{key} must be one of {', '.join(map(str, allowed))}, got {value!r} ({type(value).__name__})"
         )
     return value
+
+
+def _as_levels(value: Any, data_type: Config) -> tuple[float, ...]:
+    """The levels of a codebook written in one way (1 is 1.0, -0.0 is 0.0), so that equal trials are equal."""
+    if problem := problem_of_levels(value):
+        raise ConfigurationError(f"data_type {data_type['name']}: {problem}")
+    return tuple(float(level) + 0.0 for level in value)
 
 
 def build_task(config: Config, overrides: Config, task_path: str | None) -> TaskSpec:

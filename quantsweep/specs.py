@@ -32,6 +32,10 @@ BlockSize = int | Literal["tensor"] | None
 """Weights that share a scale: a count, "tensor" (all of them), or None (one scale an output channel)."""
 
 DTYPES = ("float16", "bfloat16", "float32")
+SCALE_DTYPES = (*DTYPES, "e8m0", "e4m3")
+"""What scales may be stored in: a dtype, or one of the 8-bit types of MX (powers of two) and NVFP4."""
+LEVELS = "levels"
+"""The option that makes a data type a codebook: see `quantsweep.registry.data_type_of`."""
 BLOCK_AXES = ("flat", "input")
 BASELINE = "none"
 """The method that changes nothing: the 16-bit baseline."""
@@ -176,8 +180,8 @@ class QuantizationSpec:
             raise ConfigurationError(f"bit_width must be at least 1, got {self.bit_width}")
         if self.block_axis not in BLOCK_AXES:
             raise ConfigurationError(f"block_axis {self.block_axis!r} is not one of {', '.join(BLOCK_AXES)}")
-        if self.scale_dtype not in DTYPES:
-            raise ConfigurationError(f"scale_dtype {self.scale_dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.scale_dtype not in SCALE_DTYPES:
+            raise ConfigurationError(f"scale_dtype {self.scale_dtype!r} is not one of {', '.join(SCALE_DTYPES)}")
         if isinstance(self.block_size, int) and self.block_size < 2:
             raise ConfigurationError(
                 f"block_size must be at least 2, or 'tensor', or null (one scale an output channel); got {self.block_size}"
@@ -274,7 +278,7 @@ class TrialSpec:
         if q.is_baseline:
             return f"{self.model.name} baseline"
         block = "channel" if q.block_size is None else q.block_size
-        options = "".join(f" {key}={value}" for key, value in q.data_type_options if value is not None)
+        options = "".join(f" {key}={value}" for key, value in q.data_type_options if value is not None and key != LEVELS)
         return f"{self.model.name} {q.method} {q.data_type} {q.bit_width}-bit block {block}{options}"
 
 

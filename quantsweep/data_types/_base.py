@@ -9,7 +9,7 @@ A format is a module of this package with a `DATA_TYPE`, and a yaml of the same 
 `conf/data_type/` that declares its options and capabilities for planning, which imports no torch.
 The code refuses by itself what it cannot do: `check_spec`.
 
-    stored bits = k·elements + scale_bits·N + zero_bits·N + codebook_bits          (N blocks)
+    stored bits = k·elements + (scale_bits + zero_bits)·N + tensor_scale_bits + codebook_bits          (N blocks)
 
 Codes are counted at k bits although they are held in a byte here.  Codebooks count only where they
 depend on the tensor; padding of short blocks is not stored, their scales are.
@@ -27,8 +27,9 @@ from torch import Tensor
 from quantsweep.errors import ConfigurationError
 from quantsweep.numerics import codebook
 from quantsweep.numerics.blocks import BlockLayout, Blocks
+from quantsweep.numerics.minifloat import MiniFloat
 from quantsweep.numerics.scales import absmax, round_scale, storage_bits
-from quantsweep.specs import Option, QuantizationSpec
+from quantsweep.specs import DTYPES, Option, QuantizationSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,11 +37,13 @@ class QParams:
     """What is stored beside the codes, or fixed by the format.
 
     bit_width: k, bits of one code.
-    scale_N1: (N, 1) float32, already rounded to its storage type; 0 for an all-zero block.
+    scale_N1: (N, 1) float32, already rounded to its storage type; 0 for an all-zero block, where that type has a 0.
+    tensor_scale: () float32, a second scale that all blocks share, for formats that have one.
     zero_N1: (N, 1) the code that decodes to 0, for affine formats.
     levels_L: sorted levels that codes index, for codebook formats.
+    element: the format whose bit patterns the codes are, for minifloat formats.
     divisor, lowest_code: of affine formats; see the module `int`.
-    scale_bits, zero_bits: stored bits a block; codebook_bits: stored bits a tensor.
+    scale_bits, zero_bits: stored bits a block; tensor_scale_bits, codebook_bits: stored bits a tensor.
     """
 
     bit_width: int
@@ -52,6 +55,9 @@ class QParams:
     codebook_bits: int = 0
     divisor: int = 1
     lowest_code: int = 0
+    tensor_scale: Tensor | None = None
+    tensor_scale_bits: int = 0
+    element: MiniFloat | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +72,8 @@ class Quantized:
     def stored_bits(self) -> int:
         """Bits that a file would need: codes, scales, zero points, tensor-dependent codebook."""
         per_block = self.qparams.scale_bits + self.qparams.zero_bits
-        return self.qparams.bit_width * self.layout.num_elements + per_block * self.layout.num_blocks + self.qparams.codebook_bits
+        per_tensor = self.qparams.tensor_scale_bits + self.qparams.codebook_bits
+        return self.qparams.bit_width * self.layout.num_elements + per_block * self.layout.num_blocks + per_tensor
 
 
 class DataType(Protocol):
@@ -87,12 +94,13 @@ class DataType(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Support:
-    """What a format accepts; `options` maps each option to its allowed values, the default first."""
+    """What a format accepts; `options` maps each option to its allowed values, the default first (None: left to the format)."""
 
     bit_widths: Sequence[int]
-    options: Mapping[str, Sequence[Option]]
+    options: Mapping[str, Sequence[Option] | None]
     symmetric: Sequence[bool] = (True,)
     block_axes: Sequence[str] = ("flat", "input")
+    scale_dtypes: Sequence[str] = DTYPES
 
     def check(self, name: str, spec: QuantizationSpec) -> dict[str, Any]:
         """The options of `spec` as a mapping; raises ConfigurationError with the choices."""
@@ -101,7 +109,8 @@ class Support:
             ("bit_width", spec.bit_width, self.bit_widths),
             ("symmetric", spec.symmetric, self.symmetric),
             ("block_axis", spec.block_axis, self.block_axes),
-            *((option, values[option], allowed) for option, allowed in self.options.items()),
+            ("scale_dtype", spec.scale_dtype, self.scale_dtypes),
+            *((option, values[option], allowed) for option, allowed in self.options.items() if allowed is not None),
         ]
         for what, value, allowed in checks:
             if value not in allowed:
@@ -109,13 +118,13 @@ class Support:
         return values
 
 
-def options_of(name: str, spec: QuantizationSpec, known: Mapping[str, Sequence[Option]]) -> dict[str, Any]:
+def options_of(name: str, spec: QuantizationSpec, known: Mapping[str, Sequence[Option] | None]) -> dict[str, Any]:
     """Options of `spec`, the first of the allowed values where one is not given; unknown names are refused."""
     given = dict(spec.data_type_options)
     for option in given:
         if option not in known:
             raise ConfigurationError(f"data_type {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    return {option: given.get(option, allowed[0]) for option, allowed in known.items()}
+    return {option: given.get(option, allowed[0] if allowed else None) for option, allowed in known.items()}
 
 
 class CodebookDataType:

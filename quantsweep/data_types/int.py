@@ -39,7 +39,7 @@ from torch import Tensor
 from quantsweep.data_types._base import QParams, Support, bit_width, scale_dtype
 from quantsweep.errors import ConfigurationError
 from quantsweep.numerics.blocks import Blocks, tiles
-from quantsweep.numerics.scales import round_scale, storage_bits, without_zeros
+from quantsweep.numerics.scales import divide, round_scale, storage_bits, without_zeros
 from quantsweep.specs import QuantizationSpec
 
 _AWQ_LEAST_RANGE = 1e-5
@@ -75,29 +75,24 @@ def _absmax(of: _Range, k: int) -> Tensor:
     return of.magnitude
 
 
-def _over(values: Tensor, divisor: int) -> Tensor:
-    """A division, rounded once, on every device: by a Python number, CUDA multiplies with the rounded inverse instead."""
-    return values / values.new_tensor(divisor)
-
-
 def _absmax_step(of: _Range, k: int) -> Tensor:
-    return _over(of.magnitude, _largest_signed(k))
+    return divide(of.magnitude, _largest_signed(k))
 
 
 def _awq_symmetric(of: _Range, k: int) -> Tensor:
-    return _over(of.magnitude.clamp(min=_AWQ_LEAST_RANGE), _largest_signed(k))
+    return divide(of.magnitude.clamp(min=_AWQ_LEAST_RANGE), _largest_signed(k))
 
 
 def _awq_asymmetric(of: _Range, k: int) -> Tensor:
-    return _over((of.high - of.low).clamp(min=_AWQ_LEAST_RANGE), _largest_code(k))
+    return divide((of.high - of.low).clamp(min=_AWQ_LEAST_RANGE), _largest_code(k))
 
 
 def _gptq_symmetric(of: _Range, k: int) -> Tensor:
-    return _over(torch.where(of.low < 0, 2 * of.magnitude, of.magnitude), _largest_code(k))
+    return divide(torch.where(of.low < 0, 2 * of.magnitude, of.magnitude), _largest_code(k))
 
 
 def _gptq_asymmetric(of: _Range, k: int) -> Tensor:
-    return _over(of.high.clamp(min=0) - of.low.clamp(max=0), _largest_code(k))
+    return divide(of.high.clamp(min=0) - of.low.clamp(max=0), _largest_code(k))
 
 
 def _deepspeed_symmetric(of: _Range, k: int) -> Tensor:
@@ -178,7 +173,7 @@ class Integer:
         zero_N1 = _zero(qparams)
         values_NB = torch.empty(codes_NB.shape, dtype=dtype, device=codes_NB.device)
         for rows, columns in tiles(*codes_NB.shape):
-            steps = _over(codes_NB[rows, columns] - zero_N1[rows], qparams.divisor)
+            steps = divide(codes_NB[rows, columns] - zero_N1[rows], qparams.divisor)
             torch.mul(steps, qparams.scale_N1[rows], out=values_NB[rows, columns])
         return values_NB
 

@@ -244,6 +244,8 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
     if problems:
         raise ConfigurationErrors(problems)
     options = _options(grids, base, folders)
+    if "data_type" in typed:
+        _refuse_other_name("data_type", typed["data_type"], base["data_type"])
     pins = read_pins(str(base["results_dir"]))
     return Request(base=base, schema=Schema(base, options, typed, pins), grids=grids, typed=typed)
 
@@ -401,11 +403,21 @@ def _load_option(folders: Sequence[Path], section: str, name: str) -> dict[str, 
     if name not in known:
         raise ConfigurationError(did_you_mean(section, name, known))
     config = _load(folders, f"{section}/{name}")
+    if section == "data_type":
+        _refuse_other_name(section, name, config)
     if "defaults" in config:
         raise ConfigurationError(
             f"conf/{section}/{name}.yaml has a defaults list; components are plain files, so that a grid composes each of them once"
         )
     return config
+
+
+def _refuse_other_name(section: str, stem: str, config: Mapping[str, Any]) -> None:
+    """A copied yaml that kept its old name would label its rows as the original's."""
+    if config.get("name") != stem:
+        raise ConfigurationError(
+            f"{section}/{stem}.yaml says name: {config.get('name')}; write name: {stem}, which its rows are labelled with"
+        )
 
 
 def _load(folders: Sequence[Path], name: str) -> dict[str, Any]:

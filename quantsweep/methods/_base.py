@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from quantsweep.data_types._base import DataType
-from quantsweep.errors import ConfigurationError, QuantizationError
+from quantsweep.errors import QuantizationError
 from quantsweep.numerics.error import weight_error
-from quantsweep.registry import DATA_TYPES
+from quantsweep.registry import data_type_of
 from quantsweep.specs import QuantizationSpec
 
 
@@ -124,9 +124,7 @@ def _encode_layer(name: str, layer: Layer, encode: Encode) -> LayerRecord:
 
 def checked_data_type(spec: QuantizationSpec) -> DataType:
     """The data type of `spec`; raises ConfigurationError where there is none, or where it cannot do what `spec` asks."""
-    if spec.data_type is None:
-        raise ConfigurationError(f"method {spec.method} needs a data_type")
-    data_type: DataType = DATA_TYPES[spec.data_type]
+    data_type: DataType = data_type_of(spec)
     data_type.check_spec(spec)
     return data_type
 

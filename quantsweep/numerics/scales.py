@@ -56,6 +56,11 @@ def absmax(values_NB: Tensor) -> Tensor:
     return torch.maximum(values_NB.amax(dim=1, keepdim=True), values_NB.amin(dim=1, keepdim=True).neg())
 
 
+def divide(values: Tensor, divisor: float) -> Tensor:
+    """A division, rounded once, on every device: by a Python number, CUDA multiplies with the rounded inverse instead."""
+    return values / values.new_tensor(divisor)
+
+
 def without_zeros(scale_N1: Tensor) -> Tensor:
     """The scales as divisors: 0 becomes 1, so that the zeros of an all-zero block stay zeros."""
     return torch.where(scale_N1 == 0, 1.0, scale_N1)

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from quantsweep.specs import QuantizationSpec, options_tuple
+from quantsweep.registry import data_type_of
+from quantsweep.specs import LEVELS, SCALE_DTYPES, QuantizationSpec, options_tuple
 
 CONF = Path(__file__).parents[2] / "conf"
 Component = Mapping[str, Any]
@@ -39,7 +40,7 @@ def spec_of(data_type: Component, bit_width: int, **changes: Any) -> Quantizatio
         "block_size": 32,
         "block_axis": capabilities["block_axis"],
         "symmetric": capabilities["symmetric"][0],
-        "scale_dtype": "float16",
+        "scale_dtype": capabilities["scale_dtype"],
     }
     return QuantizationSpec(**{**fields, **changes})
 
@@ -53,7 +54,19 @@ def combinations(data_type: Component) -> Iterator[QuantizationSpec]:
         yield spec_of(data_type, bit_width, symmetric=symmetric, block_axis=block_axis, **dict(zip(options, chosen, strict=True)))
 
 
+def scale_dtypes(data_type: Component) -> Iterator[QuantizationSpec]:
+    """The default form with each storage type of scales, claimed or not."""
+    for dtype in SCALE_DTYPES:
+        yield spec_of(data_type, data_type["capabilities"]["bit_widths"][0], scale_dtype=dtype)
+
+
+def data_type_named(name: str) -> Any:
+    """The code behind a yaml: the module of its name, or that of codebooks."""
+    yaml = component("data_type", name)
+    return data_type_of(spec_of(yaml, yaml["capabilities"]["bit_widths"][0]))
+
+
 def describe(spec: QuantizationSpec) -> str:
     """A readable name of a case: `4 bit flat symmetric convention=gptq`."""
-    options = "".join(f" {key}={value}" for key, value in spec.data_type_options)
+    options = "".join(f" {key}={value}" for key, value in spec.data_type_options if key != LEVELS)
     return f"{spec.bit_width} bit {spec.block_axis} {'symmetric' if spec.symmetric else 'asymmetric'}{options}"

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from quantsweep.data_types._base import fake_quantize
 from quantsweep.errors import ConfigurationError, ConfigurationErrors
 from quantsweep.hydra_plugin.composition import (
     Request,
@@ -26,7 +29,9 @@ from quantsweep.hydra_plugin.composition import (
 )
 from quantsweep.paths import product_root
 from quantsweep.plan import expand
+from quantsweep.registry import DATA_TYPES, data_type_of
 from quantsweep.schema import SECTIONS, Schema
+from quantsweep.specs import PlannedTrial, QuantizationSpec
 
 GRIDS = [
     ["model=mini-neox-0.3m,mini-opt-1.1m", "data_type=int,fp,quantile", "bit_width=range(3,9)", "block_size=64,1024,tensor"],
@@ -75,20 +80,21 @@ CALIBRATION = "name: {name}\ndataset: d/{name}\nnum_samples: 128\nsequence_lengt
 VALUES: dict[str, list[Any]] = {
     "model": ["mini-neox-0.3m", "mini-opt-0.4m", "opt-125m", "mini-neox-6.0m", "opt-175b"],
     "method": ["none", "round_to_nearest", "calibrated"],
-    "data_type": ["int", "fp", "quantile", "dynamic"],
+    "data_type": ["int", "fp", "quantile", "dynamic", "mxfp", "nvfp4", "af4"],
     "calibration": ["some", "other"],
     "task": ["mini_ppl", "mini", "piqa", "zero_shot"],
     "bit_width": [2, 3, 4, 8, 16],
-    "block_size": [16, 64, 1024, "tensor", None],
+    "block_size": [16, 64, 1024, "tensor", None, "auto"],
     "block_axis": [None, "flat", "input"],
     "symmetric": [None, True, False],
-    "scale_dtype": ["float16", "float32"],
+    "scale_dtype": [None, "float16", "float32", "e8m0"],
     "limit": [None, 1, 50],
     "num_fewshot": [None, 0, 5],
     "seed": [0, 1, 7],
     "model.dtype": ["float16", "float32"],
     "data_type.options.exponent_bits": [None, 1, 2, 3],
     "data_type.options.subnormal": ["appendix", "body", "ieee"],
+    "data_type.options.scale_mode": ["floor", "even"],
     "data_type.options.convention": ["kbit", "gptq", "deepspeed"],
     "method.options.damping": [0.01, 0.5],
     "calibration.num_samples": [16, 128],
@@ -202,6 +208,131 @@ def test_an_option_that_a_data_type_does_not_have_is_merged_on_an_axis() -> None
     assert expansion.duplicates == 1
 
 
+def quantizations(*arguments: str) -> list[QuantizationSpec]:
+    return [p.trial.quantization for p in expand(*schema_and_grids(*arguments)).trials]
+
+
+def test_what_is_not_asked_is_the_data_types_own() -> None:
+    found = {q.data_type: (q.block_size, q.block_axis, q.scale_dtype) for q in quantizations("data_type=glob(*)", "bit_width=4,8")}
+    assert found.pop("mxfp") == (32, "input", "e8m0")
+    assert found.pop("nvfp4") == (16, "input", "e4m3")
+    assert found.pop("fp8") == (64, "flat", "float32")
+    assert found == dict.fromkeys(("int", "fp", "quantile", "dynamic", "nf", "af4"), (64, "flat", "float16"))
+
+
+def test_the_defaults_written_out_are_the_same_trial() -> None:
+    asked = [*schema_and_grids("data_type=mxfp", "block_size=auto,32", "scale_dtype=null,e8m0", "data_type.options.exponent_bits=null,2")]
+    expansion = expand(*asked)
+    assert len(expansion.trials) == 1
+    assert expansion.duplicates == 7
+
+
+def test_other_block_sizes_of_mx_are_allowed_and_labelled() -> None:
+    found = quantizations("data_type=mxfp,nvfp4", "block_size=16,32,64,tensor,null")
+    assert len(found) == 10
+    assert {(q.data_type, q.block_size) for q in found} == {(d, b) for d in ("mxfp", "nvfp4") for b in (16, 32, 64, "tensor", None)}
+
+
+def test_scales_that_a_data_type_does_not_have_are_skipped_with_the_reason() -> None:
+    expansion = expand(*schema_and_grids("data_type=int,mxfp,nvfp4", "scale_dtype=float16,e4m3,e8m0"))
+    found = {p.trial.quantization.data_type: p.trial.quantization.scale_dtype for p in expansion.trials}
+    assert found == {"int": "float16", "mxfp": "e8m0", "nvfp4": "e4m3"}
+    assert set(expansion.skipped) == {
+        "data_type 'int' supports scale_dtype float16, bfloat16 or float32; got e4m3.",
+        "data_type 'int' supports scale_dtype float16, bfloat16 or float32; got e8m0.",
+        "data_type 'mxfp' supports scale_dtype e8m0; got float16.",
+        "data_type 'mxfp' supports scale_dtype e8m0; got e4m3.",
+        "data_type 'nvfp4' supports scale_dtype e4m3; got float16.",
+        "data_type 'nvfp4' supports scale_dtype e4m3; got e8m0.",
+    }
+
+
+def test_scales_that_one_trial_cannot_have_are_refused() -> None:
+    with pytest.raises(ConfigurationErrors, match="data_type 'mxfp' supports scale_dtype e8m0; got float16"):
+        expand(*schema_and_grids("data_type=mxfp", "scale_dtype=float16"))
+
+
+def test_a_codebook_of_ones_own_is_a_yaml(tmp_path: Path) -> None:
+    own_codebook(tmp_path, "mine", "[-1, -0.5, 0, 0.25, 1]")
+    path = f"hydra.searchpath=[file://{tmp_path}]"
+    [alone] = quantizations(path, "data_type=mine", "bit_width=3")
+    swept = quantizations(path, "data_type=int,mine", "bit_width=3,4")
+    assert [q.data_type for q in swept] == ["int", "int", "mine"]
+    assert alone == swept[2]
+    assert dict(alone.data_type_options) == {"levels": (-1.0, -0.5, 0.0, 0.25, 1.0)}
+    weight = torch.tensor([[2.0, -0.9, 0.4, 0.1]])
+    assert fake_quantize(data_type_of(alone), weight, alone).tolist() == [[2.0, -1.0, 0.5, 0.0]]
+
+
+def test_a_plan_that_travels_keeps_the_levels() -> None:
+    [planned] = expand(*schema_and_grids("data_type=af4")).trials
+    again = PlannedTrial.from_json(planned.to_json())
+    assert again == planned
+    assert data_type_of(again.trial.quantization) is DATA_TYPES["codebook"]
+    assert "levels" not in planned.trial.label
+
+
+def test_whole_numbers_among_levels_make_no_other_trial(tmp_path: Path) -> None:
+    path, ids = f"hydra.searchpath=[file://{tmp_path}]", []
+    for levels in ("[-1, 0, 1]", "[-1.0, -0.0, 1.0]"):
+        own_codebook(tmp_path, "mine", levels)
+        ids.append(expand(*schema_and_grids(path, "data_type=mine", "bit_width=2")).trials[0].trial.trial_id)
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ("[-1, 0, 0.5, 0.2, 1]", "levels must rise from one to the next, got 0.5 before 0.2"),
+        ("[-1, 0, 0, 1]", "levels must rise from one to the next, got 0 before 0"),
+        ("[-1, -0.5, 0.5, 1]", "levels must contain 0"),
+        ("[-0.5, 0, 0.7]", "the largest magnitude of the levels must be 1, got 0.7"),
+        ("[-2, 0, 1]", "the largest magnitude of the levels must be 1, got 2"),
+        ("[-1, 0, a]", "levels must be a list of numbers"),
+        ("[-1, 0, .nan]", "levels must be a list of numbers"),
+        ("[]", "levels must contain 0"),
+        ("some", "levels must be a list of numbers, got 'some'"),
+    ],
+)
+def test_levels_that_are_no_codebook_are_refused(tmp_path: Path, levels: str, said: str) -> None:
+    own_codebook(tmp_path, "mine", levels)
+    with pytest.raises(ConfigurationErrors, match="data_type mine: ") as caught:
+        expand(*schema_and_grids(f"hydra.searchpath=[file://{tmp_path}]", "data_type=mine", "bit_width=2"))
+    assert said in str(caught.value)
+
+
+def test_levels_belong_to_one_bit_width(tmp_path: Path) -> None:
+    own_codebook(tmp_path, "mine", "[-1, -0.5, 0, 0.25, 1]")
+    expansion = expand(*schema_and_grids(f"hydra.searchpath=[file://{tmp_path}]", "data_type=int,mine", "bit_width=2,3,4"))
+    assert [p.trial.quantization.bit_width for p in expansion.trials if p.trial.quantization.data_type == "mine"] == [3]
+    assert "data_type 'mine': its 5 levels are codes of 3 bits; got bit_width=4" in expansion.skipped
+
+
+def test_a_copied_yaml_must_not_keep_its_name(tmp_path: Path) -> None:
+    own_codebook(tmp_path, "mine", "[-1, 0, 1]", name="af4")
+    for value in ("mine", "mine,int"):
+        with pytest.raises(ConfigurationError, match=r"data_type/mine\.yaml says name: af4.* write name: mine"):
+            schema_and_grids(f"hydra.searchpath=[file://{tmp_path}]", f"data_type={value}")
+
+
+def test_a_yaml_without_all_capabilities_is_refused(tmp_path: Path) -> None:
+    text = own_codebook(tmp_path, "mine", "[-1, 0, 1]").read_text()
+    (tmp_path / "data_type" / "mine.yaml").write_text(text.replace("  block_size: 64\n", "").replace("  scale_dtype: float16\n", ""))
+    with pytest.raises(ConfigurationErrors, match=r"lacks capabilities\.block_size, capabilities\.scale_dtype"):
+        expand(*schema_and_grids(f"hydra.searchpath=[file://{tmp_path}]", "data_type=mine", "bit_width=2"))
+
+
+def own_codebook(folder: Path, stem: str, levels: str, name: str | None = None) -> Path:
+    """A copy of af4 with other levels, that claims every bit width."""
+    data = yaml.safe_load((product_root() / "conf" / "data_type" / "af4.yaml").read_text())
+    data |= {"name": name or stem, "options": {"levels": yaml.safe_load(levels)}}
+    data["capabilities"]["bit_widths"] = list(range(1, 9))
+    path = folder / "data_type" / f"{stem}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
 def test_tasks_on_an_axis_are_evaluations_of_one_trial() -> None:
     expansion = expand(*schema_and_grids("task=mini_ppl,mini_cloze"))
     assert [[task.name for task in p.tasks] for p in expansion.trials] == [["mini_ppl", "mini_cloze"]]
@@ -226,6 +357,8 @@ def test_a_meaningless_combination_is_skipped_with_its_reason() -> None:
         (["limit=0,5"], "limit must be at least 1"),
         (["model.dtype=float8,float16"], "float8"),
         (["data_type=int", "data_type.options.exponent_bits=2,3"], "data_type.options.exponent_bits"),
+        (["block_size=large,64"], "got 'large' (str); 'auto' is the data type's own"),
+        (["scale_dtype=e4m2,float16"], "'e4m2' is not one of float16, bfloat16, float32, e8m0, e4m3"),
     ],
 )
 def test_impossible_values_are_refused(arguments: list[str], said: str) -> None:
