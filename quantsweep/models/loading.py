@@ -34,6 +34,7 @@ from quantsweep.models.blocks import Place, quantizable_linears
 from quantsweep.models.gguf import converted_folder as gguf_folder
 from quantsweep.models.layers import LinearLayer
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
+from quantsweep.models.planting import plant_outliers
 from quantsweep.models.progress import no_progress_bars
 from quantsweep.pins import converted_folder
 from quantsweep.specs import ModelSpec
@@ -96,6 +97,8 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     torch.set_float32_matmul_precision("highest")
     source = _source(spec)
     model = _load_weights(spec, source, device)
+    if spec.plant_outliers is not None:
+        plant_outliers(model, spec.plant_outliers)  # from here on these weights are the original ones
     tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
     return wrap_model(model, tokenizer, spec, _weight_folder(source, model))
 
