@@ -1,7 +1,8 @@
 """Which rows are compared: one metric of one task, every quantized row under a column label and a block label.
 
 Nothing is averaged that differs in something other than the model: what varies becomes part of the
-label, and what cannot be told apart is refused.
+label, and what cannot be told apart is refused.  A model with planted outliers keeps its name, but its
+rows have labels of their own and make a family of their own, baselines included.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import yaml
 
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.paths import product_root
-from quantsweep.specs import LEVELS
+from quantsweep.specs import LEVELS, PlantedOutliers
 
 HEADLINE = "bits_per_byte"
 ACCURACIES = ("acc", "acc_norm")
@@ -26,13 +27,17 @@ _OTHER_AXES = ("method_options", "symmetric", "scale_dtype", "block_axis", "cali
 
 
 def select(results: pd.DataFrame, *, metric: str, task: str | None = None, family: str | None = None) -> pd.DataFrame:
-    """The rows of `metric` in one task, with columns `label` (data type and what is unusual about it), `bits` and `block`.
+    """The rows of `metric` in one task, with columns `label` (data type and what is unusual about it), `bits`, `block` and `planted`.
 
     task: name or task_key; needed where several tasks have the metric, or one task has several keys.
+    family: as in the results; of models with planted outliers with what was planted: `mini-opt planted 4×16`.
+    planted: what was planted, in the words that end label and family; empty for plain models.
     Accuracies of evaluations with non-finite log-likelihoods count as NaN.
     Raises ConfigurationError for unknown names and where rows of one model cannot be told apart.
     """
     rows = _one_task(_only(results, "metric", metric), metric, task)
+    planted = _planted(rows)
+    rows = rows.assign(planted=planted, family=rows["family"] + planted)
     if family is not None:
         rows = _only(rows, "family", family)
     bits = rows["bit_width"].fillna(BASELINE_BITS).astype(int)
@@ -86,6 +91,20 @@ def _meaningful(rows: pd.DataFrame, metric: str) -> pd.Series[float]:
     return rows["value"].mask(rows["num_nonfinite"] > 0)
 
 
+def _planted(rows: pd.DataFrame) -> pd.Series[str]:
+    """What was planted into the model of each row, behind a space; empty for plain models."""
+    if "plant_channels" not in rows:  # older tables lack the columns
+        return pd.Series("", index=rows.index, dtype=object)
+    values = zip(rows["plant_channels"], rows["plant_scale"], rows["plant_seed"], strict=True)
+    return pd.Series([_planted_words(*three) for three in values], index=rows.index, dtype=object)
+
+
+def _planted_words(channels: float, scale: float, seed: float) -> str:
+    if pd.isna(channels):
+        return ""
+    return f" {PlantedOutliers(channels=int(channels), scale=scale, seed=int(seed)).label}"
+
+
 def _block(row: dict[str, Any]) -> str:
     if row["method"] == BASELINE:
         return BASELINE
@@ -105,12 +124,12 @@ def _labels(rows: pd.DataFrame) -> pd.Series[str]:
 
 def _variant(row: dict[str, Any]) -> str:
     if row["method"] == BASELINE:
-        return BASELINE
+        return f"{BASELINE}{row['planted']}"
     usual = _usual_options(row["data_type"], row["bits"])
     options = json.loads(row["data_type_options"])
     unusual = [f"{key}={value}" for key, value in sorted(options.items()) if _is_unusual(key, value, usual)]
     method = [row["method"]] if row["method"] != PLAIN_METHOD else []
-    return " ".join([row["data_type"], *method, *unusual])
+    return f"{' '.join([row['data_type'], *method, *unusual])}{row['planted']}"
 
 
 def _is_unusual(key: str, value: Any, usual: dict[str, Any]) -> bool:

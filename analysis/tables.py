@@ -17,7 +17,8 @@ BASELINE_ROW = (BASELINE_BITS, BASELINE)
 def by_bit_width(results: pd.DataFrame, *, metric: str = HEADLINE, task: str | None = None, family: str | None = None) -> pd.DataFrame:
     """Mean of `metric` over the models, one row a bit width and block size, one column a data type (`analysis.selection`).
 
-    The baseline (no data type) is the row of 16 bits, with the same value in each column.  Every cell
+    The baseline (no data type) is the row of 16 bits, with the same value in each column (in those of models with
+    planted outliers, the value of these models).  Every cell
     averages all models of the table: it is NaN where one of them is missing or NaN, infinite where one is.
     `attrs` says over how many models and documents, of which task, and the mean standard error of a row
     over the documents (of the rows whose value is finite).
@@ -27,9 +28,10 @@ def by_bit_width(results: pd.DataFrame, *, metric: str = HEADLINE, task: str | N
     by_model = rows.pivot(index=["bits", "block", "label"], columns="model", values="value").reindex(columns=models)
     table = by_model.mean(axis=1, skipna=False).unstack("label")
     table = table.loc[sorted(table.index, key=lambda row: (row[0], block_order(row[1])))]
-    if BASELINE in table and len(table.columns) > 1:
-        baseline = table.pop(BASELINE).loc[BASELINE_ROW]
-        table.loc[BASELINE_ROW, :] = baseline
+    for planted in rows["planted"].unique():
+        columns = [label for label in rows.loc[rows["planted"] == planted, "label"].unique() if label != BASELINE + planted]
+        if BASELINE + planted in table and columns:
+            table.loc[BASELINE_ROW, columns] = table.pop(BASELINE + planted).loc[BASELINE_ROW]
     table.index.names = ["bit_width", "block_size"]
     table.columns.name = "data_type"
     stderr = rows["stderr"].where(np.isfinite(rows["value"])).mean()

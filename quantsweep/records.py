@@ -88,6 +88,9 @@ IDENTITY = (
     Column("calibration", _TEXT, "name", "calibration text; null where the method uses none"),
     Column("seed", _LONG, "", "seed; null where nothing is random"),
     Column("dtype", _TEXT, "name", "dtype in which the model computed"),
+    Column("plant_channels", _INT, "channels", "outlier channels planted into the model (model.plant_outliers); null for the plain model"),
+    Column("plant_scale", _REAL, "", "factor by which they were made larger; null for the plain model"),
+    Column("plant_seed", _LONG, "", "which channels; null for the plain model"),
 )
 TASK = (
     Column("task", _TEXT, "name", "task, as in conf/task"),
@@ -197,7 +200,7 @@ def arrow_schema(table: str) -> pa.Schema:
 
 def identity_columns(trial: TrialSpec) -> dict[str, Any]:
     """The axes of a trial as columns."""
-    q = trial.quantization
+    q, planted = trial.quantization, trial.model.plant_outliers
     granularity = None if q.is_baseline else "tensor" if q.block_size == "tensor" else "channel" if q.block_size is None else "block"
     return {
         "trial_id": trial.trial_id,
@@ -219,6 +222,9 @@ def identity_columns(trial: TrialSpec) -> dict[str, Any]:
         "calibration": None if trial.calibration is None else trial.calibration.name,
         "seed": trial.seed,
         "dtype": trial.model.dtype,
+        "plant_channels": None if planted is None else planted.channels,
+        "plant_scale": None if planted is None else planted.scale,
+        "plant_seed": None if planted is None else planted.seed,
     }
 
 

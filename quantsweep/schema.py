@@ -76,6 +76,8 @@ def convert(cls: type[T], data: Config, where: str) -> T:
 
 def _convert_value(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, Mapping) and (nested := [arg for arg in args if is_dataclass(arg)]):
+        hint = nested[0]  # of "a dataclass or null": its own words tell more about a mapping than the union's
     if is_dataclass(hint) and isinstance(value, Mapping):
         return convert(typing.cast("type[Any]", hint), value, where)
     if origin is tuple and isinstance(value, (list, tuple)):
@@ -248,6 +250,7 @@ def build_model(config: Config, pins: Pins | None = None) -> ModelSpec:
     data = dict(config)
     if data.get("name") is None:
         data["name"] = _model_name(data)
+    data["plant_outliers"] = _planted(data.get("plant_outliers"))
     spec = convert(ModelSpec, data, f"model {data['name']}")
     if spec.unavailable is not None:
         return spec
@@ -263,6 +266,14 @@ def _model_name(data: Config) -> str:
     if not source:
         raise ConfigurationError("model: give model.path=/folder/of/a/model or model.hub_id=organisation/name")
     return Path(str(source)).name
+
+
+def _planted(config: Any) -> Any:
+    """What of `plant_outliers` was given; None for the plain model, which a scale of 1 is too: equal trials are to be equal."""
+    if not isinstance(config, Mapping):
+        return config
+    given = {key: value for key, value in config.items() if value is not None}
+    return given if given and given.get("scale") != 1 else None
 
 
 @cache

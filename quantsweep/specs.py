@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,6 +98,33 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlantedOutliers:
+    """Outlier channels planted into a model; what it computes stays what it was (`quantsweep.models.planting`).
+
+    channels: how many, the same in every norm; scale: by how much they grow; seed: which ones.
+    """
+
+    channels: int
+    scale: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise ConfigurationError(f"plant_outliers.channels must be at least 1, got {self.channels}; leave it out for the plain model")
+        if not 1 < self.scale < math.inf:
+            raise ConfigurationError(f"plant_outliers.scale must be a number above 1, got {self.scale:g}; 1 is the plain model")
+
+    @property
+    def label(self) -> str:
+        """A short text for people: `planted 4×16`, `planted 4×16 seed 1`."""
+        return f"planted {self.channels}×{self.scale:g}" + (f" seed {self.seed}" if self.seed else "")
+
+    def identity(self) -> dict[str, Any]:
+        """As a part of the model's identity; `version` is raised when the same values plant something else."""
+        return {"channels": self.channels, "scale": float(self.scale), "seed": self.seed, "version": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A language model: where it is, exactly which one, and how it is computed.
 
@@ -106,6 +134,7 @@ class ModelSpec:
     `parameters` counts all parameters, `embedding_parameters` those of input embeddings and untied
     output heads; both serve planning only: rows carry what was counted on the loaded model.
     `unquantized` lists name patterns (fnmatch) of linear layers kept at 16 bit.
+    `plant_outliers`: outlier channels planted after loading; None for the model as it is.
     """
 
     name: str
@@ -117,6 +146,7 @@ class ModelSpec:
     dtype: str = "float16"
     parameters: int | None = None
     unquantized: tuple[str, ...] = ()
+    plant_outliers: PlantedOutliers | None = None
     unavailable: str | None = None
     content: str | None = None
     resources: Resources = field(default_factory=Resources)
@@ -134,12 +164,19 @@ class ModelSpec:
 
     def identity(self) -> dict[str, Any]:
         """What of the model can change a number."""
-        return {
+        plain = {
             "content": self.content or {"hub_id": self.hub_id, "path": self.path},
             "gguf_file": self.gguf_file,
             "dtype": self.dtype,
             "unquantized": sorted(self.unquantized),
         }
+        # Only where it is set: plain models keep the identity that they had before there was such a thing.
+        return plain if self.plant_outliers is None else {**plain, "plant_outliers": self.plant_outliers.identity()}
+
+    @property
+    def label(self) -> str:
+        """The name, and what was planted: `mini-neox-6.0m`, `mini-neox-6.0m planted 4×16`."""
+        return self.name if self.plant_outliers is None else f"{self.name} {self.plant_outliers.label}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,10 +313,10 @@ class TrialSpec:
         """A short text for people: `mini-neox-6.0m int 4-bit block 64`."""
         q = self.quantization
         if q.is_baseline:
-            return f"{self.model.name} baseline"
+            return f"{self.model.label} baseline"
         block = "channel" if q.block_size is None else q.block_size
         options = "".join(f" {key}={value}" for key, value in q.data_type_options if value is not None and key != LEVELS)
-        return f"{self.model.name} {q.method} {q.data_type} {q.bit_width}-bit block {block}{options}"
+        return f"{self.model.label} {q.method} {q.data_type} {q.bit_width}-bit block {block}{options}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,8 +329,13 @@ class PlannedTrial:
     def to_json(self) -> str:
         """Text from which `from_json` makes an equal object; the form in which plans travel."""
         trial = self.trial
+        planted = trial.model.plant_outliers
         data = {
-            "model": {**vars(trial.model), "resources": vars(trial.model.resources)},
+            "model": {
+                **vars(trial.model),
+                "resources": vars(trial.model.resources),
+                "plant_outliers": None if planted is None else vars(planted),
+            },
             "quantization": vars(trial.quantization),
             "calibration": None if trial.calibration is None else vars(trial.calibration),
             "seed": trial.seed,
@@ -331,7 +373,14 @@ def _frozen(data: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 @lru_cache(maxsize=4096)
 def _model_from(items: tuple[tuple[str, Any], ...]) -> ModelSpec:
     data = dict(items)
-    return ModelSpec(**{**data, "resources": Resources(**dict(data["resources"]))})
+    planted = data.get("plant_outliers")  # plans from before there was such a thing lack it
+    return ModelSpec(
+        **{
+            **data,
+            "resources": Resources(**dict(data["resources"])),
+            "plant_outliers": None if planted is None else PlantedOutliers(**dict(planted)),
+        }
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -196,7 +196,7 @@ def _known_keys(folders: Sequence[Path], chosen: Mapping[str, list[str]]) -> set
         # A study brings axes of its own: any option may be met.
         options = chosen.get(section) or (_option_names(section, folders) if "sweeps" in chosen else [defaults[section]])
         for option in options:
-            dotted = _dotted(_load(folders, f"{section}/{option}"))
+            dotted = _dotted(_load_component(folders, section, option, base))
             keys |= {f"{section}.{key}" for key in dotted if key.split(".")[0] not in FIXED_KEYS.get(section, ())}
     return keys
 
@@ -388,21 +388,24 @@ def _options(grids: Iterable[Grid], base: Mapping[str, Any], folders: Sequence[P
         for axis in grid.axes:
             if axis.key in SECTIONS:
                 wanted[axis.key] |= set(axis.values)
-    options = {section: {name: _load_option(folders, section, name) for name in sorted(names)} for section, names in wanted.items()}
+    primary = _load(folders, CONFIG_NAME)
+    options = {
+        section: {name: _load_option(folders, section, name, primary) for name in sorted(names)} for section, names in wanted.items()
+    }
     for config in (base["task"], *list(options["task"].values())):
         for member in config.get("suite", ()):
-            options["task"].setdefault(member, _load_option(folders, "task", member))
+            options["task"].setdefault(member, _load_option(folders, "task", member, primary))
     return options
 
 
-def _load_option(folders: Sequence[Path], section: str, name: str) -> dict[str, Any]:
+def _load_option(folders: Sequence[Path], section: str, name: str, primary: Mapping[str, Any]) -> dict[str, Any]:
     if section == "model" and _is_source(name):
         option, field = _source(name)
-        return {**_load(folders, f"model/{option}"), field: name}
+        return {**_load_component(folders, "model", option, primary), field: name}
     known = _option_names(section, folders)
     if name not in known:
         raise ConfigurationError(did_you_mean(section, name, known))
-    config = _load(folders, f"{section}/{name}")
+    config = _load_component(folders, section, name, primary)
     if section == "data_type":
         _refuse_other_name(section, name, config)
     if "defaults" in config:
@@ -410,6 +413,13 @@ def _load_option(folders: Sequence[Path], section: str, name: str) -> dict[str, 
             f"conf/{section}/{name}.yaml has a defaults list; components are plain files, so that a grid composes each of them once"
         )
     return config
+
+
+def _load_component(folders: Sequence[Path], section: str, name: str, primary: Mapping[str, Any]) -> dict[str, Any]:
+    """The yaml of one option over what the primary config says of all options of its section, as Hydra merges them."""
+    config = _load(folders, f"{section}/{name}")
+    common = primary.get(section)
+    return OmegaConf.to_container(OmegaConf.merge(common, config)) if common else config  # type: ignore[return-value]
 
 
 def _refuse_other_name(section: str, stem: str, config: Mapping[str, Any]) -> None:

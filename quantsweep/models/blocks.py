@@ -11,12 +11,21 @@ blocks and stay at 16 bit too.
 
 Blocks are found by structure, not by name: the longest ModuleList of one class that is not inside
 another ModuleList (which would be a block's own list of experts).
+
+Experts (Mixtral, arXiv:2401.04088) come in two forms: modules of their own, whose linears are found
+like all others, or all of a block in two 3-D parameters, of which each slice is a layer:
+
+    gate_up_proj  E × 2I × H     …experts.gate_up_proj.3   2I×H: gate in the upper half of the rows, up in the lower
+    down_proj     E × H × I      …experts.down_proj.3      H×I
+
+Their router (a linear map beside `experts`) and a gate of shared experts stay at 16 bit.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -27,9 +36,21 @@ from quantsweep.errors import ModelError
 _LINEAR = (nn.Linear, Conv1D)
 
 
-def is_transposed(module: nn.Module) -> bool:
-    """True when the module stores its weight as in×out."""
-    return isinstance(module, Conv1D)
+GATE_UP, DOWN = "gate_up_proj", "down_proj"
+"""The 3-D parameters in which all experts of a block are stored."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Place:
+    """Where the weight of a linear layer is stored: a parameter of a module, or one expert's slice of it.
+
+    transposed: stored as in×out.
+    """
+
+    module: nn.Module
+    parameter: str = "weight"
+    expert: int | None = None
+    transposed: bool = False
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -40,23 +61,49 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(candidates, key=lambda item: len(item[1]))
 
 
-def quantizable_linears(model: nn.Module, unquantized: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+def quantizable_linears(model: nn.Module, unquantized: tuple[str, ...] = ()) -> dict[str, Place]:
     """Linear layers inside the decoder blocks by dotted name, in the order of the model.
 
     unquantized: name patterns (fnmatch, on the full name) of layers to leave out.
     Raises ModelError for a pattern that matches nothing, and for weights in the blocks that are linear
-    maps in another guise (fused experts) unless a pattern of `unquantized` names them.
+    maps in another guise (of more than two dimensions) unless a pattern of `unquantized` names them.
     """
     prefix, blocks = decoder_blocks(model)
-    linears = {f"{prefix}.{name}": module for name, module in blocks.named_modules() if isinstance(module, _LINEAR)}
-    others = [f"{prefix}.{name}" for name, parameter in blocks.named_parameters() if parameter.ndim > 2]
-    _check_patterns(unquantized, [*linears, *others])
-    if fused := [name for name in others if not _matches(name, unquantized)]:
+    places = {f"{prefix}.{name}": place for name, place in _places(blocks)}
+    known = {id(place.module.get_parameter(place.parameter)) for place in places.values()}
+    others = [f"{prefix}.{name}" for name, weight in blocks.named_parameters() if weight.ndim > 2 and id(weight) not in known]
+    _check_patterns(unquantized, [*places, *others])
+    if unknown := [name for name in others if not _matches(name, unquantized)]:
         raise ModelError(
-            f"{type(model).__name__}: {len(fused)} weights in the decoder blocks have more than two dimensions ({fused[0]}, …) "
+            f"{type(model).__name__}: {len(unknown)} weights in the decoder blocks have more than two dimensions ({unknown[0]}, …) "
             "and cannot be quantized; to study the model with them at 16 bit, name them in its `unquantized`"
         )
-    return {name: module for name, module in linears.items() if not _matches(name, unquantized)}
+    return {name: place for name, place in places.items() if not _matches(name, unquantized)}
+
+
+def _places(blocks: nn.ModuleList) -> Iterator[tuple[str, Place]]:
+    for name, module in blocks.named_modules():
+        if isinstance(module, _LINEAR):
+            if not _is_router(name, blocks):
+                yield name, Place(module=module, transposed=isinstance(module, Conv1D))
+        elif _has_fused_experts(module):
+            for parameter in (GATE_UP, DOWN):
+                for expert in range(len(module.get_parameter(parameter))):
+                    yield f"{name}.{parameter}.{expert}", Place(module=module, parameter=parameter, expert=expert)
+
+
+def _is_router(name: str, blocks: nn.ModuleList) -> bool:
+    """True for a linear map right beside `experts`: it weighs experts, it is none."""
+    return hasattr(blocks.get_submodule(name.rpartition(".")[0]), "experts")
+
+
+def _has_fused_experts(module: nn.Module) -> bool:
+    """True for two 3-D parameters of E × 2I × H and E × H × I; stored in×out, no two sizes would fit so."""
+    parameters = [getattr(module, name, None) for name in (GATE_UP, DOWN)]
+    if not all(isinstance(parameter, nn.Parameter) and parameter.ndim == 3 for parameter in parameters):
+        return False
+    (experts, gate_up, hidden), down = (parameter.shape for parameter in parameters if parameter is not None)
+    return (experts, hidden, gate_up) == (down[0], down[1], 2 * down[2])
 
 
 def _outer_module_lists(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.ModuleList]]:

@@ -5,7 +5,8 @@
     restore()  the original bits again, and a checksum that proves it
 
 Shapes: O output channels, I input channels.  All weights that cross this interface are `weight_OI`;
-GPT-2's `Conv1D` stores I×O and is transposed here and nowhere else.
+GPT-2's `Conv1D` stores I×O and is transposed here and nowhere else.  An expert's weight is a slice of
+one parameter that holds all experts; it is written and restored through a view of it.
 
 The original stays on the host (see `originals.py`), so that the device holds one model and at most
 one layer more.
@@ -47,23 +48,37 @@ def checksum(tensor: Tensor) -> str:
 class LinearLayer:
     """A linear layer inside a decoder block.
 
-    name: its dotted name in the model.  module: the layer itself, for hooks.
+    name: its dotted name in the model.  module: the layer itself, for hooks; for an expert (`expert` is
+    its number, else None) the module of all experts, whose inputs are not this layer's alone.
     original: the original weight as the module stores it, on the host, in a dtype that casts to the
-    compute dtype without loss of bits (checked when the model was loaded).
+    compute dtype without loss of bits (checked when the model was loaded); in parts, one above the
+    other, where the file has it so.
     """
 
-    def __init__(self, name: str, module: nn.Module, original: Tensor, *, transposed: bool) -> None:
-        weight = module.weight
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        original: Tensor | tuple[Tensor, ...],
+        *,
+        transposed: bool,
+        parameter: str = "weight",
+        expert: int | None = None,
+    ) -> None:
+        weight = getattr(module, parameter)
         if not isinstance(weight, nn.Parameter):
-            raise ModelError(f"layer {name} has no weight parameter but a {type(weight).__name__}; is it quantized or adapted already?")
+            raise ModelError(
+                f"layer {name} has no {parameter} parameter but a {type(weight).__name__}; is it quantized or adapted already?"
+            )
         self.name = name
         self.module = module
-        self.out_features, self.in_features = weight.shape[::-1] if transposed else weight.shape
-        self.is_written = False
-        self._weight = weight
+        self.expert = expert
+        self._parameter = weight
         self._transposed = transposed
-        self._original = original
-        self._checksum = checksum(weight)
+        self._original = original if isinstance(original, tuple) else (original,)
+        self.out_features, self.in_features = self._weight.shape[::-1] if transposed else self._weight.shape
+        self.is_written = False
+        self._checksum = checksum(self._weight)
 
     def __repr__(self) -> str:
         return f"LinearLayer({self.name}, {self.out_features}×{self.in_features})"
@@ -71,12 +86,12 @@ class LinearLayer:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self._weight.device
+        return self._parameter.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The compute dtype."""
-        return self._weight.dtype
+        return self._parameter.dtype
 
     def read(self) -> Tensor:
         """The original weight: float32, out_features × in_features, on the model's device; a copy."""
@@ -98,7 +113,8 @@ class LinearLayer:
     def restore(self) -> None:
         """Put the original bits back; raises ModelError when they are not what was loaded."""
         with torch.no_grad():
-            self._weight.copy_(self._original)
+            for rows, part in zip(torch.split(self._weight, [len(part) for part in self._original]), self._original, strict=True):
+                rows.copy_(part)
         if checksum(self._weight) != self._checksum:
             raise ModelError(
                 f"layer {self.name}: the restored weight is not the one that was loaded; "
@@ -106,5 +122,11 @@ class LinearLayer:
             )
         self.is_written = False
 
+    @property
+    def _weight(self) -> Tensor:
+        """What the model computes with, as stored: the parameter, or a view of one expert's part."""
+        return self._parameter if self.expert is None else self._parameter[self.expert]
+
     def _original_bits(self) -> Tensor:
-        return self._original.to(device=self.device).to(self.dtype)
+        parts = [part.to(device=self.device).to(self.dtype) for part in self._original]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

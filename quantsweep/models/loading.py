@@ -25,15 +25,16 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from quantsweep.errors import ModelError
 from quantsweep.identity import model_files, resolve_path
-from quantsweep.models.blocks import is_transposed, quantizable_linears
+from quantsweep.models.blocks import Place, quantizable_linears
 from quantsweep.models.gguf import converted_folder as gguf_folder
 from quantsweep.models.layers import LinearLayer
-from quantsweep.models.originals import FileTensors, original_of
+from quantsweep.models.originals import FileTensors, expert_original_of, original_of
+from quantsweep.models.planting import plant_outliers
 from quantsweep.models.progress import no_progress_bars
 from quantsweep.pins import converted_folder
 from quantsweep.specs import ModelSpec
@@ -98,6 +99,8 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     torch.set_float32_matmul_precision("highest")
     source = _source(spec)
     model = _load_weights(spec, source, device)
+    if spec.plant_outliers is not None:
+        plant_outliers(model, spec.plant_outliers)  # from here on these weights are the original ones
     tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
     return wrap_model(model, tokenizer, spec, _weight_folder(source, model))
 
@@ -106,7 +109,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec:
     """A model that is in memory already, as a LoadedModel; `weight_folder` holds its safetensors files, if anything does."""
     files = FileTensors(weight_folder)
     linears = quantizable_linears(model, spec.unquantized)
-    layers = {name: _linear_layer(name, module, files, model.base_model_prefix) for name, module in linears.items()}
+    layers = {name: _linear_layer(name, place, files, model.base_model_prefix) for name, place in linears.items()}
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -185,10 +188,14 @@ def _weight_folder(source: _Source, model: PreTrainedModel) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _linear_layer(name: str, module: nn.Module, files: FileTensors, base_prefix: str) -> LinearLayer:
-    parameter_name = f"{name}.weight"
-    original = original_of(parameter_name, module.get_parameter("weight"), files, base_prefix)
-    return LinearLayer(name, module, original, transposed=is_transposed(module))
+def _linear_layer(name: str, place: Place, files: FileTensors, base_prefix: str) -> LinearLayer:
+    weight = place.module.get_parameter(place.parameter)
+    if place.expert is None:
+        original: tuple[Tensor, ...] = (original_of(f"{name}.{place.parameter}", weight, files, base_prefix),)
+    else:
+        parameter_name = name.rpartition(".")[0]
+        original = expert_original_of(parameter_name, place.expert, weight[place.expert], files, base_prefix)
+    return LinearLayer(name, place.module, original, transposed=place.transposed, parameter=place.parameter, expert=place.expert)
 
 
 def _count_embedding_parameters(model: PreTrainedModel) -> int:

@@ -1,66 +1,26 @@
 """What every model family must do: the right layers, bit-exact restore, and scores from selected positions.
 
-The bundled models, and tiny random models of six architectures with every oddity that matters here:
-OPT-350m's projections outside the blocks, GPT-2's transposed weights, fused QKV, grouped queries.
+The bundled models, and tiny random models of all architectures of the studies with every oddity that matters here:
+OPT-350m's projections outside the blocks, GPT-2's transposed weights, fused QKV, grouped queries, experts in one parameter.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from transformers import PretrainedConfig
 
 from quantsweep.evaluation.scoring import Plan, Scorer
 from quantsweep.mini import MODEL_NAMES, model_path
+from quantsweep.models.layers import LinearLayer
 from quantsweep.models.loading import LoadedModel, load_model
 from quantsweep.specs import ModelSpec
+from tests.contract.architectures import BLOCKS, CONFIGS, LAYERS_OF_A_BLOCK, save_random_model
 
-TOKENIZER = model_path(MODEL_NAMES[0])
-VOCABULARY = 2048  # that of the tokenizer
 MAPS = Path("/proc/self/maps")
 DTYPES = ("float32", "float16", "bfloat16")
-
-CONFIGS: dict[str, PretrainedConfig] = {
-    "opt": transformers.OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
-        word_embed_proj_dim=16, do_layer_norm_before=False),
-    "gpt_neox": transformers.GPTNeoXConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=64,
-        tie_word_embeddings=False),
-    "gpt2": transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64),
-    "bloom": transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=2),
-    "llama": transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64),
-    "falcon": transformers.FalconConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64),
-}  # fmt: skip
-
-# The linear layers of one decoder block, written down from the architectures' descriptions.
-LAYERS_OF_A_BLOCK = {
-    "opt": {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"},
-    "gpt_neox": {"attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"},
-    "gpt2": {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"},
-    "bloom": {"self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"},
-    "llama": {
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"},
-    "falcon": {"self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"},
-}  # fmt: skip
-
-
-def save_random_model(family: str, folder: Path) -> Path:
-    """A random model of this family with the bundled tokenizer, as safetensors."""
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(CONFIGS[family]).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TOKENIZER / name, folder)
-    return folder
 
 
 @pytest.fixture(scope="module", params=[*CONFIGS, *MODEL_NAMES])
@@ -76,7 +36,12 @@ def loaded(spec: ModelSpec) -> LoadedModel:
 
 
 def family_of(loaded: LoadedModel) -> str:
-    return loaded.model.config.model_type
+    return loaded.spec.name if loaded.spec.name in CONFIGS else loaded.model.config.model_type
+
+
+def parameter_of(loaded: LoadedModel, layer: LinearLayer) -> str:
+    """The name of the parameter that holds the layer's weight."""
+    return f"{layer.name}.weight" if layer.expert is None else layer.name.rpartition(".")[0]
 
 
 def bits_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -84,24 +49,22 @@ def bits_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_the_right_layers_and_no_others(loaded: LoadedModel) -> None:
-    blocks: dict[str, set[str]] = {}
-    for name in loaded.layers:
-        match = re.fullmatch(r".*\.(\d+)\.(.+)", name)
-        assert match, name
-        blocks.setdefault(match[1], set()).add(match[2])
-    assert len(blocks) == loaded.model.config.num_hidden_layers
-    assert set(map(frozenset, blocks.values())) == {frozenset(LAYERS_OF_A_BLOCK[family_of(loaded)])}
+    config = loaded.model.config
+    blocks = BLOCKS.get(config.model_type, "model.layers")
+    expected = {f"{blocks}.{n}.{name}" for n in range(config.num_hidden_layers) for name in LAYERS_OF_A_BLOCK[family_of(loaded)]}
+    assert set(loaded.layers) == expected
 
 
 def test_counts(loaded: LoadedModel) -> None:
-    """Everything is either quantizable, an embedding or head, or small (norms, biases, OPT's projections)."""
+    """Everything is either quantizable, an embedding or head, or small (norms, biases, routers, OPT's projections)."""
     assert loaded.num_parameters == sum({p.data_ptr(): p.numel() for p in loaded.model.parameters()}.values())
-    assert loaded.num_quantizable == sum(layer.module.weight.numel() for layer in loaded.layers.values())
+    weights = {name: loaded.model.get_parameter(name) for name in {parameter_of(loaded, layer) for layer in loaded.layers.values()}}
+    assert loaded.num_quantizable == sum(weight.numel() for weight in weights.values())
     rest = loaded.num_parameters - loaded.num_quantizable - loaded.num_embedding_parameters
     others = sum(
         parameter.numel()
         for name, parameter in loaded.model.named_parameters()
-        if parameter.ndim == 1 or "project_" in name
+        if parameter.ndim == 1 or "project_" in name or name.endswith("mlp.gate.weight")
     )  # fmt: skip
     assert rest == others
 
@@ -113,7 +76,7 @@ def test_write_then_restore_is_bit_exact(spec: ModelSpec, dtype: str) -> None:
     before = bits_of(loaded.model)
     for layer in loaded.layers.values():
         layer.write(layer.read() * 0.37 + 0.01)
-    written = {f"{name}.weight" for name in loaded.layers}
+    written = {parameter_of(loaded, layer) for layer in loaded.layers.values()}
     changed = {name for name, tensor in bits_of(loaded.model).items() if not torch.equal(tensor, before[name])}
     assert changed == written
     assert loaded.restore() == len(loaded.layers)
@@ -129,10 +92,41 @@ def test_write_and_forward_agree_on_out_times_in(loaded: LoadedModel) -> None:
         weight_OI = torch.randn(layer.out_features, layer.in_features)
         inputs = torch.randn(3, layer.in_features)
         layer.write(weight_OI)
-        output = layer.module(inputs)
+        if layer.expert is None:
+            output, expected = layer.module(inputs), inputs @ weight_OI.T + (layer.module.bias if layer.module.bias is not None else 0)
+        else:
+            inputs = torch.randn(3, loaded.model.config.hidden_size)
+            output, expected = through_one_expert(layer, inputs), expert_by_hand(loaded, layer, weight_OI, inputs)
         layer.restore()
-        bias = layer.module.bias if layer.module.bias is not None else 0
-        torch.testing.assert_close(output, inputs @ weight_OI.T + bias)
+        torch.testing.assert_close(output, expected)
+
+
+def through_one_expert(layer: LinearLayer, inputs: torch.Tensor) -> torch.Tensor:
+    """What the experts' module gives when each token goes to this layer's expert, with a weight of 1."""
+    with torch.inference_mode():
+        output: torch.Tensor = layer.module(inputs, torch.full((len(inputs), 1), layer.expert), torch.ones(len(inputs), 1))
+        return output
+
+
+def expert_by_hand(loaded: LoadedModel, layer: LinearLayer, weight_OI: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """silu(x Gᵀ) · x Uᵀ, then Dᵀ, with the written weight in the place of its original."""
+    experts = layer.name.rsplit(".", 2)[0]
+    names = {kind: f"{experts}.{kind}.{layer.expert}" for kind in ("gate_up_proj", "down_proj")}
+    weights = {kind: weight_OI if name == layer.name else loaded.layers[name].read() for kind, name in names.items()}
+    gate, up = (inputs @ weights["gate_up_proj"].T).chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up) @ weights["down_proj"].T
+
+
+def test_a_written_layer_changes_what_the_whole_model_computes(loaded: LoadedModel) -> None:
+    """No layer is a copy that the model does not look at."""
+    tokens = torch.arange(1, 33)[None]
+    with torch.inference_mode():
+        before = loaded.model(tokens).logits
+        for layer in loaded.layers.values():
+            layer.write(layer.read() * -1)
+            assert not torch.equal(loaded.model(tokens).logits, before), layer
+            layer.restore()
+        assert torch.equal(loaded.model(tokens).logits, before)
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="the system does not list its memory maps")
@@ -141,8 +135,8 @@ def test_originals_are_views_of_the_files(loaded: LoadedModel) -> None:
     mapped = [line.split()[0].split("-") for line in MAPS.read_text().splitlines() if line.endswith(".safetensors")]
     ranges = [(int(first, 16), int(last, 16)) for first, last in mapped]
     for layer in loaded.layers.values():
-        address = layer._original.data_ptr()
-        assert any(first <= address < last for first, last in ranges), layer
+        for part in layer._original:
+            assert any(first <= part.data_ptr() < last for first, last in ranges), layer
 
 
 def test_selecting_before_the_head_gives_the_scores_of_all_positions(loaded: LoadedModel) -> None:

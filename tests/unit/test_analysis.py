@@ -132,6 +132,42 @@ def test_options_that_are_not_the_default_are_columns_of_their_own(reference: pd
     pd.testing.assert_frame_equal(table.drop(columns="fp exponent_bits=3"), by_bit_width(reference))
 
 
+def planted(reference: pd.DataFrame, **changes: Any) -> pd.DataFrame:
+    """The reference, and the same of models with planted outliers, as load_results gives them: null for plain models."""
+    plain = reference.assign(plant_channels=math.nan, plant_scale=math.nan, plant_seed=math.nan)
+    copies = plain.assign(plant_channels=4.0, plant_scale=16.0, plant_seed=0.0, **changes)
+    copies["trial_id"] = "copy" + copies["trial_id"]
+    return pd.concat([plain, copies], ignore_index=True)
+
+
+def test_planted_and_plain_models_have_columns_and_baselines_of_their_own(reference: pd.DataFrame) -> None:
+    both = planted(reference, value=9.0)
+    table = by_bit_width(both)
+    mark = " planted 4×16"
+    assert table.columns.to_list() == [c + m for c in ("dynamic", "fp", "int", "quantile") for m in ("", mark)]
+    plain = [column for column in table if not column.endswith(mark)]
+    pd.testing.assert_frame_equal(table[plain], by_bit_width(reference))
+    assert (table.drop(columns=plain) == 9.0).all().all()
+    alone = by_bit_width(both[both.plant_channels.notna()])
+    assert alone.columns.to_list() == [f"{column}{mark}" for column in plain]
+    assert (alone == 9.0).all().all()
+
+
+def test_planted_models_without_baselines_do_not_get_those_of_the_plain_ones(reference: pd.DataFrame) -> None:
+    both = planted(reference)
+    table = by_bit_width(both[both.plant_channels.isna() | (both.method != "none")])
+    assert table["int"].notna().all()
+    assert math.isnan(table.loc[(16, "none"), "int planted 4×16"])
+
+
+def test_planted_models_are_a_family_of_their_own(reference: pd.DataFrame) -> None:
+    both = planted(reference, value=9.0)
+    pd.testing.assert_frame_equal(by_bit_width(both, family="mini-opt"), by_bit_width(reference, family="mini-opt"))
+    assert (by_bit_width(both, family="mini-opt planted 4×16") == 9.0).all().all()
+    panels = [axis.get_title() for axis in bits_against_size(both).axes]
+    assert panels == ["mini-neox", "mini-neox planted 4×16", "mini-opt", "mini-opt planted 4×16"]
+
+
 @pytest.mark.parametrize(
     ("change", "column"), [({"method": "gptq"}, "int gptq"), ({"symmetric": False}, "int symmetric=False"), ({"seed": 7.0}, "int seed=7.0")]
 )

@@ -31,13 +31,14 @@ from quantsweep.paths import product_root
 from quantsweep.plan import expand
 from quantsweep.registry import DATA_TYPES, data_type_of
 from quantsweep.schema import SECTIONS, Schema
-from quantsweep.specs import PlannedTrial, QuantizationSpec
+from quantsweep.specs import PlannedTrial, PlantedOutliers, QuantizationSpec
 
 GRIDS = [
     ["model=mini-neox-0.3m,mini-opt-1.1m", "data_type=int,fp,quantile", "bit_width=range(3,9)", "block_size=64,1024,tensor"],
     ["model=glob(mini-*)", "method=none,round_to_nearest", "model.dtype=float32,float16", "task=mini_ppl,mini"],
     ["data_type=fp", "data_type.options.exponent_bits=2,3", "data_type.options.subnormal=appendix,ieee", "seed=0,1", "limit=5"],
     ["model=mini-neox-0.3m", "model.dtype=bfloat16", "bit_width=4", "symmetric=true", "num_fewshot=0,2", "scale_dtype=float32"],
+    ["model=mini-neox-0.3m,mini-opt-1.1m", "model.plant_outliers.channels=2,4", "model.plant_outliers.scale=1,10"],
 ]
 
 
@@ -51,7 +52,7 @@ def as_override(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("arguments", GRIDS, ids=["formats", "models", "options", "scalars"])
+@pytest.mark.parametrize("arguments", GRIDS, ids=["formats", "models", "options", "scalars", "planted"])
 def test_candidates_equal_hydras_own_composition(arguments: list[str]) -> None:
     asked = request(*arguments)
     fixed = [a for a in arguments if a.split("=")[0] not in {axis.key for axis in asked.grids[0].axes}]
@@ -92,6 +93,8 @@ VALUES: dict[str, list[Any]] = {
     "num_fewshot": [None, 0, 5],
     "seed": [0, 1, 7],
     "model.dtype": ["float16", "float32"],
+    "model.plant_outliers.channels": [None, 2],
+    "model.plant_outliers.scale": [1, 1.5, 8],
     "data_type.options.exponent_bits": [None, 1, 2, 3],
     "data_type.options.subnormal": ["appendix", "body", "ieee"],
     "data_type.options.scale_mode": ["floor", "even"],
@@ -135,7 +138,9 @@ def command_lines(draw: st.DrawFn) -> dict[str, list[Any]]:
 
 @cache
 def has_key(option: str, key: str) -> bool:
-    """True if the yaml of an option has a dotted key, as `data_type.options.subnormal` of fp."""
+    """True if the yaml of an option has a dotted key, as `data_type.options.subnormal` of fp, or conf/config.yaml has it for all."""
+    if key.startswith("model.plant_outliers."):
+        return True
     section, *path, last = key.split(".")
     if option in VALUES["calibration"]:
         node = OmegaConf.create(CALIBRATION.format(name=option))
@@ -346,9 +351,36 @@ def test_a_meaningless_combination_is_skipped_with_its_reason() -> None:
     assert count == 1
 
 
+def test_outliers_are_planted_by_a_dose_and_a_scale_of_one_is_the_plain_model() -> None:
+    plain = expand(*schema_and_grids("bit_width=3,4")).trials
+    doses = expand(*schema_and_grids("bit_width=3,4", "model.plant_outliers.channels=2,4", "model.plant_outliers.scale=1,8,16"))
+    assert doses.duplicates == 2  # no channels of scale 1 are no channels of scale 1
+    assert len(doses.trials) == 2 * (1 + 4)
+    assert {p.trial.trial_id for p in plain} < {p.trial.trial_id for p in doses.trials}
+    planted = {p.trial.model.plant_outliers for p in doses.trials}
+    assert planted == {None, *(PlantedOutliers(channels=c, scale=s) for c in (2, 4) for s in (8.0, 16.0))}
+
+
+def test_a_model_yaml_may_plant_outliers_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    text = (product_root() / "conf" / "model" / "mini-opt-0.4m.yaml").read_text()
+    (tmp_path / "model" / "own.yaml").write_text(f"{text}\nplant_outliers: {{channels: 3, scale: 4}}\n")
+    path = f"hydra.searchpath=[file://{tmp_path}]"
+    for arguments in ([path, "model=own"], [path, "model=own,mini-neox-0.3m"]):
+        first = expand(*schema_and_grids(*arguments)).trials[0].trial
+        assert first.model.plant_outliers == PlantedOutliers(channels=3, scale=4.0)
+    typed = expand(*schema_and_grids(path, "model=own", "model.plant_outliers.scale=8")).trials[0].trial
+    assert typed.model.plant_outliers == PlantedOutliers(channels=3, scale=8.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["model.plant_outliers.scale=10"], "model mini-neox-6.0m.plant_outliers: missing channels"),
+        (["model.plant_outliers.channels=4"], "plant_outliers: missing scale"),
+        (["model.plant_outliers.seed=4"], "plant_outliers: missing channels, scale"),
+        (["model.plant_outliers.channels=4", "model.plant_outliers.scale=2,big"], "plant_outliers.scale must be a number, got 'big'"),
+        (["model.plant_outliers.channels=4", "model.plant_outliers.scale=0.5"], "must be a number above 1, got 0.5"),
         (["bit_width=1,4"], "2–8"),
         (["bit_width=4,foo"], "bit_width must be a whole number, got 'foo'"),
         (["block_size=1,64"], "block_size must be at least 2"),
@@ -365,6 +397,11 @@ def test_impossible_values_are_refused(arguments: list[str], said: str) -> None:
     with pytest.raises(ConfigurationErrors) as caught:
         expand(*schema_and_grids(*arguments))
     assert said in str(caught.value)
+
+
+def test_a_misspelled_option_of_planting_is_said_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigurationErrors, match=r"'model\.plant_outliers\.scael'\. Did you mean 'model\.plant_outliers\.scale'"):
+        check_command_line(["model.plant_outliers.scael=10"])
 
 
 def test_all_mistakes_on_a_command_line_are_said_at_once_with_the_nearest_names() -> None:

@@ -18,7 +18,7 @@ from quantsweep.mini import model_path
 from quantsweep.models import gguf
 from quantsweep.models.blocks import decoder_blocks, quantizable_linears
 from quantsweep.models.loading import _max_length, load_model, wrap_model
-from quantsweep.models.originals import FileTensors, original_of
+from quantsweep.models.originals import FileTensors, expert_original_of, original_of
 from quantsweep.specs import ModelSpec
 
 MINI = model_path("mini-neox-0.3m")
@@ -85,10 +85,35 @@ class TestUnquantized:
 
 
 class Experts(nn.Module):
+    """A block with a linear layer of its own, and a router beside experts in a form that nobody knows."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.attention = nn.Sequential(nn.Linear(2, 2))
         self.gate = nn.Linear(2, 2)
         self.experts = nn.Parameter(torch.zeros(4, 2, 2))
+
+
+class FusedExperts(nn.Module):
+    """All experts in two parameters, out×in as Mixtral's or in×out."""
+
+    def __init__(self, *, transposed: bool = False) -> None:
+        super().__init__()
+        shapes = {"gate_up_proj": (4, 6, 5), "down_proj": (4, 5, 3)}
+        for name, (experts, rows, columns) in shapes.items():
+            shape = (experts, columns, rows) if transposed else (experts, rows, columns)
+            setattr(self, name, nn.Parameter(torch.randn(shape), requires_grad=False))
+
+
+def blocks_with_experts(experts: nn.Module) -> nn.Module:
+    block = nn.Module()
+    block.mlp = nn.Module()
+    block.mlp.gate = nn.Linear(5, 4)
+    block.mlp.experts = experts
+    block.attention = nn.Linear(5, 5)
+    model = nn.Module()
+    model.layers = nn.ModuleList([block])
+    return model
 
 
 class TestBlocks:
@@ -104,12 +129,22 @@ class TestBlocks:
         assert decoder_blocks(model)[0] == "inner.layers"
         assert len(quantizable_linears(model)) == 16
 
-    def test_fused_experts_are_refused_unless_named(self) -> None:
+    def test_each_expert_of_a_fused_parameter_is_a_layer_and_the_router_is_none(self) -> None:
+        names = [f"layers.0.mlp.experts.{kind}.{n}" for kind in ("gate_up_proj", "down_proj") for n in range(4)]
+        assert list(quantizable_linears(blocks_with_experts(FusedExperts()))) == [*names, "layers.0.attention"]
+        some = quantizable_linears(blocks_with_experts(FusedExperts()), ("*.gate_up_proj.[123]", "*.down_proj.*"))
+        assert list(some) == ["layers.0.mlp.experts.gate_up_proj.0", "layers.0.attention"]
+
+    def test_fused_experts_that_are_stored_in_times_out_are_refused(self) -> None:
+        with pytest.raises(ModelError, match=r"2 weights .* more than two dimensions \(layers\.0\.mlp\.experts\.gate_up_proj"):
+            quantizable_linears(blocks_with_experts(FusedExperts(transposed=True)))
+
+    def test_weights_of_more_dimensions_are_refused_unless_named(self) -> None:
         model = nn.Module()
         model.layers = nn.ModuleList(Experts() for _ in range(2))
         with pytest.raises(ModelError, match=r"2 weights in the decoder blocks have more than two dimensions \(layers\.0\.experts"):
             quantizable_linears(model)
-        assert set(quantizable_linears(model, ("*.experts",))) == {"layers.0.gate", "layers.1.gate"}
+        assert set(quantizable_linears(model, ("*.experts",))) == {"layers.0.attention.0", "layers.1.attention.0"}
 
     def test_a_model_without_blocks(self) -> None:
         with pytest.raises(ModelError, match="Sequential has no list of decoder blocks"):
@@ -132,6 +167,30 @@ class TestOriginals:
         original = original_of("h.weight", parameter, files, "m")
         assert torch.equal(original, parameter)
         assert original.data_ptr() != parameter.data_ptr()
+
+    @pytest.mark.parametrize(
+        ("gate", "up", "down", "folder"),
+        [("w1", "w3", "w2", "block_sparse_moe"), ("gate_proj", "up_proj", "down_proj", "mlp"), (None, None, None, "mlp")],
+        ids=["mixtral", "matrices", "fused"],
+    )
+    @pytest.mark.parametrize("prefix", ["", "m."])
+    def test_an_expert_is_found_in_every_layout_of_a_file(
+        self, tmp_path: Path, prefix: str, gate: str | None, up: str | None, down: str | None, folder: str
+    ) -> None:
+        experts = FusedExperts()
+        tensors = {f"{prefix}h.0.{folder}.experts.{name}": parameter.detach() for name, parameter in experts.named_parameters()}
+        if gate is not None:
+            halves = zip((gate, up), experts.gate_up_proj.chunk(2, dim=1), strict=True)
+            matrices = [*halves, (down, experts.down_proj)]
+            tensors = {f"{prefix}h.0.{folder}.experts.{n}.{name}.weight": fused[n].clone() for n in range(4) for name, fused in matrices}
+        save_file(tensors, tmp_path / "a.safetensors")
+        files = FileTensors(tmp_path)
+        for name, parameter in experts.named_parameters():
+            parts = expert_original_of(f"m.h.0.mlp.experts.{name}", 2, parameter[2].half().float(), files, "m")
+            assert len(parts) == 1  # a clone: other bits than the file's
+            parts = expert_original_of(f"m.h.0.mlp.experts.{name}", 2, parameter[2].bfloat16(), files, "m")
+            assert {part.dtype for part in parts} == {torch.float32}, "the file's, not a clone"
+            assert torch.equal(torch.cat(parts), parameter[2])
 
     def test_a_model_without_files_is_cloned_and_restored(self) -> None:
         source = load_model(SPEC, "cpu")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from quantsweep.specs import (
     CalibrationSpec,
     ModelSpec,
     PlannedTrial,
+    PlantedOutliers,
     QuantizationSpec,
     Resources,
     TaskSpec,
@@ -54,6 +57,7 @@ def changed(**changes: object) -> str:
         {"content": "sha256:2"},
         {"dtype": "float32"},
         {"unquantized": ("*.0.*",)},
+        {"plant_outliers": PlantedOutliers(channels=1, scale=2.0)},
         {"bit_width": 5},
         {"block_size": 128},
         {"block_size": "tensor"},
@@ -94,6 +98,36 @@ def test_the_id_of_a_trial_is_fixed() -> None:
     assert TRIAL.trial_id == "4bc07d0501712459"
 
 
+def test_planted_outliers_are_part_of_the_id_where_they_are_set() -> None:
+    assert "plant_outliers" not in MODEL.identity()
+    base = PlantedOutliers(channels=1, scale=2.0)
+    ids = {changed(plant_outliers=dataclasses.replace(base, **c)) for c in ({}, {"channels": 2}, {"scale": 4.0}, {"seed": 1})}
+    assert len(ids) == 4
+    assert changed(plant_outliers=PlantedOutliers(channels=1, scale=2)) in ids, "2 and 2.0 are the same scale"
+    assert changed(plant_outliers=base) == "5c0ca2b6f71955c3"
+
+
+def test_a_planted_model_says_so() -> None:
+    model = dataclasses.replace(MODEL, plant_outliers=PlantedOutliers(channels=4, scale=16.0))
+    assert dataclasses.replace(TRIAL, model=model).label.startswith("m planted 4×16 round_to_nearest fp 4-bit")
+    assert PlantedOutliers(channels=4, scale=1.5, seed=3).label == "planted 4×1.5 seed 3"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"channels": 0, "scale": 2.0}, r"plant_outliers\.channels must be at least 1, got 0; leave it out for the plain model"),
+        ({"channels": 1, "scale": 1.0}, r"plant_outliers\.scale must be a number above 1, got 1; 1 is the plain model"),
+        ({"channels": 1, "scale": -3.0}, "above 1, got -3"),
+        ({"channels": 1, "scale": float("inf")}, "above 1, got inf"),
+        ({"channels": 1, "scale": float("nan")}, "above 1, got nan"),
+    ],
+)
+def test_what_cannot_be_planted_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        PlantedOutliers(**values)
+
+
 def test_task_keys() -> None:
     assert TASK.task_key == "t@1.0"
     assert dataclasses.replace(TASK, num_fewshot=5, limit=100).task_key == "t@1.0+5shot+limit100"
@@ -104,19 +138,30 @@ def test_task_keys() -> None:
     limit=st.none() | st.integers(1, 10**6),
     block=st.sampled_from([64, "tensor"]),
     option=st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
+    planted=st.none() | st.builds(PlantedOutliers, channels=st.integers(1, 9), scale=st.floats(1.5, 1e3), seed=st.integers(0, 9)),
 )
-def test_json_round_trip(seed: int | None, limit: int | None, block: int | str, option: object) -> None:
+def test_json_round_trip(seed: int | None, limit: int | None, block: int | str, option: object, planted: PlantedOutliers | None) -> None:
     quantization = dataclasses.replace(QUANTIZATION, block_size=block, method_options=options_tuple({"x": option}))  # type: ignore[arg-type]
     calibration = CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)
     planned = PlannedTrial(
         trial=TrialSpec(
-            model=dataclasses.replace(MODEL, unquantized=("a*",)), quantization=quantization, seed=seed, calibration=calibration
+            model=dataclasses.replace(MODEL, unquantized=("a*",), plant_outliers=planted),
+            quantization=quantization,
+            seed=seed,
+            calibration=calibration,
         ),
         tasks=(dataclasses.replace(TASK, limit=limit),),
     )
     again = PlannedTrial.from_json(planned.to_json())
     assert again == planned
     assert again.trial.trial_id == planned.trial.trial_id
+
+
+def test_a_plan_from_before_outliers_could_be_planted_is_read() -> None:
+    planned = PlannedTrial(trial=TRIAL, tasks=(TASK,))
+    data = json.loads(planned.to_json())
+    del data["trial"]["model"]["plant_outliers"]
+    assert PlannedTrial.from_json(json.dumps(data)) == planned
 
 
 def test_canonical_json_refuses_nan() -> None:
