@@ -40,7 +40,8 @@ from quantsweep.launching.submissions import SubmittedArray, read_submission
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header
 from quantsweep.specs import LaunchSettings
-from quantsweep.worker import Allotment, JobContext, Stop, Worker
+from quantsweep.stopping import Allotment, Stop
+from quantsweep.worker import JobContext, Worker
 from quantsweep.workers import read_records
 
 COLLECTOR_PAUSE_MINUTES = 10

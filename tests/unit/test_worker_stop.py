@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from quantsweep import failures, records, slurm_job
+from quantsweep.child_process import Child, ChildDiedError
 from quantsweep.environment import Environment
 from quantsweep.failures import Failure
 from quantsweep.files import write_text
@@ -31,7 +32,8 @@ from quantsweep.launching.submissions import read_submissions
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_owners
 from quantsweep.specs import ClusterSpec, PlannedTrial, RunSettings
-from quantsweep.worker import Allotment, Child, ChildDiedError, DiskFullError, JobContext, Stop, StoppedError, Worker
+from quantsweep.stopping import Allotment, Stop, StoppedError
+from quantsweep.worker import DiskFullError, JobContext, Worker
 from quantsweep.workers import LOST_AND_REQUEUED, WorkerRecord, read_records
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, Site, fail, failed_rows, finish, submit, trial, write
@@ -378,7 +380,7 @@ def test_a_disk_with_no_room_for_the_workers_last_word_hears_it_all_the_same(
     """Else whoever settles takes the full disk for a kill, and tries again with twice the memory."""
     made, _ = start(plan)
     made.beat.update(trial_id="x" * 16, label="a label that is longer than the word at the end")
-    monkeypatch.setattr("quantsweep.worker.write_record", full)
+    monkeypatch.setattr("quantsweep.heartbeat.write_record", full)
     made.close("DISK_FULL")
     assert (record(sweep, made).ended, record(sweep, made).trial_id) == ("DISK_FULL", None)
 
