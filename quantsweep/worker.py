@@ -24,7 +24,7 @@ from quantsweep.child_process import Child, ChildDiedError
 from quantsweep.errors import ResultsError
 from quantsweep.failures import Failure
 from quantsweep.heartbeat import MAX_RESTARTS_OF_A_TRIAL, Beat, close_earlier_runs
-from quantsweep.holds import Hold, holding, read_holds
+from quantsweep.holds import Hold, hold_files, holding, read_holds
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import PlanHeader, read_header, read_owners, read_shard, remaining_tasks
 from quantsweep.specs import PlannedTrial, Shard, content_hash
@@ -98,7 +98,7 @@ class Worker:
         self.strikes = 0
         self.failed_in_one_place: Counter[str] = Counter()
         self.breaker_checked = time.monotonic()
-        self._holds: tuple[int, list[Hold]] = (-1, [])
+        self._holds: tuple[frozenset[tuple[str, int, int]], list[Hold]] = (frozenset(), [])
         self.beat.start()
 
     def _first_record(self, name: str) -> WorkerRecord:
@@ -117,10 +117,10 @@ class Worker:
         )
 
     def holds(self) -> list[Hold]:
-        """Every hold in force, read again when their folder has changed: one stat a trial."""
-        changed = self.folder.holds.stat().st_mtime_ns
-        if changed != self._holds[0]:
-            self._holds = (changed, read_holds(self.folder))
+        """Every hold in force, read again when there are other files: one listing a trial."""
+        files = hold_files(self.folder)  # before they are read: one that comes in between is seen next time
+        if files != self._holds[0]:
+            self._holds = (files, read_holds(self.folder))
         return self._holds[1]
 
     def close(self, ended: str | None = None) -> None:

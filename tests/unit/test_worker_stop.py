@@ -173,7 +173,33 @@ def test_holds_are_read_again_only_when_there_is_another(sweep: SweepFolder, pla
     made, script = start(plan, {3: (*WELL[:-1], lambda stop: cancelled(["bit_width=5"], sweep).save(sweep), DONE)})
     made.run(0)
     made.close()
-    assert (script.ran, len(readings)) == ([2, 3, 4], 2)
+    assert (script.ran, len(readings)) == ([2, 3, 4], 1)
+
+
+def test_a_hold_is_heard_that_comes_in_the_second_of_the_last_reading(sweep: SweepFolder, plan: Path) -> None:
+    """Some file systems count whole seconds: the folder looks as it did, whatever has been put into it."""
+
+    def hold(text: str) -> Callable[[Stop], None]:
+        def put(stop: Stop) -> None:
+            cancelled([text], sweep).save(sweep)
+            os.utime(sweep.holds, (1_000, 1_000))
+
+        return put
+
+    os.utime(sweep.holds, (1_000, 1_000))
+    made, script = start(plan, {2: (*WELL[:-1], hold("bit_width=3"), DONE), 4: (*WELL[:-1], hold("bit_width=5"), DONE)})
+    made.run(0)
+    made.close()
+    assert script.ran == [2, 4]
+
+
+def test_a_hold_that_is_replaced_under_its_name_is_heard(sweep: SweepFolder, plan: Path) -> None:
+    first = cancelled(["bit_width=5"], sweep)
+    first.save(sweep)
+    made, script = start(plan, {2: (*WELL[:-1], lambda stop: dataclasses.replace(first, filters=("bit_width=3,4",)).save(sweep), DONE)})
+    made.run(0)
+    made.close()
+    assert script.ran == [2, 5]
 
 
 def test_a_hold_on_earlier_launches_does_not_touch_this_one(sweep: SweepFolder, plan: Path) -> None:
