@@ -30,6 +30,7 @@ from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import Observation
 from quantsweep.messages import plan_text, submitted_text
 from quantsweep.paths import SweepFolder, sweep_folder
+from quantsweep.pins import own_switches
 from quantsweep.plan import write_plan
 from quantsweep.specs import LaunchSettings
 
@@ -94,8 +95,9 @@ class QuantsweepSweeper(Sweeper):
 
 
 def _on_slurm(launch: LaunchSettings, folder: SweepFolder) -> LaunchSettings:
-    """What jobs run, and how far their retries may go, is settled now."""
-    return replace(launch, cluster=within_nodes(launch.cluster), code=snapshot.take(folder))
+    """What jobs run, how far their retries may go, and whether they ask the hub is settled now, whoever submits them later."""
+    variables = tuple(sorted({**own_switches(), **dict(launch.variables)}.items()))
+    return replace(launch, cluster=within_nodes(launch.cluster), code=snapshot.take(folder), variables=variables)
 
 
 def shard_overrides(plan: Path, shard_id: int) -> list[str]:
