@@ -227,12 +227,15 @@ def test_a_local_folder_works_wherever_a_hub_id_does(tmp_path: Path, launch: Lau
         (("tracking=wandb", "+tracking.api_key=secret"), "wandb's own login"),
         (("data_type.version=2",), "unknown key"),
         (("data_type=fp", "data_type.options.exponent_bits=2.0"), "got 2.0 (float)"),
+        (("device=cpuu",), "device 'cpuu' is not one of auto"),
+        (("-m", "device=cpuu", "bit_width=3,4"), "device 'cpuu' is not one of auto"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(launch: Launch, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
     refused = launch(*arguments, expect=1)
     assert said in refused.stderr
-    assert "Traceback" not in refused.stderr
+    for words_of_hydra in ("Traceback", "Error executing job", "HYDRA_FULL_ERROR"):
+        assert words_of_hydra not in refused.stderr
     assert not list(tmp_path.glob("results/*/trials/*"))
 
 
