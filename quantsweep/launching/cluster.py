@@ -25,6 +25,7 @@ from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder, product_root
 from quantsweep.pins import OFFLINE
 from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
+from quantsweep.words import count
 
 VISIBLE_SECONDS = 90
 """For so long another host's new file may stay unseen on a network file system."""
@@ -60,7 +61,7 @@ class ShardExecutor(submitit.SlurmExecutor):
         try:
             return int(self._submit_command(command).job_id)
         except FailedJobError as error:
-            raise _explained(error, f"an array of {num_tasks} tasks") from error
+            raise _explained(error, f"an array of {count(num_tasks, 'task')}") from error
 
 
 def within_nodes(cluster: ClusterSpec) -> ClusterSpec:

@@ -77,7 +77,7 @@ def test_one_trial_prints_its_evaluations_and_is_not_run_twice(launch: Launch, t
 def test_a_grid_from_the_command_line_and_everything_in_its_tables(launch: Launch, tmp_path: Path) -> None:
     arguments = ("-m", SMALLEST, "bit_width=3,4,16", "data_type=int,quantile", "task=mini_ppl", "limit=8", "sweep=grid")
     first = launch(*arguments)
-    assert "5   = 5 evaluations (1 duplicates merged" in first.stdout
+    assert "5   = 5 evaluations (1 duplicate merged" in first.stdout
     folder = tmp_path / "results" / "grid"
     results = quantsweep.load_results(folder)
     bpb = results[results.metric == "bits_per_byte"].set_index(["method", "data_type", "bit_width"]).value

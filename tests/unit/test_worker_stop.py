@@ -768,7 +768,7 @@ def _on_gpus(path: Path) -> Any:
 def test_a_collector_takes_the_step_and_compacts(sweep: SweepFolder, site: Site, plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert slurm_job.main(["collect", str(sweep.path)]) == 0
     printed = capsys.readouterr().out
-    assert "submitted 1 shards" in printed
+    assert "submitted 1 shard," in printed
     assert "compacted" in printed
     assert site.later == []
 
