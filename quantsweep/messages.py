@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from quantsweep.specs import Shard
 
 MAX_REASONS = 5
+MAX_MODELS = 6
+STATES = {
+    "done": "done",
+    "running": "in running jobs",
+    "queued": "queued",
+    "waiting": "waiting",
+    "unknown": "unknown",
+    "held": "held",
+    "failed": "failed",
+    "to_launch": "to launch",
+}
+"""States of trials, and how they are said: a job has many trials, and runs them one after another."""
 
 
 def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
@@ -34,6 +46,7 @@ def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
         f"  results     {folder}",
         f"  trials      {counts['trials']:>9,}   = {count(counts['evaluations'], 'evaluation')} ({merged})",
         f"  done        {counts['done']:>9,}   {left}",
+        *_what(plan),
     ]
     reasons = skipped_summary(plan.expansion)
     lines += [f"  skipped     {reason}" for reason in reasons[:MAX_REASONS]]
@@ -49,6 +62,16 @@ def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
     if counts["to_run"] == 0:
         lines.append("  nothing left to run" if counts["in_flight"] == 0 else "  nothing to submit: the rest is in flight")
     return "\n".join(lines)
+
+
+def _what(plan: Plan) -> list[str]:
+    """The one trial in words, or the models of all of them."""
+    trials = plan.expansion.trials
+    if len(trials) == 1:
+        return [f"  trial       {trials[0].trial.label}"]
+    names = list(dict.fromkeys(planned.trial.model.name for planned in trials))
+    more = f", … ({len(names)} in all)" if len(names) > MAX_MODELS else ""
+    return [f"  models      {', '.join(names[:MAX_MODELS])}{more}"] if names else []
 
 
 def _predicted(plan: Plan) -> list[str]:
@@ -180,13 +203,14 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]
 
 def status_text(status: Mapping[str, Any]) -> str:
     """The state of a sweep, from the facts that `quantsweep status --json` prints."""
-    states = ("done", "running", "queued", "waiting", "unknown", "held", "failed", "to_launch")
-    counts = "   ".join(f"{key.replace('_', ' ')} {status[key]:,}" for key in states if status[key] or key == "done")
+    counts = "   ".join(f"{words} {status[key]:,}" for key, words in STATES.items() if status[key] or key == "done")
     lines = [
         f"{status['sweep']}",
         f"  trials      {status['trials']:>9,}   {counts}",
         f"  evaluations {status['evaluations']:>9,}   done {status['evaluations_done']:,}",
     ]
+    if status["at_hand"]:
+        lines.append(f"  at hand     {status['at_hand']:>9,}   being run at this moment")
     if status["launch"]:
         lines.append(f"  launch      {status['launch']} is at work on it")
     if status["slurm"]:

@@ -12,7 +12,7 @@ from quantsweep.launching.refill import SubmitSummary
 from quantsweep.messages import local_text, plan_text, submitted_text
 from quantsweep.plan import Expansion, build_plan
 from quantsweep.prediction import Forecast
-from quantsweep.specs import ClusterSpec, LaunchSettings, RunSettings
+from quantsweep.specs import ClusterSpec, LaunchSettings, PlannedTrial, RunSettings
 from quantsweep.words import count, time_unit
 from tests.unit.engine_cases import trial
 
@@ -64,6 +64,18 @@ def test_a_tiny_sweep_is_not_predicted_to_take_no_time(tmp_path: Path, minutes: 
     forecast = Forecast(minutes=minutes, low=minutes / 2, high=2 * minutes, basis="by hand")
     text = plan_text(dataclasses.replace(plan, forecast=forecast, gpu_minutes=minutes * gpus), title="t", folder=tmp_path)
     assert said in text
+
+
+def test_a_plan_says_what_it_is_of(tmp_path: Path) -> None:
+    def text(*trials: PlannedTrial) -> str:
+        expansion = Expansion(trials=trials, duplicates=0, skipped={}, candidates=len(trials))
+        plan = build_plan(expansion, sweep="s", done=set(), in_flight=set(), settings=RunSettings(), launch=LaunchSettings(), workers=None)
+        return plan_text(plan, title="t", folder=tmp_path)
+
+    assert f"trial       {trial(4).trial.label}" in text(trial(4))
+    assert "m0" in trial(4).trial.label
+    assert "models      m0, m1\n" in text(trial(4), trial(3), trial(4, model=1))
+    assert "models      m0, m1, m2, m3, m4, m5, … (8 in all)" in text(*(trial(4, model=number) for number in range(8)))
 
 
 def test_one_shard_in_one_array() -> None:
