@@ -11,6 +11,7 @@ from analysis.figures import bits_against_size
 from analysis.selection import HEADLINE
 from analysis.tables import by_bit_width
 from quantsweep.errors import QuantsweepError
+from quantsweep.words import count
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def _show(sweep: Path, metric: str, task: str | None, block_size: str) -> None:
     results = quantsweep.load_results(sweep)
     table = by_bit_width(results, metric=metric, task=task)
     about = table.attrs
-    print(f"\n{metric.replace('_', ' ')} of {about['task']}, mean over {about['num_models']} models, {about['documents']}")
+    print(f"\n{metric.replace('_', ' ')} of {about['task']}, mean over {count(about['num_models'], 'model')}, {about['documents']}")
     print(f"standard error of a single row over the documents: {about['mean_stderr']:.2g} on average (column stderr of the results)")
     print("NaN: a model is missing there, or has no number\n")
     print(table.round(4).to_string())

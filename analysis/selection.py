@@ -17,6 +17,7 @@ import yaml
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.paths import product_root
 from quantsweep.specs import LEVELS, PlantedOutliers
+from quantsweep.words import count
 
 HEADLINE = "bits_per_byte"
 ACCURACIES = ("acc", "acc_norm")
@@ -55,7 +56,7 @@ def block_order(block: str) -> tuple[int, int]:
 def documents(rows: pd.DataFrame) -> str:
     """How many documents stand behind a row, in words."""
     low, high = int(rows["num_samples"].min()), int(rows["num_samples"].max())
-    return f"{low} documents" if low == high else f"{low} to {high} documents"
+    return count(low, "document") if low == high else f"{low} to {high} documents"
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The process that runs trials: loads a model once, then quantizes, evaluates and restores, trial after trial.
 
-It is a child of a worker (`quantsweep.worker`) so that whatever a trial does to its process costs
-that trial alone.  They speak JSON over one private pipe:
+It is a child of a worker (`quantsweep.worker`, which holds it by `quantsweep.child_process`) so that whatever
+a trial does to its process costs that trial alone.  They speak JSON over one private pipe:
 
     worker → child    {"planned": …, "settings": …}                       one trial
     child → worker    loaded, quantized, task (one a task), done | failed   what happened, as it happens

@@ -39,6 +39,7 @@ from quantsweep.paths import SweepFolder, product_root
 from quantsweep.pins import offline_switches
 from quantsweep.slurm import PartitionLimits, SlurmUnavailable
 from quantsweep.specs import ClusterSpec
+from quantsweep.words import count
 
 State = Literal["ok", "warning", "problem", "unknown"]
 
@@ -120,9 +121,9 @@ def _requirements() -> tuple[str, list[Requirement]]:
 
 def check_machine() -> Iterator[Check]:
     """Cores that this process may use, memory, and a clock that can be right."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield _check("machine", "cores and memory", f"{cores} cores, {_size(memory)} ({platform.node()})")
+    yield _check("machine", "cores and memory", f"{count(cores, 'core')}, {_size(memory)} ({platform.node()})")
     now = datetime.now().astimezone()
     state: State = "ok" if now.year >= EARLIEST_YEAR else "problem"
     remedy = "set the clock (NTP): rows carry times, and the hub's certificates have dates"
@@ -278,9 +279,9 @@ def _check_partition(cluster: ClusterSpec) -> Iterator[Check]:
     except SlurmError as error:
         yield _check("slurm", "partition", str(error), "problem", "list them with sinfo -s")
         return
-    longest = "no limit" if partition.max_minutes is None else f"{partition.max_minutes} minutes"
+    longest = "no limit" if partition.max_minutes is None else count(partition.max_minutes, "minute")
     whole = ", whole nodes only" if partition.whole_nodes else ""
-    found = f"{partition.name}: {partition.num_nodes} nodes, longest job: {longest}{whole}, {partition.state}"
+    found = f"{partition.name}: {count(partition.num_nodes, 'node')}, longest job: {longest}{whole}, {partition.state}"
     remedy = "jobs would wait there for ever: choose another with cluster.partition=…"
     yield _check("slurm", "partition", found, "ok" if partition.state == "UP" else "problem", remedy)
     if partition.max_minutes is not None and cluster.minutes is not None and cluster.minutes > partition.max_minutes:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from quantsweep.words import count
+
 
 class QuantsweepError(Exception):
     """Base of all errors raised on purpose; its message is meant to be shown without a traceback."""
@@ -33,8 +35,7 @@ class ConfigurationErrors(ConfigurationError):
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems: tuple[str, ...] = tuple(dict.fromkeys(problems))
-        count = len(self.problems)
-        head = "1 configuration error" if count == 1 else f"{count} configuration errors"
+        head = count(len(self.problems), "configuration error")
         super().__init__("\n".join([f"{head}; nothing was submitted:", *(f"  - {p}" for p in self.problems)]))
 
 

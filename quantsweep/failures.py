@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantsweep.errors import ConfigurationError, EvaluationError, ModelError, QuantizationError
+from quantsweep.words import count
 
 OUT_OF_GPU_MEMORY = "out_of_gpu_memory"
 OUT_OF_HOST_MEMORY = "out_of_host_memory"
@@ -134,7 +135,7 @@ def out_of_host_memory(seen: str) -> Failure:
 
 def overtime(minutes: float) -> Failure:
     """The time limit came while the trial had most of the job's time for itself."""
-    message = f"the job's time limit of {minutes:.0f} minutes came before the trial's end"
+    message = f"the job's time limit of {count(round(minutes), 'minute')} came before the trial's end"
     return Failure(failure_class=TIME_LIMIT, message=message, fingerprint=_hash([TIME_LIMIT]))
 
 

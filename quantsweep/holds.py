@@ -5,13 +5,14 @@
 Workers look before each trial, retries and the submitting of waiting shards look too.  A hold is in
 force for the launches that there were when it was made (and for the retries that follow from them): who
 types the launch command again has mended something, or wants it after all, and what they ask for is not
-held.  A folder of its own, nearly always empty, so that looking costs one stat.
+held.  A folder of its own, nearly always empty, so that looking costs one listing.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -78,6 +79,25 @@ def read_holds(folder: SweepFolder) -> list[Hold]:
         except (ValueError, TypeError, KeyError) as error:
             raise ResultsError(f"hold {path} cannot be read: {error}. Delete it") from error
     return found
+
+
+def hold_files(folder: SweepFolder) -> frozenset[tuple[str, int, int]]:
+    """The files of the holds in force, by name, inode and time: another set means that `read_holds` would say something else.
+
+    The folder's own time does not say so: where a file system counts whole seconds, two changes in one second look like one.
+    """
+    found = set()
+    with os.scandir(folder.holds) as entries:
+        for entry in entries:
+            if entry.name.endswith(".json"):
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ESTALE):  # lifted between the listing and now
+                        raise
+                else:
+                    found.add((entry.name, status.st_ino, status.st_mtime_ns))
+    return frozenset(found)
 
 
 def holding(holds: Iterable[Hold], planned: PlannedTrial, root: str) -> Hold | None:

@@ -33,7 +33,7 @@ CACHED_FROM_BYTES = 64 * 2**20
 
 _WEIGHT_INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
     "special_tokens_map.json",
@@ -44,6 +44,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+"""Files that decide which tokens a text becomes, of every kind of tokenizer; they are part of a model's identity, in this order."""
 
 
 def cache_dir() -> Path:
@@ -123,7 +124,7 @@ def model_files(folder: Path) -> list[Path]:
         raise ModelError(f"model folder {folder} holds no *.safetensors file; {_contents(folder)}. {_no_weights_remedy(folder)}")
     if not (folder / _CONFIG).is_file():
         raise ModelError(f"model folder {folder} holds no {_CONFIG}; {_contents(folder)}. Copy it from where the weights come from")
-    others = (folder / name for name in (_WEIGHT_INDEX, _CONFIG, *_TOKENIZER_FILES))
+    others = (folder / name for name in (_WEIGHT_INDEX, _CONFIG, *TOKENIZER_FILES))
     return [*weights, *(file for file in others if file.is_file())]
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from quantsweep import records
 from quantsweep.plan import Plan, skipped_summary
+from quantsweep.words import count, time_unit
 
 if TYPE_CHECKING:
     from quantsweep.launching.local import LocalSummary
@@ -21,23 +22,36 @@ if TYPE_CHECKING:
     from quantsweep.specs import Shard
 
 MAX_REASONS = 5
+MAX_MODELS = 6
+STATES = {
+    "done": "done",
+    "running": "in running jobs",
+    "queued": "queued",
+    "waiting": "waiting",
+    "unknown": "unknown",
+    "held": "held",
+    "failed": "failed",
+    "to_launch": "to launch",
+}
+"""States of trials, and how they are said: a job has many trials, and runs them one after another."""
 
 
 def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
     """The plan as `quantsweep plan` and every launch print it."""
     counts = plan.counts()
-    merged = f"{counts['duplicates']:,} duplicates merged, {counts['skipped']:,} skipped"
-    left = f"in flight {counts['in_flight']:,}   to run {counts['to_run']:,} ({counts['evaluations_to_run']:,} evaluations)"
+    merged = f"{count(counts['duplicates'], 'duplicate')} merged, {counts['skipped']:,} skipped"
+    left = f"in flight {counts['in_flight']:,}   to run {counts['to_run']:,} ({count(counts['evaluations_to_run'], 'evaluation')})"
     lines = [
         title,
         f"  results     {folder}",
-        f"  trials      {counts['trials']:>9,}   = {counts['evaluations']:,} evaluations ({merged})",
+        f"  trials      {counts['trials']:>9,}   = {count(counts['evaluations'], 'evaluation')} ({merged})",
         f"  done        {counts['done']:>9,}   {left}",
+        *_what(plan),
     ]
     reasons = skipped_summary(plan.expansion)
     lines += [f"  skipped     {reason}" for reason in reasons[:MAX_REASONS]]
     if len(reasons) > MAX_REASONS:
-        lines.append(f"  skipped     … and {len(reasons) - MAX_REASONS} more reasons")
+        lines.append(f"  skipped     … and {count(len(reasons) - MAX_REASONS, 'more reason')}")
     if plan.shards:
         lines.append(f"  shards      {counts['shards']:>9,}   {_classes(plan.shards)}")
         lines += _predicted(plan)
@@ -50,20 +64,32 @@ def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _what(plan: Plan) -> list[str]:
+    """The one trial in words, or the models of all of them."""
+    trials = plan.expansion.trials
+    if len(trials) == 1:
+        return [f"  trial       {trials[0].trial.label}"]
+    names = list(dict.fromkeys(planned.trial.model.name for planned in trials))
+    more = f", … ({len(names)} in all)" if len(names) > MAX_MODELS else ""
+    return [f"  models      {', '.join(names[:MAX_MODELS])}{more}"] if names else []
+
+
 def _predicted(plan: Plan) -> list[str]:
-    """Worker-hours, or GPU-hours where GPUs are asked for, with interval and basis, and what the budget says to it."""
+    """Time of workers, or of GPUs where these are asked for, with interval and basis, and what the budget says to it."""
     if plan.forecast is None:
         return []
     forecast = plan.forecast
-    kind, hours = ("GPU-hours", plan.gpu_minutes / 60) if plan.gpu_minutes else ("worker-hours", forecast.minutes / 60)
-    low, high = (hours * bound / forecast.minutes if forecast.minutes else 0.0 for bound in (forecast.low, forecast.high))
+    kind, hours = ("GPU", plan.gpu_minutes / 60) if plan.gpu_minutes else ("worker", forecast.minutes / 60)
+    factor, unit = time_unit(hours)
+    said = hours * factor
+    low, high = (said * bound / forecast.minutes if forecast.minutes else 0.0 for bound in (forecast.low, forecast.high))
     budget = "none set" if plan.launch.gpu_hours is None else f"{plan.launch.gpu_hours:,.1f} GPU-hours"
-    return [f"  predicted   {hours:>9,.2f}   {kind} ({low:,.2f}–{high:,.2f}; {forecast.basis})   budget {budget}"]
+    return [f"  predicted   {said:>9,.2f}   {kind}-{unit} ({low:,.2f}–{high:,.2f}; {forecast.basis})   budget {budget}"]
 
 
 def _classes(shards: Iterable[Shard]) -> str:
     counts = Counter(shard.resources.name for shard in shards)
-    return " · ".join(f"{name} × {count}" for name, count in counts.items())
+    return " · ".join(f"{name} × {number}" for name, number in counts.items())
 
 
 def submitted_text(summary: SubmitSummary, *, sweep: str) -> str:
@@ -71,7 +97,7 @@ def submitted_text(summary: SubmitSummary, *, sweep: str) -> str:
     numbers = ", ".join(map(str, summary.array_job_ids))
     lines = []
     if summary.shards:
-        text = f"submitted {summary.shards} shards in {len(summary.array_job_ids)} arrays ({numbers}). You can log out."
+        text = f"submitted {count(summary.shards, 'shard')} in {count(len(summary.array_job_ids), 'array')} ({numbers}). You can log out."
         lines.append(f"{text}   status: quantsweep status {sweep}")
     if summary.refusal is not None:
         lines.append(f"  Slurm said no: {summary.refusal}")
@@ -79,7 +105,9 @@ def submitted_text(summary: SubmitSummary, *, sweep: str) -> str:
     if summary.budget_spent:
         lines.append("  the budget has no room for the rest: raise budget.gpu_hours and launch again")
     elif summary.waiting:
-        lines.append(f"  {summary.waiting} shards wait for room in the queue ({_limits(summary)}): {_who_follows(summary)}")
+        lines.append(
+            f"  {count(summary.waiting, 'shard waits', 'shards wait')} for room in the queue ({_limits(summary)}): {_who_follows(summary)}"
+        )
     if summary.excluded:
         lines.append(f"  not on {', '.join(summary.excluded)}: trial after trial failed there for the machine's fault")
     return "\n".join(lines) or "nothing to submit"
@@ -104,10 +132,11 @@ def _who_follows(summary: SubmitSummary) -> str:
 def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
     """After a run on this machine."""
     rate = summary.evaluations / summary.seconds if summary.seconds else 0.0
-    text = f"{summary.done} trials done, {summary.failed} failed, {summary.evaluations} evaluations in {summary.seconds:.0f} s"
-    text += f" ({rate:.1f} a second).   results: {folder}"
+    text = f"{count(summary.done, 'trial')} done, {summary.failed} failed, {count(summary.evaluations, 'evaluation')}"
+    text += f" in {summary.seconds:.0f} s ({rate:.1f} a second).   results: {folder}"
     if summary.held:
-        text += f"\n  {summary.held} trials are held: many others failed in one place before them (quantsweep status {sweep})"
+        held = count(summary.held, "trial is", "trials are")
+        text += f"\n  {held} held: many others failed in one place before (quantsweep status {sweep})"
     if summary.budget_spent:
         text += "\n  the budget is spent; raise budget.gpu_hours and launch again"
     if summary.interrupted:
@@ -174,24 +203,25 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]
 
 def status_text(status: Mapping[str, Any]) -> str:
     """The state of a sweep, from the facts that `quantsweep status --json` prints."""
-    states = ("done", "running", "queued", "waiting", "unknown", "held", "failed", "to_launch")
-    counts = "   ".join(f"{key.replace('_', ' ')} {status[key]:,}" for key in states if status[key] or key == "done")
+    counts = "   ".join(f"{words} {status[key]:,}" for key, words in STATES.items() if status[key] or key == "done")
     lines = [
         f"{status['sweep']}",
         f"  trials      {status['trials']:>9,}   {counts}",
         f"  evaluations {status['evaluations']:>9,}   done {status['evaluations_done']:,}",
     ]
+    if status["at_hand"]:
+        lines.append(f"  at hand     {status['at_hand']:>9,}   being run at this moment")
     if status["launch"]:
         lines.append(f"  launch      {status['launch']} is at work on it")
     if status["slurm"]:
         lines.append(f"  Slurm       {status['slurm']}")
     if status["ended_jobs"]:
-        words = " · ".join(f"{word} {count:,}" for word, count in status["ended_jobs"].items())
+        words = " · ".join(f"{word} {number:,}" for word, number in status["ended_jobs"].items())
         lines.append(
             f"  ended jobs  {words}: a worker that ends, the collector or the next launch looks after them (their output: logs/slurm/)"
         )
     if status["retried"]:
-        lines.append("  tried again " + " · ".join(f"{name} {count:,}" for name, count in status["retried"].items()))
+        lines.append("  tried again " + " · ".join(f"{name} {number:,}" for name, number in status["retried"].items()))
     lines += [line for failure in status["failures"] for line in _failure_lines(failure, status["sweep"])]
     lines += [f"  held        {hold['words']}: {hold['because']}" for hold in status["holds"]]
     if status["excluded_nodes"]:
@@ -218,11 +248,15 @@ def _failure_lines(failure: Mapping[str, Any], sweep: str) -> list[str]:
 
 
 def _used(status: Mapping[str, Any]) -> str:
-    hours = f"{status['worker_hours']:.2f} worker-hours"
-    if status["gpu_hours"] or status["budget_gpu_hours"]:
-        of = f" of {status['budget_gpu_hours']:,.1f}" if status["budget_gpu_hours"] else ""
-        hours = f"{status['gpu_hours']:,.2f}{of} GPU-hours   {hours}"
-    return hours
+    used = _time(status["worker_hours"], "worker")
+    if status["budget_gpu_hours"]:
+        return f"{status['gpu_hours']:,.2f} of {status['budget_gpu_hours']:,.1f} GPU-hours   {used}"
+    return f"{_time(status['gpu_hours'], 'GPU')}   {used}" if status["gpu_hours"] else used
+
+
+def _time(hours: float, kind: str) -> str:
+    factor, unit = time_unit(hours)
+    return f"{hours * factor:,.2f} {kind}-{unit}"
 
 
 def _duration(minutes: float) -> str:

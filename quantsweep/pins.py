@@ -220,6 +220,11 @@ def offline_environment(models: Iterable[ModelSpec], tasks: Iterable[TaskSpec], 
     return dict.fromkeys(OFFLINE, "1") if ready else {}
 
 
+def own_switches() -> dict[str, str]:
+    """What this environment itself says to the hub's switches: a person's word, which a launch keeps for its jobs."""
+    return {name: os.environ[name] for name in OFFLINE if name in os.environ}
+
+
 def offline_switches() -> list[str]:
     """Names of the variables that switch the hub off in this environment."""
     return [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]

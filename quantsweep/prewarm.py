@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantsweep.errors import QuantsweepError
+from quantsweep.identity import TOKENIZER_FILES
 from quantsweep.pins import (
     BUNDLED_TASKS,
     OFFLINE,
@@ -45,20 +46,7 @@ from quantsweep.pins import (
 )
 from quantsweep.specs import ModelSpec, TaskSpec
 
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
+COMPANIONS = ("config.json", "generation_config.json", "chat_template.jinja", *TOKENIZER_FILES)
 """What stands beside the weights and is fetched with them, where a repository has it; no code."""
 
 WEIGHTS = "model.safetensors"

@@ -27,6 +27,7 @@ from typing import Any
 
 from quantsweep import failures
 from quantsweep.specs import ClusterSpec, Resources
+from quantsweep.words import count
 
 UNLIMITED = 1_000_000
 
@@ -76,12 +77,12 @@ def decide(
     `resources`; these decide what it gets more of.
     """
     counts = Counter(since_launch)
-    for name, count in counts.items():
+    for name, number in counts.items():
         allowed = TREATMENTS[name].retries
         if max_retries is not None and allowed != UNLIMITED:
             allowed = min(allowed, max_retries)
-        if count > allowed:
-            return Verdict(resources=None, reason=f"{name}: {count} times, {allowed} retries allowed")
+        if number > allowed:
+            return Verdict(resources=None, reason=f"{name}: {count(number, 'time')}, {count(allowed, 'retry', 'retries')} allowed")
     grown = resources
     for name in sorted(set(under_plan)):
         key = TREATMENTS[name].grow

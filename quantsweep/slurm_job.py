@@ -40,7 +40,9 @@ from quantsweep.launching.submissions import SubmittedArray, read_submission
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header
 from quantsweep.specs import LaunchSettings
-from quantsweep.worker import Allotment, JobContext, Stop, Worker
+from quantsweep.stopping import Allotment, Stop
+from quantsweep.words import count
+from quantsweep.worker import JobContext, Worker
 from quantsweep.workers import read_records
 
 COLLECTOR_PAUSE_MINUTES = 10
@@ -93,7 +95,7 @@ def _collect(folder: SweepFolder) -> int:
     except QuantsweepError as error:  # the sweep itself is looked after: this only makes reading it faster
         print(f"not compacted: {error}", flush=True)
     else:
-        print(f"compacted {summary.total('files_before')} files into {summary.total('files_after')}", flush=True)
+        print(f"compacted {count(summary.total('files_before'), 'file')} into {summary.total('files_after')}", flush=True)
     return 0
 
 

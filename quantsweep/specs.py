@@ -482,7 +482,7 @@ class LaunchSettings:
     breaker_trials: so many trials failing in one place hold those that share the cause (None: never).
     shard_minutes: predicted bound of a shard.
     code: the snapshot that jobs run, a folder under code/ (None: the checkout itself, on this machine).
-    variables: what workers find in their environment (the hub's offline switches, once everything is there).
+    variables: what workers find in their environment (the hub's offline switches, once everything is there or where a person set them).
     """
 
     cluster: ClusterSpec = field(default_factory=ClusterSpec)

@@ -7,108 +7,40 @@ goes on.  Each task's samples and metrics are durable before the next task's res
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import platform
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from quantsweep import breaker, environment, failures, records
 from quantsweep.attempts import Attempt, lost_row
+from quantsweep.child_process import Child, ChildDiedError
 from quantsweep.errors import ResultsError
 from quantsweep.failures import Failure
-from quantsweep.holds import Hold, holding, read_holds
+from quantsweep.heartbeat import MAX_RESTARTS_OF_A_TRIAL, Beat, close_earlier_runs
+from quantsweep.holds import Hold, hold_files, holding, read_holds
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import PlanHeader, read_header, read_owners, read_shard, remaining_tasks
-from quantsweep.shards import predicted_minutes
-from quantsweep.specs import PlannedTrial, RunSettings, Shard, content_hash
+from quantsweep.specs import PlannedTrial, Shard, content_hash
+from quantsweep.stopping import Allotment, Stop, StoppedError
 from quantsweep.tracking import make_tracker
-from quantsweep.workers import (
-    BEAT_SECONDS,
-    ENDED_BY_SLURM,
-    LOST_AND_REQUEUED,
-    WorkerRecord,
-    new_worker_name,
-    overwrite_record,
-    read_records,
-    write_record,
-)
+from quantsweep.workers import WorkerRecord, new_worker_name
 
 Observer = Callable[[PlannedTrial, str, int], None]
 """Told of each trial's end: the trial, "done", "failed" or "stopped", and how many evaluations it wrote."""
 
-POLL_SECONDS = 0.2
-MIN_TIMEOUT_MINUTES = 10.0
-TIMEOUT_FACTOR = 5.0
-MAX_RESTARTS_OF_A_TRIAL = 3
-"""A trial at which its job was lost so often, and requeued, is left to the retries."""
 BREAKER_SECONDS = 60.0
 """A worker whose trials fail reads everybody's attempts about this often, to see whether others fail in the same place."""
 MAX_STRIKES = 2
 """A worker on whose machine so many trials in a row failed for the machine's fault ends."""
 OVERTIME_SHARE = 0.5
 """A trial that had this share of its job's time for itself when the limit came is too long for the job."""
-
-
-class Stop:
-    """Asks all workers of a process to end: the trial at hand may go on for `grace` seconds (None: until its own end)."""
-
-    PERSON = "stopped"
-    TIME_LIMIT = "time limit"
-    ENDED = ENDED_BY_SLURM
-    BUDGET = "budget"
-    BAD_NODE = "bad node"
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._drop_at: float | None = None
-        self.reason: str | None = None
-
-    def set(self, reason: str = PERSON, grace: float | None = None) -> None:
-        """Ask; the first reason stays, a shorter grace wins."""
-        self.reason = self.reason or reason
-        if grace is not None:
-            drop_at = time.monotonic() + grace
-            self._drop_at = drop_at if self._drop_at is None else min(self._drop_at, drop_at)
-        self._event.set()
-
-    def is_set(self) -> bool:
-        """True once somebody asked."""
-        return self._event.is_set()
-
-    def drops_now(self) -> bool:
-        """True once the trial at hand must not go on."""
-        return self._drop_at is not None and time.monotonic() >= self._drop_at
-
-
-class Allotment:
-    """GPU-seconds that all workers of one process may use together; None: as many as they need."""
-
-    def __init__(self, gpu_seconds: float | None = None) -> None:
-        self._granted = gpu_seconds
-        self._used = 0.0
-        self._lock = threading.Lock()
-
-    def use(self, gpu_seconds: float) -> None:
-        """Count what was used."""
-        with self._lock:
-            self._used += gpu_seconds
-
-    def is_spent(self) -> bool:
-        """True if nothing is left."""
-        return self._granted is not None and self._used >= self._granted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +54,6 @@ class JobContext:
     allotment: Allotment = field(default_factory=Allotment)
 
 
-class ChildDiedError(Exception):
-    """The child process ended without saying why (internal; becomes a row)."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-
-
-class StoppedError(Exception):
-    """Somebody asked the worker to stop (internal)."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
     """How a shard went, in trials."""
@@ -144,121 +64,6 @@ class ShardSummary:
     held: int = 0
     left: int = 0
     stopped: bool = False
-
-
-class Child:
-    """One child process, started when needed and replaced when it died.  Its output goes to `log`."""
-
-    def __init__(self, extra_environment: Mapping[str, str] | None = None) -> None:
-        self._extra = dict(extra_environment or {})
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
-
-    def events(self, planned: PlannedTrial, settings: RunSettings, log: Path, stop: Stop) -> Iterator[dict[str, Any]]:
-        """Run one trial; yields what the child says, ending with "done" or "failed".
-
-        Raises ChildDiedError if the child dies or is silent for too long, StoppedError between two tasks once `stop` is set
-        (in the middle of one when it must not go on).
-        """
-        timeout = settings.trial_timeout_minutes or max(MIN_TIMEOUT_MINUTES, TIMEOUT_FACTOR * predicted_minutes(planned))
-        pipe = self._start(log)
-        kills = oom_kills()
-        try:
-            pipe.send_bytes(json.dumps({"planned": planned.to_json(), "settings": asdict(settings)}).encode())
-            while True:
-                event = self._receive(pipe, timeout, stop)
-                if event.pop("last", False):
-                    self.kill()
-                yield event
-                if event["event"] in ("done", "failed"):
-                    return
-                if stop.is_set() and event["event"] == "task":
-                    self.kill()
-                    raise StoppedError
-        except (EOFError, OSError) as error:
-            code = self._reap()
-            if code == -signal.SIGTERM and environment.slurm_job() is not None:
-                stop.set(Stop.ENDED, 0.0)  # Slurm ends the job (scancel, preemption, time limit): its TERM reaches every process of it
-            if stop.is_set():
-                raise StoppedError from error  # it was ended on purpose: no failure of the trial
-            raise ChildDiedError(_cause_of_death(code, kills)) from error
-
-    def _receive(self, pipe: Connection, timeout_minutes: float, stop: Stop) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_minutes * 60
-        while not pipe.poll(POLL_SECONDS):
-            if stop.drops_now():
-                self.kill()
-                raise StoppedError
-            if time.monotonic() > deadline:
-                self.kill()
-                raise ChildDiedError(failures.hung(timeout_minutes))
-        return json.loads(pipe.recv_bytes())  # type: ignore[no-any-return]
-
-    def _start(self, log: Path) -> Connection:
-        if self._process is not None and self._process.poll() is None and self._pipe is not None:
-            return self._pipe
-        self._close_pipe()
-        ours, theirs = Pipe()
-        with theirs, log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "quantsweep.child", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # A session of its own: Ctrl-C in the terminal reaches the launcher, which ends trials in order.
-                start_new_session=True,
-                env={**os.environ, **self._extra},
-            )
-        self._pipe = ours
-        return ours
-
-    def _reap(self) -> int | None:
-        assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout=10)
-        self.kill()
-        return self._process.returncode
-
-    def kill(self) -> None:
-        """End the child now; what it had reported is written already."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        self._close_pipe()
-
-    def _close_pipe(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
-
-
-def oom_kills() -> int:
-    """How many processes of this job the kernel has killed for lack of memory, by its control group's own count; 0 where there is none.
-
-    Version 2 of control groups keeps the count in memory.events, version 1 in memory.oom_control (both: a line `oom_kill N`).
-    """
-    try:
-        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return 0
-    places = [Path("/sys/fs/cgroup") / place.lstrip("/") / "memory.events" for _, kinds, place in groups if not kinds]
-    places += [
-        Path("/sys/fs/cgroup/memory") / place.lstrip("/") / "memory.oom_control"
-        for _, kinds, place in groups
-        if "memory" in kinds.split(",")
-    ]
-    total = 0
-    for path in places:
-        with contextlib.suppress(OSError, ValueError):
-            total += sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("oom_kill "))
-    return total
-
-
-def _cause_of_death(code: int | None, kills_before: int) -> Failure:
-    if code == -signal.SIGKILL and oom_kills() > kills_before:
-        return failures.out_of_host_memory("the control group's count of kills for lack of memory went up")
-    return failures.from_exit(code)
 
 
 class Worker:
@@ -288,12 +93,12 @@ class Worker:
         self.log = self.folder.logs / f"{name}.log"
         self.writer = records.Writer(self.folder, name)
         self.beat = Beat(self.folder, self._first_record(name), self.context.allotment)
-        self.poison = _close_earlier_runs(self.folder, self.beat.record)
+        self.poison = close_earlier_runs(self.folder, self.beat.record)
         self.not_here = frozenset(_given_up(self.folder, self.header))
         self.strikes = 0
         self.failed_in_one_place: Counter[str] = Counter()
         self.breaker_checked = time.monotonic()
-        self._holds: tuple[int, list[Hold]] = (-1, [])
+        self._holds: tuple[frozenset[tuple[str, int, int]], list[Hold]] = (frozenset(), [])
         self.beat.start()
 
     def _first_record(self, name: str) -> WorkerRecord:
@@ -312,10 +117,10 @@ class Worker:
         )
 
     def holds(self) -> list[Hold]:
-        """Every hold in force, read again when their folder has changed: one stat a trial."""
-        changed = self.folder.holds.stat().st_mtime_ns
-        if changed != self._holds[0]:
-            self._holds = (changed, read_holds(self.folder))
+        """Every hold in force, read again when there are other files: one listing a trial."""
+        files = hold_files(self.folder)  # before they are read: one that comes in between is seen next time
+        if files != self._holds[0]:
+            self._holds = (files, read_holds(self.folder))
         return self._holds[1]
 
     def close(self, ended: str | None = None) -> None:
@@ -337,65 +142,12 @@ class DiskFullError(ResultsError):
     """Results cannot be written for want of space: the shard ends, and nothing goes on by itself."""
 
 
-class Beat(threading.Thread):
-    """Keeps the worker's record fresh, and counts GPU-seconds while it does."""
-
-    def __init__(self, folder: SweepFolder, record: WorkerRecord, allotment: Allotment) -> None:
-        super().__init__(daemon=True)
-        self.record = record
-        self._folder, self._allotment = folder, allotment
-        self._began = self._counted = time.monotonic()
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self.update()
-
-    def run(self) -> None:
-        """Until the worker ends; a file system that fails for a moment must not end it."""
-        while not self._ended.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):
-                self.update()
-
-    def update(self, **changes: Any) -> None:
-        """Change the record and write it."""
-        with self._lock:
-            now = time.monotonic()
-            self._allotment.use(self.record.gpus * (now - self._counted))
-            self._counted = now
-            self.record = replace(self.record, seconds=now - self._began, **changes)
-            write_record(self._folder, self.record)
-
-    def end(self, word: str) -> None:
-        """The last word; a second one is not heard."""
-        if self._ended.is_set():
-            return
-        self._ended.set()
-        try:
-            self.update(ended=word, **({} if word == ENDED_BY_SLURM else {"trial_id": None, "label": None}))
-        except OSError:  # a full disk, say, and whoever settles must hear of just that
-            with contextlib.suppress(OSError):  # else the record grows old by itself
-                overwrite_record(self._folder, self.record)
-
-
 def _given_up(folder: SweepFolder, header: PlanHeader) -> Iterator[str]:
     """Trials of this plan that are not for this worker: owned by a newer plan, or failed already."""
     yield from read_owners(folder.plan, after=header.name)
     columns = ["trial_id", "status", "plan"]
     rows = records.read_table(folder.path, "trials", columns).to_pylist()
     yield from (row["trial_id"] for row in rows if row["status"] == "failed" and row["plan"] == header.name)
-
-
-def _close_earlier_runs(folder: SweepFolder, mine: WorkerRecord) -> dict[str, WorkerRecord]:
-    """If Slurm has requeued this job, its earlier workers are gone, whatever their records say; returns trials that keep taking it down."""
-    lost: dict[str, list[WorkerRecord]] = {}
-    for heard in read_records(folder) if mine.job is not None and mine.restarts else ():
-        record = heard.record
-        if record.job != mine.job or record.restarts >= mine.restarts or record.worker == mine.worker:
-            continue
-        if record.ended is None:
-            write_record(folder, replace(record, ended=LOST_AND_REQUEUED))
-        if record.trial_id is not None and record.ended != ENDED_BY_SLURM:
-            lost.setdefault(record.trial_id, []).append(record)
-    return {trial_id: records_[-1] for trial_id, records_ in lost.items() if len(records_) >= MAX_RESTARTS_OF_A_TRIAL}
 
 
 class _ShardRun:

@@ -19,6 +19,7 @@ from quantsweep.launching.settle import write_cancelled
 from quantsweep.launching.tasks import Task, observe
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_asked, read_numbered_trials, remaining_tasks
+from quantsweep.words import count
 
 LOCK_SECONDS = 10.0
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Hold what is named first, so that nothing submits it again, then take its jobs out of the queue."""
     folder = find_sweep(arguments)
     chosen = filters.parse(arguments.filters, filters.PLAN_COLUMNS)
-    count = _num_named(folder, chosen)
+    num_named = _num_named(folder, chosen)
     hold = cancelled(arguments.filters, folder)
     hold.save(folder)
     seen = observe(folder)
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=LOCK_SECONDS):
             write_cancelled(folder, tasks)
     print(
-        f"{folder.name}: {count:,} trials held ({hold.words}), {len(tasks)} jobs taken out of the queue; "
+        f"{folder.name}: {count(num_named, 'trial')} held ({hold.words}), {count(len(tasks), 'job')} taken out of the queue; "
         "what is written stays, and the launch command resumes"
     )
     return 0

@@ -6,6 +6,7 @@ import argparse
 
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.launching.compaction import CompactSummary, compact
+from quantsweep.words import count
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,15 +24,15 @@ def run(arguments: argparse.Namespace) -> int:
 def summary_text(summary: CompactSummary) -> str:
     """What compaction did, in a line or two."""
     before, after = summary.total("files_before"), summary.total("files_after")
-    parts = [f"{before} files, now {after}" if after != before else f"{after} files, nothing to fold"]
-    parts += [f"{count:,} {what}" for name, what in _LEFT_OUT.items() if (count := summary.total(name))]
+    parts = [f"{count(before, 'file')}, now {after}" if after != before else f"{count(after, 'file')}, nothing to fold"]
+    parts += [f"{count(number, what)} removed" for name, what in _LEFT_OUT.items() if (number := summary.total(name))]
     text = "; ".join(parts)
     if left := summary.total("forgotten_left"):
         text += (
-            f"\n{left:,} forgotten rows stand in files that workers may still write. quantsweep leaves them out, plain read_parquet "
-            "shows them; they go with the next compaction after these workers have ended"
+            f"\n{count(left, 'forgotten row stands', 'forgotten rows stand')} in files that workers may still write. quantsweep leaves "
+            "such rows out, plain read_parquet shows them; they go with the next compaction after these workers have ended"
         )
     return text
 
 
-_LEFT_OUT = {"forgotten": "forgotten rows removed", "copies": "doubled rows removed"}
+_LEFT_OUT = {"forgotten": "forgotten row", "copies": "doubled row"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from quantsweep import records
 from quantsweep.cli._sweep import add_sweep, find_sweep, sweep_names
 from quantsweep.errors import ResultsError
 from quantsweep.paths import SweepFolder
+from quantsweep.words import count
+
+MAX_SHOWN = 8
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,14 +39,25 @@ def _find(arguments: argparse.Namespace) -> tuple[dict[str, Any], SweepFolder]:
     folders = (
         [find_sweep(arguments)] if arguments.sweep else [SweepFolder((Path(arguments.results_dir) / name).resolve()) for name in names]
     )
+    # One trial may have run in several sweeps: each has its own log.
     columns = ["trial_id", "label", "status", "host", "log", "log_start", "log_end", "finished_at", "attempt"]
-    found: dict[str, tuple[dict[str, Any], SweepFolder]] = {}
+    found: list[tuple[dict[str, Any], SweepFolder]] = []
     for folder in folders:
-        for row in records.latest(records.read_table(folder.path, "trials", columns), ("trial_id",)).to_pylist():
-            if row["trial_id"].startswith(arguments.trial):
-                found[row["trial_id"]] = (row, folder)
+        rows = records.latest(records.read_table(folder.path, "trials", columns), ("trial_id",)).to_pylist()
+        found += [(row, folder) for row in rows if row["trial_id"].startswith(arguments.trial)]
     if len(found) != 1:
-        what = "no trial that has ended" if not found else f"{len(found)} trials"
         places = ", ".join(str(folder.path) for folder in folders) or arguments.results_dir
-        raise ResultsError(f"{what} begins with '{arguments.trial}' in {places}; trial ids are in the column trial_id")
-    return next(iter(found.values()))
+        raise ResultsError(_not_one(arguments.trial, found, places))
+    return found[0]
+
+
+def _not_one(wanted: str, found: Sequence[tuple[dict[str, Any], SweepFolder]], places: str) -> str:
+    """Why no log is shown, where not exactly one trial of one sweep is meant."""
+    ids = sorted({row["trial_id"] for row, _ in found})
+    names = sorted(folder.name for _, folder in found)
+    if not ids:
+        return f"no trial that has ended begins with '{wanted}' in {places}; trial ids are in the column trial_id"
+    if len(ids) == 1:
+        return f"trial {ids[0]} is in {count(len(names), 'sweep')}: {', '.join(names)}. Choose one: --sweep {names[0]}"
+    shown = ", ".join([*ids[:MAX_SHOWN], *(["…"] if len(ids) > MAX_SHOWN else [])])
+    return f"{len(ids):,} trials begin with '{wanted}': {shown}. Give more of the id"

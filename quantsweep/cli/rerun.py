@@ -27,6 +27,7 @@ from quantsweep.filters import OUTCOME_COLUMNS, TASK_COLUMNS, Filter, parse
 from quantsweep.forgetting import Forgotten, Kind, Tombstone, write_tombstones
 from quantsweep.launching.compaction import compact
 from quantsweep.paths import SweepFolder
+from quantsweep.words import count
 from quantsweep.workers import read_records
 
 
@@ -71,7 +72,7 @@ class Selection:
     @property
     def text(self) -> str:
         """The counts in words."""
-        return f"{self.evaluations:,} evaluations and {self.failures:,} failed attempts of {self.trials:,} trials"
+        return f"{count(self.evaluations, 'evaluation')} and {count(self.failures, 'failed attempt')} of {count(self.trials, 'trial')}"
 
 
 def select(folder: SweepFolder, wanted: Filter) -> Selection:
@@ -137,8 +138,8 @@ def _warn_of_workers(folder: SweepFolder) -> None:
     alive = [heard.record for heard in read_records(folder) if heard.is_alive]
     if alive:
         print(
-            f"{len(alive)} workers are at work. What they are at now and have written nothing of is not forgotten, and they run the code "
-            f"that they began with: after a change of code end them first (quantsweep cancel {folder.name})"
+            f"{count(len(alive), 'worker is', 'workers are')} at work. What is being run and has no row yet is not forgotten, and "
+            f"workers run the code that they began with: after a change of code end them first (quantsweep cancel {folder.name})"
         )
 
 

@@ -44,8 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
 def sweep_status(folder: SweepFolder) -> dict[str, Any]:
     """The facts: everything that was ever asked of this sweep, by state, failures by fingerprint, time used.
 
-    A trial that is not done is running, queued (in Slurm's queue), waiting (for room in it), unknown, or held; the rest is
-    left to launch, and of that rest `failed` says how much has failed.
+    A trial that is not done is running (its job runs, whether or not it is its turn), queued (in Slurm's queue), waiting (for room
+    in it), unknown, or held; the rest is left to launch, and of that rest `failed` says how much has failed.  `at_hand` are
+    those that workers are at this moment, by their own records.
     """
     asked = read_asked_tasks(folder.plan)
     if not asked:
@@ -69,6 +70,7 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "trials": len(asked),
         "done": len(asked) - len(left),
         **{name: len(ids) for name, ids in states.items()},
+        "at_hand": len({heard.record.trial_id for heard in seen.records if heard.is_alive} & left),
         "held": len(held),
         "failed": len(failed),
         "to_launch": len(rest),

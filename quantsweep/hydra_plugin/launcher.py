@@ -18,12 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, run_job, setup_globals
-from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from quantsweep.errors import QuantsweepError
+from quantsweep.errors import ResultsError
+from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import cluster_spec
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.advance import step
@@ -64,10 +64,8 @@ class QuantsweepLauncher(Launcher):
         if not is_plan or (self._wait and cluster.kind == "local"):
             return self._launch_and_wait(job_overrides, initial_job_idx, cluster)
         ids = [shard[1] for shard in shards if shard is not None]
-        try:
+        with shown_plainly():
             _launch_shards(Path(plans.pop()), ids, cluster, self._config, wait=self._wait)
-        except QuantsweepError as error:
-            raise CompactHydraException(str(error)) from error
         return []
 
     def _launch_and_wait(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, cluster: ClusterSpec) -> Sequence[JobReturn]:
@@ -133,7 +131,7 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
     done = run_local(plan, ids, total=total, workers=num_workers(config.workers, device), device=device)
     print(local_text(done, sweep=str(config.sweep), folder=plan.parent.parent), flush=True)
     if done.problems:
-        raise CompactHydraException("; ".join(done.problems))
+        raise ResultsError("; ".join(done.problems))
     if done.interrupted:
         raise SystemExit(130)
 

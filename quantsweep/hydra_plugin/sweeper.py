@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from quantsweep import snapshot
-from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
+from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
 from quantsweep.launching.cluster import within_nodes
 from quantsweep.launching.lock import RUN, launch_lock
@@ -30,6 +29,7 @@ from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import Observation
 from quantsweep.messages import plan_text, submitted_text
 from quantsweep.paths import SweepFolder, sweep_folder
+from quantsweep.pins import own_switches
 from quantsweep.plan import write_plan
 from quantsweep.specs import LaunchSettings
 
@@ -51,10 +51,8 @@ class QuantsweepSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Plan what the arguments ask for and launch it; a user's mistake is shown without a stack."""
-        try:
+        with shown_plainly():
             return self._sweep(expand_shorthand(arguments))
-        except QuantsweepError as error:
-            raise CompactHydraException(str(error)) from error
 
     def _sweep(self, arguments: list[str]) -> Sequence[Any]:
         assert self._config is not None
@@ -94,8 +92,9 @@ class QuantsweepSweeper(Sweeper):
 
 
 def _on_slurm(launch: LaunchSettings, folder: SweepFolder) -> LaunchSettings:
-    """What jobs run, and how far their retries may go, is settled now."""
-    return replace(launch, cluster=within_nodes(launch.cluster), code=snapshot.take(folder))
+    """What jobs run, how far their retries may go, and whether they ask the hub is settled now, whoever submits them later."""
+    variables = tuple(sorted({**own_switches(), **dict(launch.variables)}.items()))
+    return replace(launch, cluster=within_nodes(launch.cluster), code=snapshot.take(folder), variables=variables)
 
 
 def shard_overrides(plan: Path, shard_id: int) -> list[str]:

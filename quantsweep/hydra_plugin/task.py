@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from quantsweep.errors import QuantsweepError
+from quantsweep.errors import QuantsweepError, ResultsError
 from quantsweep.hydra_plugin.composition import check_command_line, expand_shorthand, help_text, refuse_sweeps, search_folders
+from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
 from quantsweep.launching.local import run_local
 from quantsweep.launching.lock import RUN, launch_lock
@@ -39,10 +39,8 @@ def run(cfg: DictConfig) -> Any:
     """Run the shard that the sweeper named, or the one trial that was typed; returns plain counts."""
     if cfg.plan_path is not None:
         return asdict(run_shard(cfg.plan_path, cfg.shard_id))
-    try:
+    with shown_plainly():
         return _run_one(cfg)
-    except QuantsweepError as error:
-        raise CompactHydraException(str(error)) from error
 
 
 def _run_one(cfg: DictConfig) -> dict[str, int]:
@@ -71,7 +69,7 @@ def _run_here(prepared: Prepared) -> int:
         write_plan(prepared.folder.plan, plan), ids, total=len(plan.trials), workers=prepared.workers, device=plan.settings.device
     )
     if summary.problems:
-        raise CompactHydraException("; ".join(summary.problems))
+        raise ResultsError("; ".join(summary.problems))
     if summary.interrupted:
         raise SystemExit(130)
     return summary.failed

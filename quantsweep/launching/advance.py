@@ -44,6 +44,7 @@ from quantsweep.retries import Verdict, decide
 from quantsweep.shards import cut
 from quantsweep.slurm import State
 from quantsweep.specs import PlannedTrial
+from quantsweep.words import count
 
 PAUSE_SECONDS = 30.0
 """Workers that end take the step at most this often: it costs Slurm a request or two."""
@@ -114,8 +115,8 @@ def _has_collector(folder: SweepFolder) -> bool:
 def step_text(step: StepSummary) -> str:
     """A line for the log."""
     done = step.submitted
-    text = f"planned {step.retried} trials again, submitted {done.shards} shards, {done.waiting} wait"
-    text += "".join(f"; {count} given up: {reason}" for reason, count in step.given_up.items())
+    text = f"planned {count(step.retried, 'trial')} again, submitted {count(done.shards, 'shard')}, {count(done.waiting, 'waits', 'wait')}"
+    text += "".join(f"; {number} given up: {reason}" for reason, number in step.given_up.items())
     text += "".join(f"; not submitted: {why}" for why in done.refused)
     text += f"; no collector: {done.collector}" if done.collector else ""
     return text + (f"; then Slurm said no: {done.refusal}" if done.refusal else "")

@@ -23,7 +23,9 @@ from quantsweep import slurm
 from quantsweep.errors import SlurmError
 from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder, product_root
+from quantsweep.pins import OFFLINE
 from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
+from quantsweep.words import count
 
 VISIBLE_SECONDS = 90
 """For so long another host's new file may stay unseen on a network file system."""
@@ -44,9 +46,10 @@ class ShardExecutor(submitit.SlurmExecutor):
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         # sbatch hands its environment on to the job, and obeys SBATCH_…: what belongs to a job that submits, or would quietly
-        # overrule the cluster's configuration, stays here.
-        unset = [f"--unset={key}" for key in os.environ if key.startswith(("SLURM_", "SBATCH_")) and key != "SLURM_CONF"]
-        return ["env", *unset, "sbatch", str(submission_file_path)]
+        # overrule the cluster's configuration, stays here.  So do the hub's switches: those of the plan stand in the script
+        # (`LaunchSettings.variables`), and the job that submits may belong to another plan.
+        ours = [key for key in os.environ if key.startswith(("SLURM_", "SBATCH_")) and key != "SLURM_CONF"]
+        return ["env", *(f"--unset={key}" for key in (*ours, *OFFLINE)), "sbatch", str(submission_file_path)]
 
     def submit_tasks(self, command: str, num_tasks: int) -> int:
         """Submit `command` as an array of tasks 0 … num_tasks−1; returns the array's job id.
@@ -58,7 +61,7 @@ class ShardExecutor(submitit.SlurmExecutor):
         try:
             return int(self._submit_command(command).job_id)
         except FailedJobError as error:
-            raise _explained(error, f"an array of {num_tasks} tasks") from error
+            raise _explained(error, f"an array of {count(num_tasks, 'task')}") from error
 
 
 def within_nodes(cluster: ClusterSpec) -> ClusterSpec:

@@ -28,7 +28,8 @@ from quantsweep import budget
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header, shard_samples
 from quantsweep.specs import PlannedTrial
-from quantsweep.worker import Allotment, JobContext, Stop, Worker
+from quantsweep.stopping import Allotment, Stop
+from quantsweep.worker import JobContext, Worker
 from quantsweep.workers import read_records
 
 REPORT_SECONDS = 15.0

@@ -7,6 +7,7 @@ program; jobs inherit that PATH, and their calls are told apart by SLURM_JOB_ID.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -121,6 +122,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
         for row in everything
     )
+
+
+def output_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with `--output`, described by the first line of a benchmark's own docstring."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=None, help="write the text there too")
+    return parser
+
+
+def say(text: str, output: Path | None) -> None:
+    """Print what was measured, and write it to `output` if that was asked for."""
+    print(text)
+    if output is not None:
+        output.write_text(text + "\n")
 
 
 @contextmanager

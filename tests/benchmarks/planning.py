@@ -9,7 +9,6 @@ wall seconds inside each step, steps inside it not counted.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import json
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.measure import PROGRAMS, ROOT, Measured, Shims, run, table, work_folder
+from tests.benchmarks.measure import PROGRAMS, ROOT, Measured, Shims, output_parser, run, say, table, work_folder
 from tests.slurm.cluster import Cluster
 
 SIZES = {
@@ -218,9 +217,8 @@ def _row(size: int, what: str, measured: Measured) -> tuple[str, ...]:
 
 def main() -> int:
     """Run everything and print it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = output_parser(__doc__)
     parser.add_argument("--trials", type=int, nargs="*", choices=sorted(SIZES), default=sorted(SIZES))
-    parser.add_argument("--output", type=Path, default=None, help="write the text there too")
     arguments = parser.parse_args()
     with work_folder() as folder, Cluster(root=folder) as cluster:
         shims = Shims(folder / "shims")
@@ -228,9 +226,7 @@ def main() -> int:
     rows = [row for part, _ in parts for row in part]
     breakdowns = [line for _, lines in parts for line in lines]
     text = "\n".join([table(("command", "trials", "wall s", "CPU s", "peak MB"), rows), *breakdowns])
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+    say(text, arguments.output)
     return 0
 
 

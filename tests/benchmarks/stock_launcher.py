@@ -10,7 +10,6 @@ answered and in total.  Then ours alone submits 35,112 trials, and cancels them.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 import quantsweep
-from tests.benchmarks.measure import JOBS, LAUNCHER, ROOT, Measured, Shims, num_files, run, table, work_folder
+from tests.benchmarks.measure import JOBS, LAUNCHER, ROOT, Measured, Shims, num_files, output_parser, run, say, table, work_folder
 from tests.slurm.cluster import Cluster
 
 APP = """\
@@ -190,10 +189,9 @@ def _ratio(stock_cost: Cost, our_cost: Cost) -> str:
 
 def main() -> int:
     """Run everything and print one table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = output_parser(__doc__)
     parser.add_argument("--trials", type=int, nargs="*", default=[100, 400], help="even numbers")
     parser.add_argument("--skip-many", action="store_true", help="leave out the 35,112 trials")
-    parser.add_argument("--output", type=Path, default=None, help="write the table there too")
     arguments = parser.parse_args()
     with work_folder() as folder, Cluster(root=folder) as cluster:
         shims = Shims(folder / "shims")
@@ -205,9 +203,7 @@ def main() -> int:
             costs.append(stock(n, folder / f"stock-{n}", cluster, shims))
     costs.sort(key=lambda cost: (cost.launcher, cost.trials))
     text = "\n".join([table(HEADER, [cost.cells() for cost in costs]), *ratios(costs)])
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+    say(text, arguments.output)
     return 0
 
 

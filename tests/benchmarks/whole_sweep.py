@@ -14,7 +14,6 @@ doubled, invented.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.benchmarks.measure import Shims, num_files
+from tests.benchmarks.measure import Shims, num_files, output_parser, say
 from tests.slurm import ledger
 from tests.slurm.chaos import Chaos
 from tests.slurm.cluster import TEMPORARY_PREFIX, Cluster
@@ -41,8 +40,7 @@ MAX_LAUNCHES = 12
 
 def main(argv: list[str] | None = None) -> int:
     """Run it all and print the table; returns 1 if a promise was broken."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    parser = output_parser(__doc__)
     parser.add_argument("--trials", type=int, default=35_136)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=float, default=60.0, help="mean seconds between two faults from outside")
@@ -51,10 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     lines, sound = run(room, arguments.trials, arguments.seed, arguments.every)
     if sound:
         shutil.rmtree(room)  # else it stays, to be looked at
-    text = "\n".join(lines)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+    say("\n".join(lines), arguments.output)
     return 0 if sound else 1
 
 

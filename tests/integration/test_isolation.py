@@ -109,7 +109,7 @@ def test_a_fault_costs_one_trial(launch: Launch, quantsweep_command: Launch, tmp
     assert status["failures"][0]["class"] == cause
 
     again = launch(*arguments)
-    assert "to run 1 (1 evaluations)" in again.stdout, "the task that had its row is not run again"
+    assert "to run 1 (1 evaluation)" in again.stdout, "the task that had its row is not run again"
     assert set(quantsweep.load_trials(folder).status) == {"done"}
     values = quantsweep.load_results(folder).query("task == 'faulty'").groupby("bit_width").value.first()
     assert values.nunique() == 3, "each trial had its own weights"

@@ -55,7 +55,7 @@ def test_arrays_end_at_the_largest_index(engine: Cluster, tmp_path: object) -> N
     arguments = ("data_type=int,fp,quantile,dynamic", "bit_width=range(3,9)", "block_size=range(32,208,32)")
     study = Study(cluster=engine, root=tmp_path, arguments=(*arguments, "shard_minutes=0.001", "cluster.max_parallel=1"))  # type: ignore[arg-type]
     said = study.launch().stdout
-    assert "submitted 99 shards in 1 arrays" in said
+    assert "submitted 99 shards in 1 array " in said
     assert "45 shards wait" in said
     study.quantsweep("cancel", study.name)
     study.wait_until_idle()

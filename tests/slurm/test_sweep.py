@@ -40,7 +40,7 @@ def diagnosis(folder: Path) -> str:
 def test_a_small_sweep_runs_on_slurm_and_is_then_done(in_cluster: Cluster, launch: Launch, tmp_path: Path) -> None:
     """The smoke test of `make test`."""
     arguments = ("-m", "model=mini-neox-0.3m", "bit_width=4,8", "task=mini_ppl", "limit=4", "sweep=smoke", *SLURM)
-    assert "submitted 1 shards in 1 arrays" in launch(*arguments).stdout
+    assert "submitted 1 shard in 1 array " in launch(*arguments).stdout
     folder = tmp_path / "results" / "smoke"
     wait_until(lambda: num_done(folder) == 2 or not observe(SweepFolder(folder)).in_flight, 180)
     assert num_done(folder) == 2, diagnosis(folder)

@@ -348,7 +348,7 @@ def test_a_node_on_which_nothing_can_begin_is_left_out(sweep: SweepFolder, site:
 
 def test_workers_that_end_together_take_the_step_once(sweep: SweepFolder, site: Site) -> None:
     write(sweep, [trial(2)])
-    assert "submitted 1 shards" in advance_now_and_then(sweep)
+    assert "submitted 1 shard," in advance_now_and_then(sweep)
     assert "just now" in advance_now_and_then(sweep)
     stamp = sweep.plan / ".advanced"
     os.utime(stamp, (time.time() - 60,) * 2)
@@ -364,10 +364,10 @@ def test_where_no_collector_comes_after_them_workers_wait_their_turn(
     monkeypatch.setattr(module.time, "sleep", pauses.append)
     site.max_job_count = 4  # room for one
     write(sweep, [trial(2), trial(3)], cluster=ClusterSpec(kind="slurm", submit_from_nodes=False))
-    assert "submitted 1 shards, 1 wait" in advance_now_and_then(sweep)
+    assert "submitted 1 shard, 1 waits" in advance_now_and_then(sweep)
     finish(sweep, trial(2))
     site.set("COMPLETED")
-    assert "submitted 1 shards, 0 wait" in advance_now_and_then(sweep)
+    assert "submitted 1 shard, 0 wait" in advance_now_and_then(sweep)
     assert [0 < pause <= module.PAUSE_SECONDS for pause in pauses] == [True]
 
 

@@ -27,7 +27,14 @@ FORBIDDEN = {
         "submitit",
         "lm_eval",
     },
-    ("schema.py", "grid.py", "plan.py", "shards.py", "records.py", "files.py", "worker.py", "messages.py", "prediction.py"): {
+    ("schema.py", "grid.py", "plan.py", "shards.py", "records.py", "files.py", "messages.py", "prediction.py"): {
+        "torch",
+        "transformers",
+        "submitit",
+        "hydra",
+        "lm_eval",
+    },
+    ("worker.py", "child_process.py", "stopping.py", "heartbeat.py"): {
         "torch",
         "transformers",
         "submitit",
@@ -39,11 +46,13 @@ FORBIDDEN = {
     ("models", "evaluation", "child.py"): {"hydra", "omegaconf", "submitit"},
 }
 LAYERS = [  # lowest first: a module may import its own layer and those below it
+    ("words",),
     ("errors",),
     ("specs", "registry"),
     ("constraints", "identity", "slurm", "failures", "files", "pins"),
     ("grid", "schema", "paths"),
     ("workers",),
+    ("stopping", "heartbeat"),
     ("numerics",),
     ("data_types",),
     ("methods",),
@@ -58,7 +67,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("results", "prediction"),
     ("environment", "tracking", "budget"),
     ("attempts", "breaker", "retries", "snapshot"),
-    ("child", "prewarm_child"),
+    ("child", "child_process", "prewarm_child"),
     ("worker", "prewarm", "doctor"),
     ("launching",),
     ("slurm_job",),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantsweep.budget import FACTOR, START_SECONDS, allotment, remaining, used
-from quantsweep.worker import Allotment
+from quantsweep.stopping import Allotment
 from quantsweep.workers import WorkerRecord
 
 

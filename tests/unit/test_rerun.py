@@ -18,6 +18,7 @@ from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.filters import parse
 from quantsweep.forgetting import Kind, Tombstone, read_tombstones, write_tombstones
 from quantsweep.paths import SweepFolder
+from quantsweep.words import count
 from quantsweep.workers import WorkerRecord, write_record
 
 
@@ -78,7 +79,8 @@ def test_what_matches_is_forgotten_and_nothing_else(
     trials, gone, failures = counts
     assert main(["rerun", str(folder.path), *texts, "--yes"]) == 0
     printed = capsys.readouterr().out
-    assert f"{gone} evaluations and {failures} failed attempts of {trials} trials to forget" in printed
+    words = f"{count(gone, 'evaluation')} and {count(failures, 'failed attempt')} of {count(trials, 'trial')}"
+    assert f"{words} to forget" in printed
     assert "the launch command resumes" in printed
     assert standing(folder) == (evaluations, attempts)
     pairs = {(f"trial-{name[0]}", task) for name, task in evaluations}
@@ -152,8 +154,8 @@ def test_live_workers_are_told_and_keep_their_files(folder: SweepFolder, capsys:
     writer.add("metrics", [row("metrics", model="c", trial_id="trial-c", attempt="c1")])
     assert main(["rerun", str(folder.path), "model=c", "--yes"]) == 0
     printed = capsys.readouterr().out
-    assert "1 workers are at work" in printed
-    assert "1 forgotten rows stand in files that workers may still write" in printed
+    assert "1 worker is at work" in printed
+    assert "1 forgotten row stands in files that workers may still write" in printed
     assert "trial-c" not in {trial for trial, _ in records.read_done(folder.path)}
     assert "trial-c" in set(pd.read_parquet(folder.table("metrics")).trial_id)
 

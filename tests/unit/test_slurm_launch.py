@@ -17,11 +17,13 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from quantsweep.errors import SlurmError
+from quantsweep.hydra_plugin import sweeper
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.cluster import NoRoomError, RefusedError, ShardExecutor, afterany, sbatch_parameters, warning_seconds
 from quantsweep.launching.settle import slurm_log
 from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder
+from quantsweep.pins import OFFLINE
 from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
 
 SLURM = ClusterSpec(kind="slurm")
@@ -93,6 +95,52 @@ def test_what_a_job_tells_sbatch_is_not_what_was_told_to_the_job(monkeypatch: py
     keys = {line.partition("=")[0] for line in told}
     assert {key for key in keys if key.startswith(("SLURM_", "SBATCH_"))} == {"SLURM_CONF"}
     assert "MINE=x" in told, "everything else is handed on"
+
+
+def test_whether_the_hub_is_asked_is_the_plans_word_not_that_of_the_job_that_submits(
+    sweep: SweepFolder, sbatch: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a plan that needs no hub submits a task of one that does, and the other way round: the real script in a real shell."""
+    for submitter in ("0", "1", None):
+        for key in OFFLINE:
+            monkeypatch.delenv(key, raising=False)
+            if submitter is not None:
+                monkeypatch.setenv(key, submitter)
+        for variables in ((), tuple((key, "1") for key in OFFLINE)):
+            assert offline_in_job(sweep, sbatch, variables) == dict(variables)
+
+
+def offline_in_job(sweep: SweepFolder, sbatch: Said, variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Which switches a job of a plan with these variables finds, if this process submits it."""
+    [*handed_on, _, _] = ShardExecutor(folder="/f", python="/p")._make_submission_command(Path("/f/script.sh"))
+    scripts = sbatch(41)
+    launch = LaunchSettings(cluster=SLURM, variables=variables)
+    slurm_cluster.submit_array(sweep, sweep.plan / "submission-1.json", 0, array(), launch)
+    exports = "\n".join(line for line in scripts[0].splitlines() if line.startswith(tuple(f"export {key}=" for key in OFFLINE)))
+    done = subprocess.run([*handed_on, "bash", "-euc", f"{exports}\nenv"], capture_output=True, text=True, check=True)
+    told = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    return {key: told[key] for key in OFFLINE if key in told}
+
+
+@pytest.mark.parametrize(
+    ("own", "planned", "kept"),
+    [
+        ({}, {}, {}),
+        ({"HF_HUB_OFFLINE": "1"}, {}, {"HF_HUB_OFFLINE": "1"}),
+        ({"HF_HUB_OFFLINE": "0"}, {"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "1"}),
+    ],
+)
+def test_a_launch_keeps_what_a_person_has_said_to_the_hubs_switches(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], planned: dict[str, str], kept: dict[str, str]
+) -> None:
+    monkeypatch.setattr(sweeper, "within_nodes", lambda cluster: cluster)
+    monkeypatch.setattr(sweeper.snapshot, "take", lambda folder: "cafe")
+    for key in OFFLINE:
+        monkeypatch.delenv(key, raising=False)
+    for key, value in own.items():
+        monkeypatch.setenv(key, value)
+    launch = sweeper._on_slurm(LaunchSettings(cluster=SLURM, variables=tuple(planned.items())), sweep)
+    assert (dict(launch.variables), launch.code) == (kept, "cafe")
 
 
 def test_the_copy_of_the_code_goes_before_everything_also_in_a_job_that_a_job_submits(tmp_path: Path) -> None:

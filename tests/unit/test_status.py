@@ -75,6 +75,21 @@ def test_each_state_in_turn(sweep: SweepFolder, site: Site) -> None:
     assert facts(sweep)["evaluations_done"] == 3
 
 
+def test_trials_of_a_running_job_are_not_all_said_to_be_run_at_this_moment(sweep: SweepFolder, site: Site) -> None:
+    planned = [trial(bits) for bits in (2, 3, 4)]
+    write(sweep, planned, shard_minutes=60)
+    submit(sweep)
+    site.set("RUNNING")
+    assert facts(sweep)["at_hand"] == 0, "it has not begun"
+    worker(sweep, job="101_0", trial_id=planned[1].trial.trial_id)
+    worker(sweep, job="90_0", trial_id=planned[0].trial.trial_id, ended="finished")
+    worker(sweep, job="91_0", trial_id=planned[2].trial.trial_id, age=10_000)
+    found = facts(sweep)
+    assert (found["running"], found["at_hand"]) == (3, 1)
+    assert "in running jobs 3" in status_text(found)
+    assert "1   being run at this moment" in status_text(found)
+
+
 def test_a_failed_trial_that_runs_again_is_running(sweep: SweepFolder, site: Site) -> None:
     plan = write(sweep, [trial(2)])
     fail(sweep, trial(2), failures.TIME_LIMIT, plan=plan.name)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from quantsweep import failures, records, slurm_job
+from quantsweep.child_process import Child, ChildDiedError
 from quantsweep.environment import Environment
 from quantsweep.failures import Failure
 from quantsweep.files import write_text
@@ -31,7 +32,8 @@ from quantsweep.launching.submissions import read_submissions
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_owners
 from quantsweep.specs import ClusterSpec, PlannedTrial, RunSettings
-from quantsweep.worker import Allotment, Child, ChildDiedError, DiskFullError, JobContext, Stop, StoppedError, Worker
+from quantsweep.stopping import Allotment, Stop, StoppedError
+from quantsweep.worker import DiskFullError, JobContext, Worker
 from quantsweep.workers import LOST_AND_REQUEUED, WorkerRecord, read_records
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, Site, fail, failed_rows, finish, submit, trial, write
@@ -171,7 +173,33 @@ def test_holds_are_read_again_only_when_there_is_another(sweep: SweepFolder, pla
     made, script = start(plan, {3: (*WELL[:-1], lambda stop: cancelled(["bit_width=5"], sweep).save(sweep), DONE)})
     made.run(0)
     made.close()
-    assert (script.ran, len(readings)) == ([2, 3, 4], 2)
+    assert (script.ran, len(readings)) == ([2, 3, 4], 1)
+
+
+def test_a_hold_is_heard_that_comes_in_the_second_of_the_last_reading(sweep: SweepFolder, plan: Path) -> None:
+    """Some file systems count whole seconds: the folder looks as it did, whatever has been put into it."""
+
+    def hold(text: str) -> Callable[[Stop], None]:
+        def put(stop: Stop) -> None:
+            cancelled([text], sweep).save(sweep)
+            os.utime(sweep.holds, (1_000, 1_000))
+
+        return put
+
+    os.utime(sweep.holds, (1_000, 1_000))
+    made, script = start(plan, {2: (*WELL[:-1], hold("bit_width=3"), DONE), 4: (*WELL[:-1], hold("bit_width=5"), DONE)})
+    made.run(0)
+    made.close()
+    assert script.ran == [2, 4]
+
+
+def test_a_hold_that_is_replaced_under_its_name_is_heard(sweep: SweepFolder, plan: Path) -> None:
+    first = cancelled(["bit_width=5"], sweep)
+    first.save(sweep)
+    made, script = start(plan, {2: (*WELL[:-1], lambda stop: dataclasses.replace(first, filters=("bit_width=3,4",)).save(sweep), DONE)})
+    made.run(0)
+    made.close()
+    assert script.ran == [2, 5]
 
 
 def test_a_hold_on_earlier_launches_does_not_touch_this_one(sweep: SweepFolder, plan: Path) -> None:
@@ -378,7 +406,7 @@ def test_a_disk_with_no_room_for_the_workers_last_word_hears_it_all_the_same(
     """Else whoever settles takes the full disk for a kill, and tries again with twice the memory."""
     made, _ = start(plan)
     made.beat.update(trial_id="x" * 16, label="a label that is longer than the word at the end")
-    monkeypatch.setattr("quantsweep.worker.write_record", full)
+    monkeypatch.setattr("quantsweep.heartbeat.write_record", full)
     made.close("DISK_FULL")
     assert (record(sweep, made).ended, record(sweep, made).trial_id) == ("DISK_FULL", None)
 
@@ -740,7 +768,7 @@ def _on_gpus(path: Path) -> Any:
 def test_a_collector_takes_the_step_and_compacts(sweep: SweepFolder, site: Site, plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert slurm_job.main(["collect", str(sweep.path)]) == 0
     printed = capsys.readouterr().out
-    assert "submitted 1 shards" in printed
+    assert "submitted 1 shard," in printed
     assert "compacted" in printed
     assert site.later == []
 

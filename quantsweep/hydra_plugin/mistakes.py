@@ -1,0 +1,25 @@
+"""A user's mistake, found after Hydra has begun: its message and a non-zero exit status, nothing else.
+
+Hydra would put "Error executing job with overrides: …" before a message and "Set the environment variable
+HYDRA_FULL_ERROR=1 …" after it, which send a person who misspelt a name to look for a bug.  An exit passes through Hydra untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from quantsweep.errors import QuantsweepError
+
+
+@contextlib.contextmanager
+def shown_plainly() -> Iterator[None]:
+    """End the program with the message of a QuantsweepError, on stderr, and exit status 1; HYDRA_FULL_ERROR=1 shows its stack as ever."""
+    try:
+        yield
+    except QuantsweepError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(str(error))

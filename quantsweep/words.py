@@ -1,0 +1,29 @@
+"""Numbers with their words: "1 shard", "62 shards", "1.7 GPU-minutes".
+
+What is said to people is put together in many places; how a number is said is here.
+"""
+
+from __future__ import annotations
+
+LEAST_HOURS = 0.1
+"""Less than that is said in minutes, and less than a minute in seconds: as hours it would round to next to nothing."""
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """A number with the word for one, or for many (by default the same with an s).
+
+    >>> count(1, "shard"), count(1200, "shard"), count(0, "trial is", "trials are")
+    ('1 shard', '1,200 shards', '0 trials are')
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def time_unit(hours: float) -> tuple[float, str]:
+    """(units in an hour, the unit's word) in which so many hours are best said.
+
+    >>> time_unit(2.5), time_unit(0.05), time_unit(0.001)
+    ((1.0, 'hours'), (60.0, 'minutes'), (3600.0, 'seconds'))
+    """
+    if hours >= LEAST_HOURS or hours == 0:
+        return 1.0, "hours"
+    return (60.0, "minutes") if hours * 60 >= 1 else (3600.0, "seconds")
