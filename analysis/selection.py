@@ -21,7 +21,7 @@ ACCURACIES = ("acc", "acc_norm")
 BASELINE_BITS = 16
 PLAIN_METHOD = "round_to_nearest"
 BASELINE = "none"
-_OTHER_AXES = ("method_options", "symmetric", "scale_dtype", "block_axis", "calibration", "seed", "dtype")
+_OTHER_AXES = ("symmetric", "scale_dtype", "block_axis", "calibration", "seed", "dtype")
 
 
 def select(results: pd.DataFrame, *, metric: str, task: str | None = None, family: str | None = None) -> pd.DataFrame:
@@ -34,11 +34,28 @@ def select(results: pd.DataFrame, *, metric: str, task: str | None = None, famil
     rows = _one_task(_only(results, "metric", metric), metric, task)
     if family is not None:
         rows = _only(rows, "family", family)
+    return labelled(rows.assign(value=meaningful(rows, metric)))
+
+
+def labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows`, no more than one a trial, with columns `bits` (16 for the baseline), `block` and `label`.
+
+    A label is the data type and what is unusual: options that are not the default of the data type or the
+    method, another method, and any other axis that varies where everything else is equal.
+    Raises ConfigurationError where rows of one model cannot be told apart.
+    """
     bits = rows["bit_width"].fillna(BASELINE_BITS).astype(int)
-    rows = rows.assign(value=_meaningful(rows, metric), bits=bits, block=[_block(row) for row in _records(rows)])
+    rows = rows.assign(bits=bits, block=[_block(row) for row in _records(rows)])
     rows = rows.assign(label=_labels(rows))
     _refuse_duplicates(rows)
     return rows
+
+
+def meaningful(rows: pd.DataFrame, metric: str) -> pd.Series[float]:
+    """The values of `rows`, all of `metric`; accuracies of evaluations with non-finite log-likelihoods are NaN."""
+    if metric not in ACCURACIES or "num_nonfinite" not in rows:  # older tables lack the column
+        return rows["value"]
+    return rows["value"].mask(rows["num_nonfinite"] > 0)
 
 
 def block_order(block: str) -> tuple[int, int]:
@@ -79,12 +96,6 @@ def _one_task(rows: pd.DataFrame, metric: str, task: str | None) -> pd.DataFrame
     return rows
 
 
-def _meaningful(rows: pd.DataFrame, metric: str) -> pd.Series[float]:
-    if metric not in ACCURACIES or "num_nonfinite" not in rows:  # older tables lack the column
-        return rows["value"]
-    return rows["value"].mask(rows["num_nonfinite"] > 0)
-
-
 def _block(row: dict[str, Any]) -> str:
     if row["method"] == BASELINE:
         return BASELINE
@@ -105,17 +116,23 @@ def _labels(rows: pd.DataFrame) -> pd.Series[str]:
 def _variant(row: dict[str, Any]) -> str:
     if row["method"] == BASELINE:
         return BASELINE
-    usual = _usual_options(row["data_type"], row["bits"])
-    options = json.loads(row["data_type_options"])
-    unusual = [f"{key}={value}" for key, value in sorted(options.items()) if key not in usual or usual[key] != value]
+    unusual = [
+        f"{key}={value}"
+        for kind in ("data_type", "method")
+        for key, value in _unusual(json.loads(row[f"{kind}_options"]), _usual_options(kind, row[kind], row["bits"]))
+    ]
     method = [row["method"]] if row["method"] != PLAIN_METHOD else []
     return " ".join([row["data_type"], *method, *unusual])
 
 
+def _unusual(options: dict[str, Any], usual: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in sorted(options.items()) if key not in usual or usual[key] != value]
+
+
 @cache
-def _usual_options(data_type: str, bit_width: int) -> dict[str, Any]:
-    """The defaults that the data type's yaml declares at this bit width; none for a data type that is no longer there."""
-    path = product_root() / "conf" / "data_type" / f"{data_type}.yaml"
+def _usual_options(kind: str, name: str, bit_width: int) -> dict[str, Any]:
+    """The defaults that the component's yaml declares at this bit width; none for a component that is no longer there."""
+    path = product_root() / "conf" / kind / f"{name}.yaml"
     if not path.is_file():
         return {}
     declared = yaml.safe_load(path.read_text())
