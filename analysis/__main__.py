@@ -1,4 +1,10 @@
-"""`python -m analysis results/quickstart`: the table and the figure of a finished sweep."""
+"""From the shell: the table and the figure of a sweep, or a study.
+
+    python -m analysis results/quickstart                           any sweep: one metric
+    python -m analysis k_bit_inference results/k_bit_inference      a study: its tables, claims and figures
+
+Figures are written into the sweep's folder, as PNG and SVG.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +13,25 @@ import sys
 from pathlib import Path
 
 import quantsweep
-from analysis.figures import bits_against_size
+from analysis import k_bit_report
+from analysis.figures import bits_against_size, save
 from analysis.selection import HEADLINE
 from analysis.tables import by_bit_width
 from quantsweep.errors import QuantsweepError
 from quantsweep.words import count
 
+STUDIES = {"k_bit_inference": k_bit_report.show}
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table and write `<metric>.png` and `.svg` beside the results."""
-    arguments = _parser().parse_args(argv)
+    """Print the table and write `<metric>.png` and `.svg` beside the results; or what the named study prints and writes."""
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        _show(arguments.sweep, arguments.metric, arguments.task, arguments.block_size)
+        if arguments and arguments[0] in STUDIES:
+            STUDIES[arguments[0]](arguments[1:])
+        else:
+            asked = _parser().parse_args(arguments)
+            _show(asked.sweep, asked.metric, asked.task, asked.block_size)
     except QuantsweepError as error:
         print(error, file=sys.stderr)
         return 1
@@ -26,7 +39,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis", description="Print a sweep's table and draw its figure.")
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="Print a sweep's table and draw its figure.",
+        epilog=f"Studies: python -m analysis {{{','.join(STUDIES)}}} <folders of sweeps>",
+    )
     parser.add_argument("sweep", type=Path, help="folder of the sweep, such as results/quickstart")
     parser.add_argument("--metric", default=HEADLINE, help=f"metric to show (default: {HEADLINE})")
     parser.add_argument("--task", help="task, or its task_key; needed where several have the metric")
@@ -43,9 +60,8 @@ def _show(sweep: Path, metric: str, task: str | None, block_size: str) -> None:
     print("NaN: a model is missing there, or has no number\n")
     print(table.round(4).to_string())
     figure = bits_against_size(results, metric=metric, task=task, block_size=block_size)
-    for suffix in ("png", "svg"):
-        figure.savefig(sweep / f"{metric}.{suffix}", dpi=150)
-    print(f"\nfigure: {sweep / metric}.png   data: quantsweep.load_results('{sweep}')")
+    save(figure, sweep / metric)
+    print(f"\nfigure: {sweep / metric}.png, .svg   data: quantsweep.load_results('{sweep}')")
 
 
 if __name__ == "__main__":

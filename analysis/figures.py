@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from analysis.selection import BASELINE, BASELINE_BITS, HEADLINE, block_order, documents, select
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
+Vector = npt.NDArray[np.float64]
 PANEL_INCHES, HEIGHT_INCHES, LEGEND_INCHES = 4.6, 4.2, 1.6
 
 
@@ -43,15 +47,15 @@ def bits_against_size(
     for axis, name in zip(axes[0], families, strict=True):
         curves = {bits: _curve(rows[rows["family"] == name], bits) for bits in _bit_widths(rows, name)}
         left_out += sum(int(points["value"].isna().sum()) for points in curves.values())
-        handles |= {bits: _draw(axis, bits, points) for bits, points in curves.items()}
+        handles |= {
+            bits: draw_curve(axis, bits, *(points[column].to_numpy(float) for column in ("x", "value", "stderr")))
+            for bits, points in curves.items()
+        }
         axis.set_title(name, fontsize="medium")
     axes[0][0].set_ylabel(metric.replace("_", " "))
     figure.suptitle(f"{metric.replace('_', ' ')} of {rows['task'].iloc[0]}, block size {block_size}")
     figure.supxlabel(_caption(rows, left_out, int(width * 14)), fontsize="small")
-    shown = sorted(handles)
-    figure.legend(
-        handles=[handles[bits] for bits in shown], labels=[_name(bits) for bits in shown], loc="outside right center", frameon=False
-    )
+    legend(figure, handles)
     return figure
 
 
@@ -77,19 +81,35 @@ def _curve(rows: pd.DataFrame, bits: int) -> pd.DataFrame:
         name: cells.pivot(index="model", columns="label", values=name).reindex(models).mean(axis=1, skipna=False)
         for name in ("total_model_bits", "value", "stderr")
     }
-    return pd.DataFrame(means)
+    return pd.DataFrame(means).assign(x=np.log2(means["total_model_bits"]))
 
 
-def _draw(axis: Axes, bits: int, points: pd.DataFrame) -> ErrorbarContainer:
+def draw_curve(axis: Axes, bits: int, x: Vector, y: Vector, bar: Vector) -> ErrorbarContainer:
+    """One curve of a bit width, in the colour that it has in all figures; x: log2 of total model bits, bar: standard errors of y."""
     axis.grid(visible=True, alpha=0.25)
     axis.set_xlabel("total model bits (log2)")
     color, line = ("black", "--") if bits == BASELINE_BITS else (f"C{bits - 2}", "-")
-    x, y, bar = (points[name].to_numpy(float) for name in ("total_model_bits", "value", "stderr"))
-    return axis.errorbar(np.log2(x), y, yerr=bar, color=color, linestyle=line, marker="o", markersize=4, capsize=2)
+    return axis.errorbar(x, y, yerr=bar, color=color, linestyle=line, marker="o", markersize=4, capsize=2)
 
 
-def _name(bits: int) -> str:
+def bit_width_name(bits: int) -> str:
+    """A bit width as legends call it."""
     return "16-bit baseline" if bits == BASELINE_BITS else f"{bits}-bit"
+
+
+def legend(figure: Figure, handles: Mapping[int, ErrorbarContainer]) -> None:
+    """The legend of all panels, beside them: one line a bit width."""
+    shown = sorted(handles)
+    names = [bit_width_name(bits) for bits in shown]
+    figure.legend(handles=[handles[bits] for bits in shown], labels=names, loc="outside right center", frameon=False)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `<path>.png` and `<path>.svg`, the same bytes for the same figure, and close it."""
+    figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
+    with mpl.rc_context({"svg.hashsalt": "quantsweep"}):  # ids of the SVG's elements are random otherwise
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+    plt.close(figure)
 
 
 def _caption(rows: pd.DataFrame, left_out: int, width: int) -> str:

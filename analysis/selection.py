@@ -23,8 +23,10 @@ HEADLINE = "bits_per_byte"
 ACCURACIES = ("acc", "acc_norm")
 BASELINE_BITS = 16
 PLAIN_METHOD = "round_to_nearest"
+PROXY_METHOD = "outlier_dependent"
+CENTERING_METHOD = "centering"
 BASELINE = "none"
-_OTHER_AXES = ("method_options", "symmetric", "scale_dtype", "block_axis", "calibration", "seed", "dtype")
+_OTHER_AXES = ("symmetric", "scale_dtype", "block_axis", "calibration", "seed", "dtype")
 
 
 def select(results: pd.DataFrame, *, metric: str, task: str | None = None, family: str | None = None) -> pd.DataFrame:
@@ -37,15 +39,32 @@ def select(results: pd.DataFrame, *, metric: str, task: str | None = None, famil
     Raises ConfigurationError for unknown names and where rows of one model cannot be told apart.
     """
     rows = _one_task(_only(results, "metric", metric), metric, task)
-    planted = _planted(rows)
-    rows = rows.assign(planted=planted, family=rows["family"] + planted)
+    rows = planted_apart(rows)
     if family is not None:
         rows = _only(rows, "family", family)
+    rows = labelled(rows.assign(value=meaningful(rows, metric)))
+    return rows.assign(label=rows["label"] + rows["planted"])
+
+
+def labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows`, no more than one a trial, with columns `bits` (16 for the baseline), `block` and `label`.
+
+    A label is the data type and what is unusual: options that are not the default of the data type or the
+    method, another method, and any other axis that varies where everything else is equal.
+    Raises ConfigurationError where rows of one model cannot be told apart.
+    """
     bits = rows["bit_width"].fillna(BASELINE_BITS).astype(int)
-    rows = rows.assign(value=_meaningful(rows, metric), bits=bits, block=[_block(row) for row in _records(rows)])
+    rows = rows.assign(bits=bits, block=[_block(row) for row in _records(rows)])
     rows = rows.assign(label=_labels(rows))
     _refuse_duplicates(rows)
     return rows
+
+
+def meaningful(rows: pd.DataFrame, metric: str) -> pd.Series[float]:
+    """The values of `rows`, all of `metric`; accuracies of evaluations with non-finite log-likelihoods are NaN."""
+    if metric not in ACCURACIES or "num_nonfinite" not in rows:  # older tables lack the column
+        return rows["value"]
+    return rows["value"].mask(rows["num_nonfinite"] > 0)
 
 
 def block_order(block: str) -> tuple[int, int]:
@@ -86,10 +105,10 @@ def _one_task(rows: pd.DataFrame, metric: str, task: str | None) -> pd.DataFrame
     return rows
 
 
-def _meaningful(rows: pd.DataFrame, metric: str) -> pd.Series[float]:
-    if metric not in ACCURACIES or "num_nonfinite" not in rows:  # older tables lack the column
-        return rows["value"]
-    return rows["value"].mask(rows["num_nonfinite"] > 0)
+def planted_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with a column `planted`, what was planted into the model (in words, behind a space), which also ends its `family`."""
+    planted = _planted(rows)
+    return rows.assign(planted=planted, family=rows["family"] + planted)
 
 
 def _planted(rows: pd.DataFrame) -> pd.Series[str]:
@@ -117,7 +136,7 @@ def _labels(rows: pd.DataFrame) -> pd.Series[str]:
     labels = pd.Series([_variant(row) for row in _records(rows)], index=rows.index, dtype=object)
     quantized = rows["method"] != BASELINE
     for axis in _OTHER_AXES:
-        cells = rows[quantized].groupby([labels[quantized], "bits", "block", "model"])[axis]
+        cells = rows[quantized].groupby([labels[quantized], "bits", "block", "family", "model"])[axis]
         if (cells.nunique(dropna=False) > 1).any():
             labels[quantized] = labels[quantized] + f" {axis}=" + rows.loc[quantized, axis].map(str)
     return labels
@@ -125,25 +144,26 @@ def _labels(rows: pd.DataFrame) -> pd.Series[str]:
 
 def _variant(row: dict[str, Any]) -> str:
     if row["method"] == BASELINE:
-        return f"{BASELINE}{row['planted']}"
-    usual = _usual_options(row["data_type"], row["bits"])
-    options = json.loads(row["data_type_options"])
-    unusual = [f"{key}={value}" for key, value in sorted(options.items()) if _is_unusual(key, value, usual)]
+        return BASELINE
+    unusual = [
+        f"{key}={value}"
+        for kind in ("data_type", "method")
+        for key, value in _unusual(json.loads(row[f"{kind}_options"]), _usual_options(kind, row[kind], row["bits"]))
+    ]
     method = [row["method"]] if row["method"] != PLAIN_METHOD else []
-    return f"{' '.join([row['data_type'], *method, *unusual])}{row['planted']}"
+    return " ".join([row["data_type"], *method, *unusual])
 
 
-def _is_unusual(key: str, value: Any, usual: dict[str, Any]) -> bool:
-    """Levels belong to the name, unless they are others than the yaml of that name has."""
-    if key == LEVELS and key not in usual:
-        return False
-    return key not in usual or usual[key] != value
+def _unusual(options: dict[str, Any], usual: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Options that are not the default; levels belong to the name, unless they are others than the yaml of that name has."""
+    told_apart = {key: value for key, value in options.items() if key != LEVELS or key in usual}
+    return [(key, value) for key, value in sorted(told_apart.items()) if key not in usual or usual[key] != value]
 
 
 @cache
-def _usual_options(data_type: str, bit_width: int) -> dict[str, Any]:
-    """The defaults that the data type's yaml declares at this bit width; none for a data type that is no longer there."""
-    path = product_root() / "conf" / "data_type" / f"{data_type}.yaml"
+def _usual_options(kind: str, name: str, bit_width: int) -> dict[str, Any]:
+    """The defaults that the component's yaml declares at this bit width; none for a component that is no longer there."""
+    path = product_root() / "conf" / kind / f"{name}.yaml"
     if not path.is_file():
         return {}
     declared = yaml.safe_load(path.read_text())
@@ -152,7 +172,7 @@ def _usual_options(data_type: str, bit_width: int) -> dict[str, Any]:
 
 
 def _refuse_duplicates(rows: pd.DataFrame) -> None:
-    for (label, *_, model), same in rows.groupby(["label", "bits", "block", "model"]):
+    for (label, *_, model), same in rows.groupby(["label", "bits", "block", "family", "model"]):
         if len(same) > 1:
             axes = [axis for axis in ("sweep", *_OTHER_AXES, "trial_id") if axis in same and same[axis].nunique(dropna=False) > 1]
             raise ConfigurationError(

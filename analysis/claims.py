@@ -1,0 +1,133 @@
+"""Claims of papers, tested on a table of results: what a claim is, what a verdict is, and how one is reached.
+
+A claim is put as one or several statements "this quantity is above 0", each quantity a weighted sum of trials' scores
+(`analysis.uncertainty`), so that it has a standard error over the examples:
+
+    supported             all statements hold: each lower limit of 95 % is above 0, and no trial is missing for any
+    contradicted          one fails: its upper limit is below 0, at a level of 95 % for all statements of the claim together
+    not enough evidence   anything else; `missing` says which trials are not there
+
+A claim needs all of its statements, so each may have the full 5 % to be wrong; it falls with any of them, so for
+contradiction the 5 % are shared out (Bonferroni).  "No effect" is a statement too: the effect is below a margin.
+Intervals are over examples.  A verdict is about the families and sizes it was found on, which `scope` names.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import pandas as pd
+
+from analysis.scores import SIGN
+from analysis.uncertainty import LEVEL, Scoreboard, Weights, Z
+
+SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough evidence"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statement:
+    """A quantity that the claim says is above 0, with its standard error and the trials it was computed from."""
+
+    text: str
+    estimate: float
+    stderr: float
+    trials: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A claim of the paper: its words, and the scores on which it can be tested."""
+
+    id: str
+    text: str
+    source: str
+    scores: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What a table says about a claim.
+
+    effect, low, high: the statement that decides (the one nearest to failing), with its 95 % interval; NaN where there is none.
+    num_models, num_trials: behind all statements.  scope: families and sizes.  missing: what a verdict would need and the
+    table lacks.
+    """
+
+    claim: Claim
+    score: str
+    verdict: str
+    decides: str
+    effect: float
+    low: float
+    high: float
+    num_models: int
+    num_trials: int
+    scope: str
+    missing: tuple[str, ...]
+    statements: tuple[Statement, ...]
+
+
+@dataclass(slots=True)
+class Case:
+    """The statements of one claim, as they are gathered."""
+
+    board: Scoreboard
+    statements: list[Statement] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a trial."""
+        return self.board.table
+
+    def state(self, text: str, weights: Weights, *, constant: float = 0.0, lacking: str) -> None:
+        """Add "Σ w · score + constant > 0", more score being better; without weights, note what is lacking."""
+        if not weights or math.isnan(self.board.stderr(weights)):
+            self.missing.append(lacking)
+            return
+        estimate = SIGN[self.board.score] * self.board.value(weights) + constant
+        self.statements.append(Statement(text=text, estimate=estimate, stderr=self.board.stderr(weights), trials=frozenset(weights)))
+
+
+def decide(claim: Claim, case: Case) -> Finding:
+    """The verdict on the statements that were gathered."""
+    statements = case.statements
+    shared = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / max(len(statements), 1))
+    if any(s.estimate + shared * s.stderr < 0 for s in statements):
+        verdict = CONTRADICTED
+    elif statements and not case.missing and all(s.estimate - Z * s.stderr > 0 for s in statements):
+        verdict = SUPPORTED
+    else:
+        verdict = OPEN
+    weakest = min(statements, key=_standing, default=None)
+    effect, half = (weakest.estimate, Z * weakest.stderr) if weakest else (math.nan, math.nan)
+    trials = frozenset[str]().union(*(s.trials for s in statements))
+    return Finding(
+        claim=claim,
+        score=case.board.score,
+        verdict=verdict,
+        decides=weakest.text if weakest else "",
+        effect=effect,
+        low=effect - half,
+        high=effect + half,
+        num_models=int(case.table.loc[sorted(trials), "model"].nunique()),
+        num_trials=len(trials),
+        scope=scope(case.table.loc[sorted(trials)]),
+        missing=tuple(dict.fromkeys(case.missing)),
+        statements=tuple(statements),
+    )
+
+
+def _standing(statement: Statement) -> float:
+    """How many standard errors above 0."""
+    if statement.stderr == 0:
+        return math.copysign(math.inf, statement.estimate) if statement.estimate else 0.0
+    return statement.estimate / statement.stderr
+
+
+def scope(rows: pd.DataFrame) -> str:
+    """The families of trials and the sizes of their models, in words; rows of `analysis.scores.scores`."""
+    sizes = rows["num_parameters"].groupby(rows["family"]).agg(["min", "max"]) / 1e6
+    return ", ".join(f"{family} ({low:.3g} to {high:.3g} million parameters)" for family, (low, high) in sizes.iterrows())

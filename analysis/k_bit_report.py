@@ -1,0 +1,77 @@
+"""`python -m analysis k_bit_inference results/k_bit_inference`: tables, claims and figures of the k-bit inference study."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+
+import quantsweep
+from analysis.claims import Finding
+from analysis.curves import curves
+from analysis.figures import save
+from analysis.k_bit_claims import claims
+from analysis.k_bit_figures import NAMES, curves_at_equal_bits, effects_of_type_and_block
+from analysis.k_bit_inference import best_bit_width, block_size_effects, correlation, data_type_effects, shares
+from analysis.scores import SIGN, SIZES, scores
+from analysis.uncertainty import Scoreboard
+from quantsweep.errors import ConfigurationError
+
+_WIDTH = 140
+
+
+def show(arguments: list[str]) -> None:
+    """Print the study's tables and claims; write its figures as PNG and SVG into the first folder."""
+    parser = argparse.ArgumentParser(prog="python -m analysis k_bit_inference", description="The k-bit inference study of a sweep.")
+    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of sweeps, such as results/k_bit_inference; figures go to the first")
+    folders = parser.parse_args(arguments).sweeps
+    results, samples = quantsweep.load_results(folders), quantsweep.load_samples(folders)
+    table = scores(results, samples)
+    known = [score for score in SIGN if table[score].notna().any()]
+    if not known:
+        raise ConfigurationError("no trial has all accuracy tasks of the table, and none has bits per byte. See quantsweep status")
+    for score in known:
+        board = Scoreboard(table, score, samples)
+        _print_tables(board)
+        print(f"\nClaims, tested on {NAMES[score]}\n")
+        print("\n\n".join(in_words(finding) for finding in claims(results, samples, score=score)))
+        _draw(board, folders[0])
+    r = correlation(table)
+    print(f"\nr of cross entropy and accuracy: {r.r:.3f} ({r.low:.3f} to {r.high:.3f}), {r.n} trials\nfigures: {folders[0]}")
+
+
+def _print_tables(board: Scoreboard) -> None:
+    for size in SIZES:
+        best = best_bit_width(curves(board, size=size), board)
+        _print(f"{NAMES[board.score]}: best bit width at equal {size.replace('_', ' ')}, block 64", shares(best))
+    _print(f"{NAMES[board.score]}: what smaller blocks change", block_size_effects(board))
+    _print(f"{NAMES[board.score]}: what the data type changes", data_type_effects(board))
+
+
+def _print(title: str, table: pd.DataFrame) -> None:
+    print(f"\n{title}\n{table.round(4).to_string(index=False) if len(table) else '(no rows)'}")
+
+
+def in_words(finding: Finding) -> str:
+    """A finding as a paragraph: the claim, the verdict, the statement that decides, what stands behind it, what is missing."""
+    claim = finding.claim
+    lines = [f"({claim.id}) {claim.text} [{claim.source}]", f"{finding.verdict.upper()}"]
+    if finding.decides and finding.num_trials:
+        interval = f"{finding.effect:.4f} (95 %: {finding.low:.4f} to {finding.high:.4f})"
+        lines.append(f"{finding.decides}: {interval}; {finding.num_models} models, {finding.num_trials} trials: {finding.scope}")
+    if finding.missing:
+        lines.append(f"missing: {'; '.join(finding.missing)}")
+    first, *rest = (textwrap.fill(line, _WIDTH, subsequent_indent="      ") for line in lines)
+    return "\n".join([first, *(textwrap.indent(line, "    ") for line in rest)])
+
+
+def _draw(board: Scoreboard, folder: Path) -> None:
+    for name, draw in (("curves", curves_at_equal_bits), ("effects", effects_of_type_and_block)):
+        try:
+            figure = draw(board)
+        except ConfigurationError as error:
+            print(f"\nno figure of {name}: {error}")
+        else:
+            save(figure, folder / f"k_bit_{name}_{board.score}")

@@ -1,0 +1,116 @@
+"""Standard errors of sums of scores, with the examples that trials share.
+
+All trials answer the same examples, so a difference of two trials is known better than either of them: what counts is
+how often their answers differ.  Whatever is compared here is a weighted sum L = Σ w_i · score_i over trials (a
+difference, a mean of differences over models, a point between two models on a curve), and its standard error is
+
+    with samples      √ Σ_e (Σ_i w_i u_ie)²        u_ie: what example e moves the score of trial i by
+    without           √ Σ_i w_i² se_i²             as if each trial had examples of its own
+
+With f = √(n/(n−1)) for a task of n examples:
+
+    mean accuracy of k tasks    u_ie = f · (x_ie − x̄_i) / (n k)                          x: right or wrong
+    bits per byte               u_ie = −f · (x_ie − r_i b_e) / (Σ b · ln 2)              x: log-likelihood, b: bytes, r = Σx/Σb
+
+For one trial, both are the standard errors of the results table; see `quantsweep.evaluation.statistics`.  Where all answers
+correlate alike, the second line is too wide for differences (weights that add up to 0) by 1/√(1 − correlation), and too narrow
+for means over models; only samples tell.  Neither knows of models that were not run: an interval is about these
+models on other examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.scores import ACCURACY
+from quantsweep.errors import ResultsError
+
+Weights = Mapping[str, float]
+"""A weighted sum of scores: trial_id → weight."""
+Vector = npt.NDArray[np.float64]
+LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""Half width of an interval of `LEVEL`, in standard errors."""
+_CORRECT = {"acc": "correct", "acc_norm": "correct_norm"}
+_KEPT = 1_024
+"""Trials whose vectors are kept: 150 MB at the 18,000 examples of the k-bit paper's tasks."""
+
+
+class Scoreboard:
+    """The scores of trials, and sums of them with their standard errors.
+
+    table: from `analysis.scores.scores`.  score: `accuracy` or `bits_per_byte`.  samples: as `quantsweep.load_samples` gives
+    them, of the same trials; None to treat trials as independent.
+    Raises ResultsError where the samples of one task are of different examples.
+    """
+
+    def __init__(self, table: pd.DataFrame, score: str, samples: pd.DataFrame | None = None) -> None:
+        self.table = table
+        self.score = score
+        finite = np.isfinite(table[score])
+        self._values = _by_trial(table[score].where(finite))
+        self._stderrs = _by_trial(table[f"{score}_stderr"].where(finite))
+        self._samples = None if samples is None else _by_evaluation(samples, self._tasks(), set(table.index))
+        self._moves = lru_cache(maxsize=_KEPT)(self._moves_of)
+
+    def value(self, weights: Weights) -> float:
+        """Σ w_i · score_i; NaN if one of the scores is missing or not finite."""
+        return math.fsum(weight * self._values[trial] for trial, weight in weights.items())
+
+    def stderr(self, weights: Weights) -> float:
+        """Standard error of `value(weights)` over the examples."""
+        if math.isnan(self.value(weights)):
+            return math.nan
+        if self._samples is None:
+            return math.sqrt(math.fsum((weight * self._stderrs[trial]) ** 2 for trial, weight in weights.items()))
+        return float(np.linalg.norm(sum((weight * self._moves(trial) for trial, weight in weights.items()), np.zeros(1))))
+
+    def _tasks(self) -> list[str]:
+        about = self.table.attrs
+        return list(about["accuracy_tasks"]) if self.score == ACCURACY else [about["text_task"]] if about["text_task"] else []
+
+    def _moves_of(self, trial: str) -> Vector:
+        """u of one trial, the examples of all tasks one after the other."""
+        return np.concatenate([self._moves_in(trial, task) for task in self._tasks()])
+
+    def _moves_in(self, trial: str, task: str) -> Vector:
+        assert self._samples is not None
+        row = self._samples.get((trial, task))
+        if row is None:
+            raise ResultsError(f"no samples of trial '{trial}' in task '{task}'. Load the samples of the same sweeps: load_samples([…])")
+        if self.score == ACCURACY:
+            tasks: dict[str, str] = self.table.attrs["accuracy_tasks"]
+            outcomes: Vector = np.asarray(row[_CORRECT[tasks[task]]], dtype=np.float64)
+            return _unbiased(outcomes - outcomes.mean()) / (len(outcomes) * len(tasks))
+        x, b = (np.asarray(row[name], dtype=np.float64) for name in ("loglikelihood", "num_bytes"))
+        return -_unbiased(x - x.sum() / b.sum() * b) / float(b.sum() * math.log(2))
+
+
+def _by_trial(column: pd.Series[float]) -> dict[str, float]:
+    return dict(zip(map(str, column.index), column, strict=True))
+
+
+def _unbiased(residuals: Vector) -> Vector:
+    n = len(residuals)
+    return residuals * (math.sqrt(n / (n - 1)) if n > 1 else math.nan)
+
+
+def _by_evaluation(samples: pd.DataFrame, tasks: list[str], trials: set[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = samples[samples["task_key"].isin(tasks) & samples["trial_id"].isin(trials)]
+    for task, same in rows.groupby("task_key"):
+        if same["requests_hash"].nunique(dropna=False) > 1:
+            raise ResultsError(
+                f"the trials answered different examples of task '{task}' (requests_hash differs), so they cannot be paired. "
+                "Leave the samples out, or keep trials with one requests_hash"
+            )
+    columns = ["correct", "correct_norm", "loglikelihood", "num_bytes"]
+    keys = zip(rows["trial_id"], rows["task_key"], strict=True)
+    return dict(zip(keys, rows[columns].to_dict("records"), strict=True))  # type: ignore[arg-type]
