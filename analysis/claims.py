@@ -83,12 +83,15 @@ class Case:
         return self.board.table
 
     def state(self, text: str, weights: Weights, *, constant: float = 0.0, lacking: str) -> None:
-        """Add "Σ w · score + constant > 0", more score being better; without weights, note what is lacking."""
-        if not weights or math.isnan(self.board.stderr(weights)):
+        """Add "Σ w · score + constant > 0", more score being better; without weights or an error, note what is lacking."""
+        stderr = self.board.stderr(weights) if weights else math.nan
+        if math.isnan(stderr):
             self.missing.append(lacking)
-            return
-        estimate = SIGN[self.board.score] * self.board.value(weights) + constant
-        self.statements.append(Statement(text=text, estimate=estimate, stderr=self.board.stderr(weights), trials=frozenset(weights)))
+        elif stderr == 0:  # all examples agree: too few to say how rarely they would not
+            self.missing.append(f"more examples (no answer differs): {text}")
+        else:
+            estimate = SIGN[self.board.score] * self.board.value(weights) + constant
+            self.statements.append(Statement(text=text, estimate=estimate, stderr=stderr, trials=frozenset(weights)))
 
 
 def decide(claim: Claim, case: Case) -> Finding:
@@ -101,7 +104,7 @@ def decide(claim: Claim, case: Case) -> Finding:
         verdict = SUPPORTED
     else:
         verdict = OPEN
-    weakest = min(statements, key=_standing, default=None)
+    weakest = min(statements, key=lambda s: s.estimate / s.stderr, default=None)
     effect, half = (weakest.estimate, Z * weakest.stderr) if weakest else (math.nan, math.nan)
     trials = frozenset[str]().union(*(s.trials for s in statements))
     return Finding(
@@ -118,13 +121,6 @@ def decide(claim: Claim, case: Case) -> Finding:
         missing=tuple(dict.fromkeys(case.missing)),
         statements=tuple(statements),
     )
-
-
-def _standing(statement: Statement) -> float:
-    """How many standard errors above 0."""
-    if statement.stderr == 0:
-        return math.copysign(math.inf, statement.estimate) if statement.estimate else 0.0
-    return statement.estimate / statement.stderr
 
 
 def scope(rows: pd.DataFrame) -> str:

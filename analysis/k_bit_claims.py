@@ -126,7 +126,9 @@ class _KBitCase(Case):
         return self.table[(self.table["outlier_fraction"] > 0) & ~self.table["centered"]]
 
     def curves(self, rows: pd.DataFrame) -> list[Curve]:
-        return [curve for curve in curves(self.board) if set(curve.trials) <= set(rows.index) and len(curve.models) >= MIN_MODELS]
+        """Curves of two models or more, all of whose trials are in `rows`."""
+        trials = set(rows.index)
+        return [curve for curve in curves(self.board) if trials.issuperset(curve.trials) and len(curve.models) >= MIN_MODELS]
 
 
 # --- one function a claim -----------------------------------------------------------------------------------------------

@@ -527,6 +527,21 @@ def test_a_missing_part_does_not_hide_a_contradiction() -> None:
     assert found(study(changed(lambda t: t.bits == 5, 0.05), keep=lambda t: t.bits != 7), "a").verdict == CONTRADICTED
 
 
+def test_answers_that_never_differ_are_no_evidence_of_no_effect() -> None:
+    rng = np.random.default_rng(2)
+    answers = rng.integers(0, 2, 12)
+    grid = [
+        Trial(bits=bits, data_type=kind, block=block)
+        for bits in (6, 7, 8)
+        for kind in ("int", "fp", "quantile", "dynamic")
+        for block in (64, 1024)
+    ]
+    results, samples = frames(*(trial.observed({"piqa": answers}) for trial in grid))
+    (finding,) = [finding for finding in claims(results, samples) if finding.claim.id == "d"]
+    assert (finding.verdict, finding.statements) == (OPEN, ())
+    assert finding.missing[0] == "more examples (no answer differs): 6 bit: 0.005 less the gain of block 64 over 1024"
+
+
 def test_the_random_level_must_be_known_and_the_baseline_above_it() -> None:
     unknown = found(study(tasks=("piqa", "riddles")), "b")
     assert (unknown.verdict, unknown.missing[0]) == (OPEN, "the random level of riddles")
