@@ -40,7 +40,8 @@ def scores(results: pd.DataFrame, samples: pd.DataFrame | None = None) -> pd.Dat
     results, samples: frames of `quantsweep.load_results` and `load_samples`.
     Columns: model and family (with what was planted into the model), method, data_type, label, bits, block,
     bits_per_weight, total_model_bits and the same without embeddings; `accuracy`, `bits_per_byte`, `cross_entropy`, each
-    with `…_stderr`; `outlier_fraction` and `centered`, from the method.  `attrs`: `accuracy_tasks` {task_key: metric}, `text_task` (or None), `cross_entropy_per`
+    with `…_stderr`; `outlier_fraction` and `centered`, from the method.
+    `attrs`: `accuracy_tasks` {task_key: metric}, `text_task` (or None), `cross_entropy_per`
     ("token" or "byte").
     Accuracies with non-finite log-likelihoods are NaN; an infinite bits_per_byte stays, its cross entropy is capped.
     Raises ConfigurationError where a task was evaluated in several ways, several tasks have bits per byte, or trials
