@@ -10,7 +10,7 @@ from component_cases import component, spec_of
 from quantsweep.constraints import reason_to_skip
 from quantsweep.specs import QuantizationSpec
 
-INT, FP = component("data_type", "int"), component("data_type", "fp")
+INT, FP, MXFP, AF4 = (component("data_type", name) for name in ("int", "fp", "mxfp", "af4"))
 METHOD = component("method", "round_to_nearest")["capabilities"]
 
 
@@ -36,12 +36,19 @@ METHOD = component("method", "round_to_nearest")["capabilities"]
             "data_type 'fp' with bit_width=3, exponent_bits=null supports subnormal appendix; got ieee: "
             "without mantissa bits there are no subnormal numbers",
         ),
+        (spec_of(MXFP, 4, scale_dtype="float16"), "data_type 'mxfp' supports scale_dtype e8m0; got float16."),
+        (spec_of(INT, 4, scale_dtype="e4m3"), "data_type 'int' supports scale_dtype float16, bfloat16 or float32; got e4m3."),
+        (spec_of(AF4, 3), "data_type 'af4': its 16 levels are codes of 4 bits; got bit_width=3"),
+        (
+            spec_of(MXFP, 6, exponent_bits=4),
+            "data_type 'mxfp' with bit_width=6 supports exponent_bits null, 2 or 3; got 4: the 6-bit elements are E2M3 and E3M2",
+        ),
         (QuantizationSpec(method="none", method_version=1), None),
     ],
 )
 def test_reasons(spec: QuantizationSpec, reason: str | None) -> None:
     """The thing, the value, the choices, the nearest one."""
-    capabilities = FP["capabilities"] if spec.data_type == "fp" else INT["capabilities"]
+    capabilities = component("data_type", spec.data_type or "int")["capabilities"]
     assert reason_to_skip(spec, capabilities, METHOD) == reason
 
 

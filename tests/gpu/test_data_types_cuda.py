@@ -7,29 +7,41 @@ is a few in a hundred thousand.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import yaml
 
 from quantsweep.data_types._base import dequantize_weight, quantize_weight
 from quantsweep.numerics.blocks import TILE
-from quantsweep.registry import DATA_TYPES
+from quantsweep.paths import product_root
+from quantsweep.registry import data_type_of
 from quantsweep.specs import QuantizationSpec, options_tuple
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
+OWN_SCALES = {"mxfp": "e8m0", "nvfp4": "e4m3"}
+WIDTHS = {"mxfp": (4, 6, 8), "nvfp4": (4,), "fp8": (8,), "af4": (4,)}
 CASES = [
     ("int", True, {}),
     *(("int", symmetric, {"convention": convention}) for convention in ("gptq", "awq", "deepspeed") for symmetric in (True, False)),
     ("fp", True, {}),
     ("dynamic", True, {}),
     ("quantile", True, {}),
+    ("nf", True, {}),
+    ("af4", True, {"levels": yaml.safe_load((product_root() / "conf" / "data_type" / "af4.yaml").read_text())["options"]["levels"]}),
+    *(("fp8", True, {"format": name}) for name in ("e4m3", "e5m2")),
+    *(("mxfp", True, {"scale_mode": mode}) for mode in ("floor", "rceil", "ceil", "even")),
+    ("nvfp4", True, {}),
 ]
 
 
 @pytest.mark.parametrize("shape", [(33, 77), (TILE // 64, 130)])
-@pytest.mark.parametrize("bit_width", [3, 4, 8])
-@pytest.mark.parametrize(("data_type", "symmetric", "options"), CASES)
-def test_gpu_equals_cpu(data_type: str, symmetric: bool, options: dict[str, str], bit_width: int, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("data_type", "symmetric", "options", "bit_width"), [(*case, k) for case in CASES for k in WIDTHS.get(case[0], (3, 4, 8))]
+)
+def test_gpu_equals_cpu(data_type: str, symmetric: bool, options: dict[str, Any], bit_width: int, shape: tuple[int, int]) -> None:
     """Small tensors (searched) and large ones (table, several tiles)."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     spec = QuantizationSpec(
@@ -42,14 +54,15 @@ def test_gpu_equals_cpu(data_type: str, symmetric: bool, options: dict[str, str]
         block_size=64,
         block_axis="flat",
         symmetric=symmetric,
-        scale_dtype="float16",
+        scale_dtype=OWN_SCALES.get(data_type, "float16"),
     )
-    here, there = (quantize_weight(DATA_TYPES[data_type], weight.to(device), spec) for device in ("cpu", "cuda"))
+    code = data_type_of(spec)
+    here, there = (quantize_weight(code, weight.to(device), spec) for device in ("cpu", "cuda"))
     assert torch.equal(there.qparams.scale_N1.cpu(), here.qparams.scale_N1)
     apart = (there.codes_NB.cpu().int() - here.codes_NB.int()).abs()
     assert apart.max() <= 1
     assert (apart > 0).float().mean() <= 1e-4
     for dtype in (torch.float32, torch.float16):
-        decoded = dequantize_weight(DATA_TYPES[data_type], there, dtype).cpu()
-        expected = dequantize_weight(DATA_TYPES[data_type], here, dtype)
+        decoded = dequantize_weight(code, there, dtype).cpu()
+        expected = dequantize_weight(code, here, dtype)
         assert (decoded != expected).float().mean() <= 1e-4 + (apart > 0).float().mean()

@@ -6,11 +6,14 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
 from make_spec import make_spec
 
 from quantsweep.data_types._base import fake_quantize
 from quantsweep.data_types.dynamic import dynamic_levels
 from quantsweep.data_types.fp import positive_levels
+from quantsweep.data_types.nf import normal_levels
+from quantsweep.paths import product_root
 from quantsweep.registry import DATA_TYPES
 
 WEIGHT = torch.randn(96, 128, generator=torch.Generator().manual_seed(0)) * 0.03
@@ -59,13 +62,28 @@ def test_appendix_is_the_fp4_table(functional: ModuleType) -> None:
     assert list(positive_levels(4, 2, "appendix")) == pytest.approx(expected, rel=1e-4)
 
 
+def test_nf4_table(functional: ModuleType) -> None:
+    """The hard-coded NF4 table, and the function that makes it: bit for bit."""
+    assert list(normal_levels(4)) == as_set(functional.get_4bit_type("nf4", device="cpu"))
+    pytest.importorskip("scipy")
+    assert list(normal_levels(4)) == as_set(functional.create_normal_map())
+
+
+def test_af4_table(functional: ModuleType) -> None:
+    """The yaml has the levels that bitsandbytes has."""
+    levels = yaml.safe_load((product_root() / "conf" / "data_type" / "af4.yaml").read_text())["options"]["levels"]
+    assert torch.tensor(levels).tolist() == as_set(functional.get_4bit_type("af4", device="cpu", blocksize=64))
+
+
 @pytest.mark.parametrize("block_size", [64, 128, 1024])
-def test_fp4_on_weights(functional: ModuleType, block_size: int) -> None:
+@pytest.mark.parametrize(("quant_type", "data_type"), [("fp4", "fp"), ("nf4", "nf")])
+def test_4bit_on_weights(functional: ModuleType, quant_type: str, data_type: str, block_size: int) -> None:
     """The codes and scales of quantize_4bit, decoded by hand (two codes a byte, the first in the upper half)."""
-    packed, state = functional.quantize_4bit(WEIGHT, blocksize=block_size, quant_type="fp4")
+    packed, state = functional.quantize_4bit(WEIGHT, blocksize=block_size, quant_type=quant_type)
     codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=1)
     expected = (state.code[codes.long()].view(-1, block_size) * state.absmax[:, None]).view_as(WEIGHT)
-    assert_same_but_for_ties(fake_quantize(DATA_TYPES["fp"], WEIGHT, make_spec("fp", 4, block_size, scale_dtype="float32")), expected)
+    spec = make_spec(data_type, 4, block_size, scale_dtype="float32")
+    assert_same_but_for_ties(fake_quantize(DATA_TYPES[data_type], WEIGHT, spec), expected)
 
 
 @pytest.mark.parametrize("block_size", [64, 1024])

@@ -107,6 +107,31 @@ def test_quantile(shape: tuple[int, int], blocking: tuple[BlockSize, str], k: in
     assert (np.abs(np.abs(found - original) - np.abs(expected - original)) <= tolerance).all()
 
 
+MX_ELEMENTS = {(4, 2): (2, 1, 6), (6, 2): (2, 3, 7.5), (6, 3): (3, 2, 28), (8, 4): (4, 3, 448), (8, 5): (5, 2, 57344)}
+"""(bit width, exponent bits) -> exponent bits, mantissa bits and largest number of the element, as the specification prints them."""
+
+
+@settings(max_examples=120, deadline=None)
+@given(SHAPES, BLOCKINGS, st.sampled_from(sorted(MX_ELEMENTS)), st.sampled_from(["floor", "rceil", "ceil", "even"]), st.integers(0, 2**31))
+def test_mxfp(shape: tuple[int, int], blocking: tuple[BlockSize, str], element: tuple[int, int], mode: str, seed: int) -> None:
+    """To the last bit: scales are powers of two, so nothing is rounded but the elements.  16-bit weights make ties frequent."""
+    weight, (block_size, axis) = random_weight(shape, seed).bfloat16().float(), blocking
+    k, exponent_bits = element
+    numbers = reference.element_values(*MX_ELEMENTS[element])
+    expected = reference.mx(weight.double().numpy(), numbers, block_size, axis, mode)
+    spec = make_spec("mxfp", k, block_size, block_axis=axis, scale_dtype="e8m0", exponent_bits=exponent_bits, scale_mode=mode)
+    assert (fake_quantize(DATA_TYPES["mxfp"], weight, spec).double().numpy() == expected).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, BLOCKINGS, st.integers(0, 2**31))
+def test_nvfp4(shape: tuple[int, int], blocking: tuple[BlockSize, str], seed: int) -> None:
+    """Two levels of scales, over magnitudes that vary by 2^16 within a tensor."""
+    weight, (block_size, axis) = random_weight(shape, seed), blocking
+    expected = reference.nvfp4(weight.double().numpy(), block_size, axis)
+    assert_agree(weight, make_spec("nvfp4", 4, block_size, block_axis=axis, scale_dtype="e4m3"), expected)
+
+
 @given(st.lists(st.floats(0, 65000, width=32), min_size=1, max_size=20))
 def test_float16_scales(scales: list[float]) -> None:
     """torch and numpy round alike, subnormal numbers included; what would become 0 is 2^-24."""

@@ -21,6 +21,7 @@ SYMMETRIC_GRIDS: list[tuple[str, dict[str, Any]]] = [
     ("int", {"convention": "absmax_full"}),
     ("fp", {}),
     ("fp", {"subnormal": "ieee", "exponent_bits": 1}),
+    ("nf", {}),
 ]
 ALL: list[tuple[str, dict[str, Any]]] = [
     *SYMMETRIC_GRIDS,

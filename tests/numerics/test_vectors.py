@@ -9,6 +9,7 @@ from make_spec import make_spec
 from quantsweep.data_types._base import fake_quantize, quantize_weight
 from quantsweep.data_types.dynamic import dynamic_levels
 from quantsweep.data_types.fp import positive_levels
+from quantsweep.data_types.nf import normal_levels
 from quantsweep.numerics.blocks import Blocks
 from quantsweep.numerics.error import weight_error
 from quantsweep.registry import DATA_TYPES
@@ -47,12 +48,22 @@ def test_integer_vectors(convention: str, symmetric: bool, k: int, scale: float,
         ("fp", 4, [-0.733333, -0.183333, 0.00572917, 0.366667, 1.1, 0, 0.733333, -0.366667]),
         ("dynamic", 4, [-0.97625, -0.23375, 0.03575, 0.48125, 1.1, 0, 0.72875, -0.23375]),
         ("int", 3, [-0.733333, -0.366667, 0, 0.366667, 1.1, 0, 0.733333, -0.366667]),
+        ("nf", 4, [-0.765812, -0.203251, 0.0875383, 0.371707, 1.1, 0, 0.795252, -0.312886]),
     ],
 )
 def test_codebook_vectors(data_type: str, k: int, expected: list[float]) -> None:
     """The same row in the codebook formats."""
     spec = make_spec(data_type, k, 8, scale_dtype="float32")
     assert fake_quantize(DATA_TYPES[data_type], W, spec)[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_mxfp4_vector() -> None:
+    """The same row: the scale is 0.25, exactly."""
+    spec = make_spec("mxfp", 4, 8, scale_dtype="e8m0")
+    quantized = quantize_weight(DATA_TYPES["mxfp"], W, spec)
+    assert quantized.qparams.scale_N1.tolist() == [[0.25]]
+    assert quantized.codes_NB.tolist() == [[0b1110, 0b1010, 0, 0b0011, 0b0110, 0, 0b0101, 0b1011]]
+    assert fake_quantize(DATA_TYPES["mxfp"], W, spec).tolist() == [[-1, -0.25, 0, 0.375, 1, 0, 0.75, -0.375]]
 
 
 def test_published_levels() -> None:
@@ -68,6 +79,10 @@ def test_published_levels() -> None:
     assert dynamic_levels(5)[0] == pytest.approx(-0.94375)
     assert dynamic_levels(8)[0] == pytest.approx(-0.99297, abs=1e-5)
     assert min(v for v in dynamic_levels(8) if v > 0) == pytest.approx(5.5e-7)
+    assert normal_levels(2) == pytest.approx((-1, 0, 0.337915, 1), abs=1e-6)
+    assert normal_levels(3) == pytest.approx((-1, -0.478629, -0.217142, 0, 0.16093, 0.337915, 0.562617, 1), abs=1e-6)
+    for k in range(2, 9):
+        assert len(set(normal_levels(k))) == 2**k
 
 
 def test_one_exponent_bit_of_ieee_is_integer() -> None:
@@ -94,6 +109,9 @@ RELATIVE_ERROR = [
     ("quantile", 3, {}, 0.04936, 0.07297),
     ("quantile", 4, {}, 0.00947, 0.01216),
     ("quantile", 5, {}, 0.00257, 0.00269),
+    ("nf", 3, {}, 0.04071, 0.05286),
+    ("nf", 4, {}, 0.00843, 0.01081),
+    ("nf", 5, {}, 0.00197, 0.00252),
 ]
 
 
@@ -104,6 +122,22 @@ def test_relative_error_on_normal_weights(data_type: str, k: int, options: dict[
         if expected is not None:
             found = fake_quantize(DATA_TYPES[data_type], NORMAL, make_spec(data_type, k, block_size, **options))
             assert weight_error(NORMAL, found).relative == pytest.approx(expected, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("data_type", "block_size", "scale_dtype", "options", "expected"),
+    [
+        ("mxfp", 32, "e8m0", {"scale_mode": "floor"}, 0.01324),
+        ("mxfp", 32, "e8m0", {"scale_mode": "rceil"}, 0.01329),
+        ("nvfp4", 16, "e4m3", {}, 0.00907),
+    ],
+)
+def test_relative_error_of_4bit_floats(
+    data_type: str, block_size: int, scale_dtype: str, options: dict[str, object], expected: float
+) -> None:
+    """Their own blocks along the input."""
+    spec = make_spec(data_type, 4, block_size, block_axis="input", scale_dtype=scale_dtype, **options)
+    assert weight_error(NORMAL, fake_quantize(DATA_TYPES[data_type], NORMAL, spec)).relative == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize("k", [3, 4, 5, 8])
@@ -121,6 +155,16 @@ def test_bits_of_zero_points_and_codebooks() -> None:
         assert quantize_weight(DATA_TYPES["int"], weight, spec).stored_bits == 512 * 4 + blocks * (16 + zero_bits)
     assert quantize_weight(DATA_TYPES["quantile"], weight, make_spec("quantile", 4, 64)).stored_bits == 512 * 4 + blocks * 16 + 16 * 16
     assert quantize_weight(DATA_TYPES["fp"], weight, make_spec("fp", 4, 64, scale_dtype="float32")).stored_bits == 512 * 4 + blocks * 32
+
+
+def test_bits_of_floats_with_scales_of_their_own() -> None:
+    """MX: 8 bits a block; NVFP4: 8 a block and 32 a tensor; FP8: those of the scales' type."""
+    weight = NORMAL[:4, :128]
+    for k in (4, 6, 8):
+        assert quantize_weight(DATA_TYPES["mxfp"], weight, make_spec("mxfp", k, 32, scale_dtype="e8m0")).stored_bits == 512 * (k + 0.25)
+    assert quantize_weight(DATA_TYPES["nvfp4"], weight, make_spec("nvfp4", 4, 16, scale_dtype="e4m3")).stored_bits == 512 * 4.5 + 32
+    for dtype, bits in (("float16", 16), ("float32", 32)):
+        assert quantize_weight(DATA_TYPES["fp8"], weight, make_spec("fp8", 8, 64, scale_dtype=dtype)).stored_bits == 512 * 8 + 8 * bits
 
 
 def test_short_blocks_store_whole_scales() -> None:

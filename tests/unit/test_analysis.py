@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.figure import Figure
 
 import quantsweep
@@ -18,6 +20,7 @@ from analysis.__main__ import main
 from analysis.figures import bits_against_size
 from analysis.tables import by_bit_width
 from quantsweep.errors import ConfigurationError
+from quantsweep.paths import product_root
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "quickstart.parquet"
 
@@ -179,6 +182,14 @@ def test_another_method_or_axis_is_told_apart(reference: pd.DataFrame, change: d
 def test_rows_that_cannot_be_told_apart_are_refused(reference: pd.DataFrame) -> None:
     with pytest.raises(ConfigurationError, match=r"2 rows of model .* differ in trial_id"):
         by_bit_width(with_copies(reference, CELL))
+
+
+def test_codebooks_are_labelled_with_their_names_and_others_levels_with_theirs(reference: pd.DataFrame) -> None:
+    """The levels of a yaml are usual, and so are those of a data type whose yaml lies elsewhere."""
+    usual = yaml.safe_load((product_root() / "conf" / "data_type" / "af4.yaml").read_text())["options"]["levels"]
+    for name, levels in (("af4", usual), ("mine", [-1.0, 0.0, 1.0]), ("af4", [-1.0, 0.0, 1.0])):
+        reference = with_copies(reference, CELL, data_type=name, data_type_options=json.dumps({"levels": levels}))
+    assert {"af4", "mine", "af4 levels=[-1.0, 0.0, 1.0]"} <= set(by_bit_width(reference).columns)
 
 
 def test_tensor_rows_of_one_type_and_bits_of_one_type_leave_the_rest_as_it_is(reference: pd.DataFrame) -> None:
