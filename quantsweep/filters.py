@@ -155,6 +155,8 @@ def _check_value(text: str, column: str, value: str) -> None:
 def _text(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")  # 16 is what one types for 16.0
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

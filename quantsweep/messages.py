@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from quantsweep import records
 from quantsweep.plan import Plan, skipped_summary
+from quantsweep.specs import PlantedOutliers
 from quantsweep.words import count, time_unit
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
 def results_text(folder: Path, trial_ids: list[str]) -> str:
     """The rows of some trials as a table; what failed is said below it."""
     metrics = records.latest(_of(records.read_table(folder, "metrics"), trial_ids), ("trial_id", "task_key", "metric"))
-    wanted = ["model", "data_type", "bit_width", "granularity", "block_size", "task", "metric", "value", "stderr", "num_samples"]
-    rows = metrics.select([*wanted, "bits_per_weight"]).to_pylist()
+    axes = ["model", "plant_channels", "plant_scale", "plant_seed", "data_type", "bit_width", "granularity", "block_size"]
+    rows = metrics.select([*axes, "task", "metric", "value", "stderr", "num_samples", "bits_per_weight"]).to_pylist()
     failed = [
         r
         for r in records.latest(_of(records.read_table(folder, "trials"), trial_ids), ("trial_id",)).to_pylist()
@@ -176,9 +177,11 @@ def results_text(folder: Path, trial_ids: list[str]) -> str:
 
 
 def _trial_words(row: Mapping[str, Any]) -> str:
+    channels, scale, seed = (row[f"plant_{key}"] for key in ("channels", "scale", "seed"))
+    planted = "" if channels is None else f" {PlantedOutliers(channels=channels, scale=scale, seed=seed).label}"
     if row["data_type"] is None:
-        return f"{row['model']} baseline"
-    return f"{row['model']} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
+        return f"{row['model']}{planted} baseline"
+    return f"{row['model']}{planted} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
 
 
 def _of(rows: Any, trial_ids: list[str]) -> Any:

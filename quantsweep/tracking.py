@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 TABLE_COLUMNS = (
     "trial_id",
     "model",
+    "plant_channels",
+    "plant_scale",
+    "plant_seed",
     "method",
     "data_type",
     "bit_width",

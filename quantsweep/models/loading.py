@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +37,7 @@ from quantsweep.models.layers import LinearLayer
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
 from quantsweep.models.planting import plant_outliers
 from quantsweep.models.progress import no_progress_bars
+from quantsweep.models.walk import Source, predecessors
 from quantsweep.pins import converted_folder
 from quantsweep.specs import ModelSpec
 
@@ -74,6 +76,15 @@ class LoadedModel:
     num_embedding_parameters: int
     num_quantizable: int
     max_length: int
+
+    @cached_property
+    def predecessors(self) -> Mapping[str, Source]:
+        """For layers of `layers` the earlier layer, also of `layers`, that their inputs come from (`quantsweep.models.walk`).
+
+        Raises ModelError for an architecture whose blocks are not described.
+        """
+        found = predecessors(self.model).items()
+        return MappingProxyType({name: source for name, source in found if {name, source.layer} <= self.layers.keys()})
 
     def restore(self) -> int:
         """Put the original bits back into every layer written since the last restore; the number of such layers.

@@ -19,6 +19,7 @@ ROW = {
     "symmetric": True,
     "data_type": "int",
     "status": "failed",
+    "plant_scale": 16.0,
 }
 
 
@@ -40,6 +41,8 @@ ROW = {
         (["block_size=64"], False),
         (["symmetric=true", "status=failed"], True),
         (["symmetric=false"], False),
+        (["plant_scale=16"], True),
+        (["plant_scale=1.6,1"], False),
     ],
 )
 def test_a_row_matches(texts: list[str], matches: bool) -> None:
