@@ -23,12 +23,16 @@ from quantsweep.errors import ResultsError
 if TYPE_CHECKING:
     import pandas as pd
 
+WHOLE_OR_NULL = ("data_type_version", "bit_width", "block_size", "seed", "num_fewshot", "limit")
+"""Axes of `records.IDENTITY` and `records.TASK` that are whole numbers or null: columns of pandas' Int64, with <NA> for null."""
+
 Sweeps = str | Path | Iterable[str | Path]
 
 
 def load_results(sweeps: Sweeps) -> pd.DataFrame:
     """One row for each trial, task and metric, exactly once, every axis a column; options of methods and data types too.
 
+    Axes that are whole numbers or null (bit_width, block_size, …) are of pandas' Int64: a baseline has <NA> there.
     sweeps: the folder of a sweep, or several (then the column `sweep` tells them apart).
     """
     return _frame(sweeps, "metrics", ("trial_id", "task_key", "metric"))
@@ -63,7 +67,15 @@ def _frame(sweeps: Sweeps, table: str, keys: tuple[str, ...]) -> pd.DataFrame:
     encoded = pa.concat_tables(tables)
     plain = records.decoded(encoded, table).append_column("sweep", pa.chunked_array(names))
     frame: pd.DataFrame = plain.to_pandas(split_blocks=True)
-    return frame.assign(**_options(encoded))
+    return frame.assign(**_whole_numbers(plain), **_options(encoded))
+
+
+def _whole_numbers(rows: pa.Table) -> dict[str, pd.Series[Any]]:
+    """The axes that are whole numbers or null, as such: pandas itself would turn 4 bits into 4.0 beside a baseline, which has none."""
+    import pandas as pd
+
+    types = {pa.int32(): pd.Int64Dtype(), pa.int64(): pd.Int64Dtype()}
+    return {name: rows.column(name).to_pandas(types_mapper=types.get) for name in WHOLE_OR_NULL if name in rows.column_names}
 
 
 def _options(rows: pa.Table) -> dict[str, pd.Series[Any]]:
@@ -76,6 +88,8 @@ def _options(rows: pa.Table) -> dict[str, pd.Series[Any]]:
         parsed = [json.loads(text) for text in encoded.dictionary.to_pylist()]
         codes = encoded.indices.to_numpy()
         for key in sorted({key for options in parsed for key in options}):
-            values = pd.Series([options.get(key) for options in parsed])
+            given = [options.get(key) for options in parsed]
+            kinds = {type(value) for value in given if value is not None}
+            values = pd.Series(given, dtype="Int64" if kinds == {int} else None)
             columns[f"{prefix}_{key}"] = values.take(codes).reset_index(drop=True)
     return columns

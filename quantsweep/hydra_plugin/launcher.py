@@ -123,7 +123,7 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
             raise
         print(submitted_text(summary, sweep=str(config.sweep)), flush=True)
         if wait:
-            _wait(folder)
+            wait_for_end(folder)
         return
     device = read_header(plan).settings.device
     sizes = shard_sizes(plan)
@@ -136,7 +136,7 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
         raise SystemExit(130)
 
 
-def _wait(folder: SweepFolder) -> None:
+def wait_for_end(folder: SweepFolder) -> None:
     """Until nothing runs and nothing waits; takes the sweep's steps, since nobody else can while this process holds the launch lock."""
     busy = True
     while busy:

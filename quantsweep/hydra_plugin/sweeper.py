@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from quantsweep import snapshot
 from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
+from quantsweep.hydra_plugin.launcher import wait_for_end
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
 from quantsweep.launching.cluster import within_nodes
@@ -82,12 +83,14 @@ class QuantsweepSweeper(Sweeper):
             return self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in plan.shards], initial_job_idx=0)
 
     def _submit_older(self, folder: SweepFolder, seen: Observation, *, here: bool) -> Sequence[Any]:
-        """Nothing new: shards of older launches may still wait for room in the queue."""
+        """Nothing new: shards of older launches may still wait for room in the queue, or run, and `wait=true` is for them too."""
         assert self._config is not None
         if not here:
             summary = submit_waiting(folder, seen, fresh_limits=True)
             if summary.shards or summary.waiting:
                 print(submitted_text(summary, sweep=folder.name), flush=True)
+            if OmegaConf.select(self._config, "hydra.launcher.wait") and (seen.in_flight or summary.shards or summary.waiting):
+                wait_for_end(folder)
         return []
 
 

@@ -19,6 +19,7 @@ import quantsweep
 from quantsweep import records
 from quantsweep.errors import ResultsError
 from quantsweep.paths import SweepFolder
+from quantsweep.results import WHOLE_OR_NULL
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -243,6 +244,27 @@ def test_a_worker_writes_files_of_its_name_and_overwrites_none(folder: SweepFold
     records.Writer(folder, "w-1").add("metrics", [row("metrics")])
     records.Writer(folder, "w-1").add("metrics", [row("metrics", trial_id="again")])
     assert sorted(os.listdir(folder.table("metrics"))) == ["w-1-000.parquet", "w-1-001.parquet"]
+
+
+def test_whole_numbers_stay_whole_beside_a_baseline_that_has_none(folder: SweepFolder) -> None:
+    writer = records.Writer(folder, "w")
+    writer.add("metrics", [row("metrics", bit_width=4, block_size=64)])
+    nothing = dict.fromkeys((*WHOLE_OR_NULL, "data_type"), None)
+    writer.add("metrics", [row("metrics", **{**nothing, "trial_id": "baseline", "data_type_options": "{}"})])
+    frame = quantsweep.load_results(folder.path).set_index("trial_id")
+    assert {str(frame[name].dtype) for name in (*WHOLE_OR_NULL, "data_type_exponent_bits")} == {"Int64"}
+    assert frame.loc["baseline", [*WHOLE_OR_NULL]].isna().all()
+    [quantized] = frame.index.drop("baseline")
+    assert [str(value) for value in frame.loc[quantized, ["bit_width", "block_size", "data_type_exponent_bits"]]] == ["4", "64", "2"]
+    assert list(frame[frame.bit_width == 4].index) == [quantized], "a null equals no number"
+    assert list(frame.columns)[: len(records.COLUMNS["metrics"]) - 1] == [
+        c.name for c in records.COLUMNS["metrics"] if c.name != "trial_id"
+    ]
+
+
+def test_the_axes_that_may_be_null_are_those_whose_meaning_says_so() -> None:
+    axes = (*records.IDENTITY, *records.TASK)
+    assert {c.name for c in axes if pa.types.is_integer(c.type) and "null" in c.meaning} == set(WHOLE_OR_NULL)
 
 
 def test_options_become_columns_and_sweeps_can_be_joined(folder: SweepFolder, tmp_path: Path) -> None:
