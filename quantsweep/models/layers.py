@@ -20,11 +20,16 @@ on a GPU, where the weight need not be fetched.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from quantsweep.errors import ModelError, QuantizationError
+from quantsweep.models.walk import Source
+
+Sources = Callable[[], Mapping[str, Source]]
+"""Where the inputs of layers come from, by name of the layer."""
 
 _WORD_BYTES = 8
 _ROW_WORDS = 1024
@@ -53,6 +58,7 @@ class LinearLayer:
     original: the original weight as the module stores it, on the host, in a dtype that casts to the
     compute dtype without loss of bits (checked when the model was loaded); in parts, one above the
     other, where the file has it so.
+    sources: asked for `inputs_from` only when that is looked at (`quantsweep.models.walk.predecessors`).
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class LinearLayer:
         transposed: bool,
         parameter: str = "weight",
         expert: int | None = None,
+        sources: Sources = dict,
     ) -> None:
         weight = getattr(module, parameter)
         if not isinstance(weight, nn.Parameter):
@@ -73,6 +80,7 @@ class LinearLayer:
         self.name = name
         self.module = module
         self.expert = expert
+        self._sources = sources
         self._parameter = weight
         self._transposed = transposed
         self._original = original if isinstance(original, tuple) else (original,)
@@ -93,9 +101,18 @@ class LinearLayer:
         """The compute dtype."""
         return self._parameter.dtype
 
+    @property
+    def inputs_from(self) -> Source | None:
+        """The earlier layer whose output units its input columns are; None where no single layer makes them.
+
+        Raises ModelError for an architecture whose blocks are not described.
+        """
+        return self._sources().get(self.name)
+
     def read(self) -> Tensor:
         """The original weight: float32, out_features × in_features, on the model's device; a copy."""
-        weight = self._original_bits().to(torch.float32, copy=True)
+        # What nothing was written over is the original, and is there already: a pass over memory less than fetching it.
+        weight = (self._original_bits() if self.is_written else self._weight).to(torch.float32, copy=True)
         return weight.T.contiguous() if self._transposed else weight
 
     def write(self, weight_OI: Tensor) -> None:

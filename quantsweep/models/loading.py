@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,11 +33,11 @@ from quantsweep.errors import ModelError
 from quantsweep.identity import model_files, resolve_path
 from quantsweep.models.blocks import Place, quantizable_linears
 from quantsweep.models.gguf import converted_folder as gguf_folder
-from quantsweep.models.layers import LinearLayer
+from quantsweep.models.layers import LinearLayer, Sources
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
 from quantsweep.models.planting import plant_outliers
 from quantsweep.models.progress import no_progress_bars
-from quantsweep.models.walk import Source, predecessors
+from quantsweep.models.walk import predecessors
 from quantsweep.pins import converted_folder
 from quantsweep.specs import ModelSpec
 
@@ -77,15 +77,6 @@ class LoadedModel:
     num_quantizable: int
     max_length: int
 
-    @cached_property
-    def predecessors(self) -> Mapping[str, Source]:
-        """For layers of `layers` the earlier layer, also of `layers`, that their inputs come from (`quantsweep.models.walk`).
-
-        Raises ModelError for an architecture whose blocks are not described.
-        """
-        found = predecessors(self.model).items()
-        return MappingProxyType({name: source for name, source in found if {name, source.layer} <= self.layers.keys()})
-
     def restore(self) -> int:
         """Put the original bits back into every layer written since the last restore; the number of such layers.
 
@@ -120,7 +111,8 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec:
     """A model that is in memory already, as a LoadedModel; `weight_folder` holds its safetensors files, if anything does."""
     files = FileTensors(weight_folder)
     linears = quantizable_linears(model, spec.unquantized)
-    layers = {name: _linear_layer(name, place, files, model.base_model_prefix) for name, place in linears.items()}
+    sources = cache(lambda: predecessors(model))
+    layers = {name: _linear_layer(name, place, files, model.base_model_prefix, sources) for name, place in linears.items()}
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -199,14 +191,16 @@ def _weight_folder(source: _Source, model: PreTrainedModel) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _linear_layer(name: str, place: Place, files: FileTensors, base_prefix: str) -> LinearLayer:
+def _linear_layer(name: str, place: Place, files: FileTensors, base_prefix: str, sources: Sources) -> LinearLayer:
     weight = place.module.get_parameter(place.parameter)
     if place.expert is None:
         original: tuple[Tensor, ...] = (original_of(f"{name}.{place.parameter}", weight, files, base_prefix),)
     else:
         parameter_name = name.rpartition(".")[0]
         original = expert_original_of(parameter_name, place.expert, weight[place.expert], files, base_prefix)
-    return LinearLayer(name, place.module, original, transposed=place.transposed, parameter=place.parameter, expert=place.expert)
+    return LinearLayer(
+        name, place.module, original, transposed=place.transposed, parameter=place.parameter, expert=place.expert, sources=sources
+    )
 
 
 def _count_embedding_parameters(model: PreTrainedModel) -> int:

@@ -16,7 +16,8 @@ from quantsweep.mini import model_path
 from quantsweep.models.blocks import Place, decoder_blocks, quantizable_linears
 from quantsweep.models.loading import load_model
 from quantsweep.models.walk import predecessors
-from quantsweep.specs import ModelSpec
+from quantsweep.registry import METHODS
+from quantsweep.specs import ModelSpec, QuantizationSpec
 from tests.contract.architectures import CONFIGS, LAYERS_OF_A_BLOCK, random_model
 
 TOKENS = torch.arange(1, 33)[None]
@@ -210,9 +211,28 @@ def test_an_architecture_that_is_not_described_is_refused() -> None:
         predecessors(transformers.AutoModelForCausalLM.from_config(config))
 
 
-def test_a_loaded_model_knows_only_pairs_of_its_layers() -> None:
-    spec = ModelSpec(name="m", family="f", path=str(model_path("mini-opt-0.4m")), dtype="float32", unquantized=("*.v_proj", "*.fc2"))
-    loaded = load_model(spec, "cpu")
-    assert loaded.predecessors is loaded.predecessors
-    assert {name.rpartition(".")[2] for name in loaded.predecessors} == {"fc1"}
-    assert set(predecessors(loaded.model)) > set(loaded.predecessors)
+def test_a_loaded_layer_knows_where_its_inputs_come_from() -> None:
+    loaded = load_model(ModelSpec(name="m", family="f", path=str(model_path("mini-opt-0.4m")), dtype="float32"), "cpu")
+    expected = predecessors(loaded.model)
+    for name, layer in loaded.layers.items():
+        source = layer.inputs_from
+        if name not in expected:
+            assert source is None
+        else:
+            assert source is not None
+            assert source.layer == expected[name].layer
+            assert torch.equal(source.unit_of_column, expected[name].unit_of_column)
+
+
+def test_outlier_dependent_quantization_keeps_columns_in_every_layer_but_the_first_ones() -> None:
+    loaded = load_model(ModelSpec(name="m", family="f", path=str(model_path("mini-neox-0.9m")), dtype="float32"), "cpu")
+    spec = QuantizationSpec(
+        method="outlier_dependent", method_version=1, method_options=(("fraction", 0.02),), data_type="int", data_type_version=1,
+        data_type_options=(("convention", "kbit"),), bit_width=3, block_size=64, block_axis="flat", symmetric=True, scale_dtype="float16",
+    )  # fmt: skip
+    records = METHODS["outlier_dependent"].quantize(loaded.layers, spec)
+    for record in records:
+        kept = 0 if loaded.layers[record.layer].inputs_from is None else max(1, round(0.02 * record.in_features))
+        assert record.num_kept_columns == kept, record.layer
+    assert [record.layer for record in records if not record.num_kept_columns] == ["gpt_neox.layers.0.attention.query_key_value"]
+    loaded.restore()
