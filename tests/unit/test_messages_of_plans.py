@@ -1,0 +1,38 @@
+"""What is said of the rows of a trial that was typed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantsweep import records
+from quantsweep.messages import results_text
+from quantsweep.paths import SweepFolder
+from quantsweep.specs import ModelSpec, PlantedOutliers, QuantizationSpec, TrialSpec
+from tests.unit.test_records import row
+
+BASELINE = QuantizationSpec(method="none", method_version=1)
+INT = QuantizationSpec(
+    method="round_to_nearest", method_version=1, data_type="int", data_type_version=1, bit_width=3, block_size=64,
+    block_axis="flat", symmetric=True, scale_dtype="float16")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("planted", "quantization", "words"),
+    [
+        (None, BASELINE, "m baseline "),
+        (None, INT, "m int 3-bit block 64 "),
+        (PlantedOutliers(channels=4, scale=16.0), BASELINE, "m planted 4×16 baseline "),
+        (PlantedOutliers(channels=4, scale=1.5, seed=2), INT, "m planted 4×1.5 seed 2 int 3-bit block 64 "),
+    ],
+)
+def test_a_row_tells_which_trial_it_is(tmp_path: Path, planted: PlantedOutliers | None, quantization: QuantizationSpec, words: str) -> None:
+    model = ModelSpec(name="m", family="f", path="/m", plant_outliers=planted)
+    trial = TrialSpec(model=model, quantization=quantization)
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.create()
+    columns: dict[str, Any] = records.identity_columns(trial)
+    records.write_rows(folder, "metrics", [row("metrics", **columns)], "a")
+    assert words in results_text(folder.path, [trial.trial_id]).splitlines()[1]
