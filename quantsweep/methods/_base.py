@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from quantsweep.data_types._base import DataType
+from quantsweep.data_types._base import DataType, Quantized
 from quantsweep.errors import QuantizationError
 from quantsweep.numerics.error import weight_error
 from quantsweep.registry import data_type_of
 from quantsweep.specs import QuantizationSpec
+
+KEPT, KEPT_INDEX = "kept", "kept_index"
+"""Names in `Stored.extras` of columns that stay at 16 bit, and of their indices."""
 
 
 class InputSource(Protocol):
@@ -93,33 +96,44 @@ def read_finite(name: str, layer: Layer) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """One weight after quantization: its values (O, I) in the compute dtype, and the bits that a file of it would need.
+class Stored:
+    """What a file of one weight would hold: quantized blocks, and by name what the method keeps beside them, as it is stored.
 
-    num_kept_columns: input columns that stayed at 16 bit.
+    `quantsweep.data_types.packed` makes bytes of the blocks.
     """
 
-    values_OI: Tensor
-    bits: int
-    num_kept_columns: int = 0
+    quantized: Quantized
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def bits(self) -> int:
+        """All of it."""
+        return self.quantized.stored_bits + 8 * sum(array.numel() * array.element_size() for array in self.extras.values())
+
+    @property
+    def num_kept_columns(self) -> int:
+        """Input columns that stayed at 16 bit."""
+        return self.extras[KEPT_INDEX].numel() if KEPT_INDEX in self.extras else 0
 
 
-Encode = Callable[[str, Tensor, torch.dtype], Encoded]
-"""(layer name, weight (O, I) float32, compute dtype) -> what the layer becomes."""
+Encode = Callable[[str, Tensor, torch.dtype], Stored]
+"""(layer name, weight (O, I) float32, compute dtype) -> what is stored of it."""
+Decode = Callable[[Stored, torch.dtype], Tensor]
+"""(what is stored, compute dtype) -> the weight (O, I) that the layer computes with."""
 
 
-def encode_each(layers: Mapping[str, Layer], encode: Encode) -> tuple[LayerRecord, ...]:
-    """Quantize layers one after the other, each by itself; what cannot be encoded is refused with the layer's name."""
-    return tuple(_encode_layer(name, layer, encode) for name, layer in layers.items())
+def encode_each(layers: Mapping[str, Layer], encode: Encode, decode: Decode) -> tuple[LayerRecord, ...]:
+    """Quantize layers one after the other; what cannot be encoded is refused with the layer's name."""
+    return tuple(_encode_layer(name, layer, encode, decode) for name, layer in layers.items())
 
 
-def _encode_layer(name: str, layer: Layer, encode: Encode) -> LayerRecord:
+def _encode_layer(name: str, layer: Layer, encode: Encode, decode: Decode) -> LayerRecord:
     weight_OI = read_finite(name, layer)
     try:
-        encoded = encode(name, weight_OI, layer.dtype)
+        stored = encode(name, weight_OI, layer.dtype)
     except QuantizationError as error:
         raise QuantizationError(f"layer {name}: {error}") from error
-    return write_and_record(name, layer, weight_OI, encoded)
+    return write_and_record(name, layer, weight_OI, stored, decode(stored, layer.dtype))
 
 
 def checked_data_type(spec: QuantizationSpec) -> DataType:
@@ -129,9 +143,8 @@ def checked_data_type(spec: QuantizationSpec) -> DataType:
     return data_type
 
 
-def write_and_record(name: str, layer: Layer, weight_OI: Tensor, encoded: Encoded) -> LayerRecord:
-    """Write a quantized weight and measure it against the original (O, I)."""
-    used_OI = encoded.values_OI.to(layer.dtype)
+def write_and_record(name: str, layer: Layer, weight_OI: Tensor, stored: Stored, used_OI: Tensor) -> LayerRecord:
+    """Write a quantized weight, in the compute dtype, and measure it against the original, both (O, I)."""
     error = weight_error(weight_OI, used_OI)
     if not math.isfinite(error.relative):
         raise QuantizationError(f"layer {name}: its quantized weight does not fit {layer.dtype}; use model.dtype=bfloat16 or float32")
@@ -141,8 +154,8 @@ def write_and_record(name: str, layer: Layer, weight_OI: Tensor, encoded: Encode
         layer=name,
         out_features=out_features,
         in_features=in_features,
-        bits=encoded.bits,
-        num_kept_columns=encoded.num_kept_columns,
+        bits=stored.bits,
+        num_kept_columns=stored.num_kept_columns,
         relative_error=error.relative,
         max_abs_error=error.max_abs,
     )

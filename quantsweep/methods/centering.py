@@ -11,17 +11,18 @@ Means are rounded to float16 before they are used.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from quantsweep.data_types._base import quantize_blocks
-from quantsweep.methods._base import Encoded, Layer, LayerRecord, checked_data_type, encode_each
+from quantsweep.data_types._base import DataType, quantize_blocks
+from quantsweep.methods._base import Layer, LayerRecord, Stored, checked_data_type, encode_each
 from quantsweep.numerics.blocks import Blocks
-from quantsweep.numerics.scales import storage_bits, to_storage
 from quantsweep.specs import QuantizationSpec
 
-MEAN_DTYPE = "float16"
+MEAN = "mean"
+"""Name in `Stored.extras` of the means, (N,) float16."""
 
 
 class Centering:
@@ -33,16 +34,20 @@ class Centering:
         """Quantize each layer with the data type of `spec`; calibration and seed are not looked at."""
         data_type = checked_data_type(spec)
 
-        def encode(_name: str, weight_OI: Tensor, dtype: torch.dtype) -> Encoded:
+        def encode(_name: str, weight_OI: Tensor, _dtype: torch.dtype) -> Stored:
             blocks = Blocks.of(weight_OI, spec.block_size, spec.block_axis or "flat")
-            mean_N1 = to_storage(blocks.means(), MEAN_DTYPE)
-            centered = Blocks(values_NB=blocks.values_NB - mean_N1, layout=blocks.layout)
-            quantized = quantize_blocks(data_type, centered, spec)
-            values_NB = data_type.dequantize(quantized.codes_NB, quantized.qparams).add_(mean_N1)
-            bits = quantized.stored_bits + storage_bits(MEAN_DTYPE) * blocks.layout.num_blocks
-            return Encoded(values_OI=blocks.layout.join(values_NB).to(dtype), bits=bits)
+            mean_N = blocks.means().view(-1).to(torch.float16)
+            centered = Blocks(values_NB=blocks.values_NB - mean_N[:, None].to(torch.float32), layout=blocks.layout)
+            return Stored(quantized=quantize_blocks(data_type, centered, spec), extras={MEAN: mean_N})
 
-        return encode_each(layers, encode)
+        return encode_each(layers, encode, partial(decode, data_type))
+
+
+def decode(data_type: DataType, stored: Stored, dtype: torch.dtype) -> Tensor:
+    """The weight (O, I) from what is stored of it."""
+    quantized = stored.quantized
+    values_NB = data_type.dequantize(quantized.codes_NB, quantized.qparams).add_(stored.extras[MEAN][:, None].to(torch.float32))
+    return quantized.layout.join(values_NB).to(dtype)
 
 
 METHOD = Centering()

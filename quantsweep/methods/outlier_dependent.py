@@ -21,17 +21,17 @@ Source: Dettmers & Zettlemoyer, arXiv:2212.09720, "outlier-dependent quantizatio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from quantsweep.data_types._base import DataType, dequantize_weight, quantize_weight
 from quantsweep.errors import ConfigurationError, QuantizationError
-from quantsweep.methods._base import Encoded, InputSource, Layer, LayerRecord, checked_data_type, encode_each
+from quantsweep.methods._base import KEPT, KEPT_INDEX, InputSource, Layer, LayerRecord, Stored, checked_data_type, encode_each
 from quantsweep.specs import QuantizationSpec
 
-BITS_OF_KEPT = 16
-BITS_OF_INDEX = 16
+MOST_COLUMNS = 1 << 16
 
 
 class OutlierDependent:
@@ -44,7 +44,7 @@ class OutlierDependent:
         data_type, fraction = checked_data_type(spec), _fraction(spec)
         spread: dict[str, Tensor] = {}
 
-        def encode(name: str, weight_OI: Tensor, dtype: torch.dtype) -> Encoded:
+        def encode(name: str, weight_OI: Tensor, dtype: torch.dtype) -> Stored:
             spread[name] = weight_OI.std(dim=1, correction=0)
             source = layers[name].inputs_from
             if source is None:
@@ -53,7 +53,7 @@ class OutlierDependent:
                 kept_I = outlier_columns(_spread_of(source, spread, layers), source, fraction)
             return _encode(data_type, weight_OI, kept_I, dtype, spec)
 
-        return encode_each(layers, encode)
+        return encode_each(layers, encode, partial(decode, data_type))
 
 
 def outlier_columns(spread_U: Tensor, source: InputSource, fraction: float) -> Tensor:
@@ -76,16 +76,26 @@ def _spread_of(source: InputSource, known: dict[str, Tensor], layers: Mapping[st
     return known[source.layer]
 
 
-def _encode(data_type: DataType, weight_OI: Tensor, kept_I: Tensor, dtype: torch.dtype, spec: QuantizationSpec) -> Encoded:
+def _encode(data_type: DataType, weight_OI: Tensor, kept_I: Tensor, dtype: torch.dtype, spec: QuantizationSpec) -> Stored:
     if bool(kept_I.all()):
         raise QuantizationError(f"all {kept_I.numel()} input columns would stay at 16 bit; use a smaller method.options.fraction")
+    if kept_I.numel() > MOST_COLUMNS:
+        raise QuantizationError(f"{kept_I.numel()} input columns are more than indices of 16 bits can tell apart ({MOST_COLUMNS})")
     quantized = quantize_weight(data_type, weight_OI[:, ~kept_I], spec)
-    columns = _stored(weight_OI[:, kept_I], dtype)
-    values_OI = torch.empty(weight_OI.shape, dtype=dtype, device=weight_OI.device)
-    values_OI[:, ~kept_I] = dequantize_weight(data_type, quantized, dtype)
-    values_OI[:, kept_I] = columns.to(dtype)
-    bits = quantized.stored_bits + BITS_OF_KEPT * columns.numel() + BITS_OF_INDEX * columns.shape[1]
-    return Encoded(values_OI=values_OI, bits=bits, num_kept_columns=columns.shape[1])
+    index = kept_I.nonzero().view(-1).to(torch.uint16)
+    return Stored(quantized=quantized, extras={KEPT: _stored(weight_OI[:, kept_I], dtype), KEPT_INDEX: index})
+
+
+def decode(data_type: DataType, stored: Stored, dtype: torch.dtype) -> Tensor:
+    """The weight (O, I) from what is stored of it."""
+    rest_OI = dequantize_weight(data_type, stored.quantized, dtype)
+    kept, index = stored.extras[KEPT].to(dtype), stored.extras[KEPT_INDEX].to(torch.int64)
+    values_OI = rest_OI.new_empty(rest_OI.shape[0], rest_OI.shape[1] + kept.shape[1])
+    is_rest_I = torch.ones(values_OI.shape[1], dtype=torch.bool, device=values_OI.device)
+    is_rest_I[index] = False
+    values_OI[:, is_rest_I] = rest_OI
+    values_OI[:, index] = kept
+    return values_OI
 
 
 def _stored(columns: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,12 +8,13 @@ section 4).  Deterministic; layers are independent of each other.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from quantsweep.data_types._base import dequantize_weight, quantize_weight
-from quantsweep.methods._base import Encoded, Layer, LayerRecord, checked_data_type, encode_each
+from quantsweep.data_types._base import DataType, dequantize_weight, quantize_weight
+from quantsweep.methods._base import Layer, LayerRecord, Stored, checked_data_type, encode_each
 from quantsweep.specs import QuantizationSpec
 
 
@@ -26,11 +27,15 @@ class RoundToNearest:
         """Quantize each layer with the data type of `spec`; calibration and seed are not looked at."""
         data_type = checked_data_type(spec)
 
-        def encode(_name: str, weight_OI: Tensor, dtype: torch.dtype) -> Encoded:
-            quantized = quantize_weight(data_type, weight_OI, spec)
-            return Encoded(values_OI=dequantize_weight(data_type, quantized, dtype), bits=quantized.stored_bits)
+        def encode(_name: str, weight_OI: Tensor, _dtype: torch.dtype) -> Stored:
+            return Stored(quantized=quantize_weight(data_type, weight_OI, spec))
 
-        return encode_each(layers, encode)
+        return encode_each(layers, encode, partial(decode, data_type))
+
+
+def decode(data_type: DataType, stored: Stored, dtype: torch.dtype) -> Tensor:
+    """The weight (O, I) from what is stored of it."""
+    return dequantize_weight(data_type, stored.quantized, dtype)
 
 
 METHOD = RoundToNearest()

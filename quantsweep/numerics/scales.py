@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quantsweep.errors import ConfigurationError, QuantizationError
 
-_STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def storage_bits(dtype: str) -> int:
@@ -67,6 +67,6 @@ def without_zeros(scale_N1: Tensor) -> Tensor:
 
 
 def _stored(dtype: str) -> torch.dtype:
-    if dtype not in _STORED:
-        raise ConfigurationError(f"scale_dtype {dtype!r} is not one of {', '.join(_STORED)}")
-    return _STORED[dtype]
+    if dtype not in STORED:
+        raise ConfigurationError(f"scale_dtype {dtype!r} is not one of {', '.join(STORED)}")
+    return STORED[dtype]
