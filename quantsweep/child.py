@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from quantsweep import failures
 from quantsweep.errors import ModelError
 from quantsweep.registry import METHODS
-from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, options_tuple
+from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings
 
 if TYPE_CHECKING:
     from quantsweep.evaluation.evaluator import Evaluator
@@ -74,7 +74,13 @@ class TrialRunner:
             self._loaded = self._evaluator = None  # free the old model before the new one comes
             self._loaded = load_model(spec, _device(settings.device))
             task_path = None if settings.task_path is None else Path(settings.task_path)
-            self._evaluator = Evaluator(self._loaded, batch_size=settings.batch_size, task_path=task_path, on_progress=self._progress)
+            self._evaluator = Evaluator(
+                self._loaded,
+                batch_size=settings.batch_size,
+                task_path=task_path,
+                data_revisions=dict(settings.data_revisions),
+                on_progress=self._progress,
+            )
             self._spec = spec
         seconds = time.perf_counter() - started
         self._send({"event": "loaded", "load_seconds": seconds, **_device_facts(self._loaded.device)})
@@ -190,7 +196,7 @@ def main(file_descriptor: int) -> None:
     requests = _listen(connection)
     while True:
         request = requests.get()
-        settings = RunSettings(**{**request["settings"], "tracking": options_tuple(dict(request["settings"]["tracking"]))})
+        settings = RunSettings.from_dict(request["settings"])
         try:
             runner.run(PlannedTrial.from_json(request["planned"]), settings)
         except Exception as error:  # noqa: BLE001 - the one place where an exception becomes a row

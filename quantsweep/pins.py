@@ -220,6 +220,13 @@ def offline_environment(models: Iterable[ModelSpec], tasks: Iterable[TaskSpec], 
     return dict.fromkeys(OFFLINE, "1") if ready else {}
 
 
+def data_revisions(tasks: Iterable[TaskSpec], results_dir: str | Path) -> dict[str, str]:
+    """Task → revision of its data, where that was pinned and can be known."""
+    pins = read_pins(results_dir)
+    found = {spec.name: pins.of_task(spec) for spec in tasks}
+    return {name: pin.revision for name, pin in found.items() if pin is not None and pin.revision is not None}
+
+
 def own_switches() -> dict[str, str]:
     """What this environment itself says to the hub's switches: a person's word, which a launch keeps for its jobs."""
     return {name: os.environ[name] for name in OFFLINE if name in os.environ}

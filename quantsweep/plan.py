@@ -25,7 +25,7 @@ from quantsweep.files import write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
-from quantsweep.specs import LaunchSettings, PlannedTrial, RunSettings, Shard, canonical_json, options_tuple
+from quantsweep.specs import LaunchSettings, PlannedTrial, RunSettings, Shard, canonical_json
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -288,12 +288,11 @@ def read_header(path: Path) -> PlanHeader:
         metadata = json.loads(pq.read_schema(path).metadata[b"quantsweep"])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is not a plan of quantsweep: {error}") from error
-    settings = metadata["settings"]
     return PlanHeader(
         name=path.name,
         sweep=metadata["sweep"],
         root=metadata["root"],
-        settings=RunSettings(**{**settings, "tracking": options_tuple(dict(settings["tracking"]))}),
+        settings=RunSettings.from_dict(metadata["settings"]),
         launch=LaunchSettings.from_dict(metadata["launch"]),
     )
 

@@ -396,6 +396,7 @@ class RunSettings:
     None for a choice by the evaluator.  task_path: a folder of lm-eval YAMLs searched first.
     trial_timeout_minutes: how long a trial may be silent before it is killed, or None for the
     rule (5 x the predicted time, at least 10).  tracking: the configuration of the tracking service.
+    data_revisions: (task, revision of its data) as `quantsweep prewarm` pinned them; other data are refused.
     """
 
     device: str = "auto"
@@ -403,12 +404,19 @@ class RunSettings:
     task_path: str | None = None
     trial_timeout_minutes: float | None = None
     tracking: Options = ()
+    data_revisions: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigurationError(f"device {self.device!r} is not one of auto, cpu, cuda")
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, or null; got {self.batch_size}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
+        """The inverse of `dataclasses.asdict` after JSON; plans of earlier versions have no data_revisions."""
+        revisions = tuple((str(name), str(revision)) for name, revision in data.get("data_revisions", ()))
+        return cls(**{**data, "tracking": options_tuple(dict(data["tracking"])), "data_revisions": revisions})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from quantsweep.evaluation.requests import Encoder, Requests
 from quantsweep.evaluation.results import MetricValue, Samples, TaskResult
 from quantsweep.evaluation.scoring import Batch, Plan, Scorer
 from quantsweep.evaluation.statistics import Items, aggregate, standard_error
-from quantsweep.evaluation.tasks import data_revision, load_task
+from quantsweep.evaluation.tasks import load_task, pinned_data
 from quantsweep.evaluation.templates import compiled_once
 from quantsweep.models.loading import LoadedModel
 from quantsweep.specs import TaskSpec
@@ -96,6 +96,7 @@ class Evaluator:
         *,
         batch_size: int | None = None,
         task_path: Path | None = None,
+        data_revisions: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -103,6 +104,7 @@ class Evaluator:
         self._loaded = loaded
         self._batch_size = batch_size or _DEFAULT_BATCH.get(loaded.model.device.type, _DEFAULT_BATCH_GPU)
         self._task_path = task_path
+        self._data_revisions = dict(data_revisions or {})
         self._on_progress = on_progress or silent
         self._encoder = Encoder(loaded, self._on_progress)
         self._scorer = Scorer(loaded.model, self._on_progress)
@@ -149,6 +151,7 @@ class Evaluator:
 
     def _prepare(self, spec: TaskSpec) -> _Prepared:
         task = load_task(spec, self._task_path)
+        revision = pinned_data(task, spec, self._data_revisions.get(spec.name))
         self._on_progress()
         requests = self._encoder.encode(task, spec)
         self._on_progress()
@@ -159,7 +162,7 @@ class Evaluator:
                 spec.name, plan.num_truncated, plan.num_spans, self._loaded.max_length, self._loaded.spec.name,
             )  # fmt: skip
         golds = [_gold(task, document[0].doc) for document in requests.documents]
-        prepared = _Prepared(task, requests, plan, golds, data_revision(task), self._batch_size)
+        prepared = _Prepared(task, requests, plan, golds, revision, self._batch_size)
         prepared.set_batch_size(self._batch_size)
         self._on_progress()
         return prepared

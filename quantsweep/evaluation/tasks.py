@@ -72,6 +72,21 @@ def data_revision(task: Task) -> str | None:
     return next((f"hub:{commit}" for name in _source_names(task) for commit in _COMMIT.findall(name)), None)
 
 
+def pinned_data(task: Task, spec: TaskSpec, pinned: str | None) -> str | None:
+    """The revision of the task's data (`data_revision`); raises EvaluationError if it is not the one that was pinned (None: none was).
+
+    Data sets move on the hub, and a cache may hold several of their revisions: rows of two of them would not be comparable.
+    """
+    found = data_revision(task)
+    if pinned is not None and found != pinned:
+        raise EvaluationError(
+            f"task {spec.name}: its data are {found or 'of unknown revision'} here, and were pinned as {pinned} before the launch. "
+            "Bring the pinned ones back into the Hugging Face cache; or accept these for all that is still to run: "
+            "`quantsweep prewarm … --update`, then launch again (rows that are written keep theirs, in the column data_revision)"
+        )
+    return found
+
+
 def _manager(spec: TaskSpec, task_path: Path | None) -> TaskManager:
     if task_path is not None:
         if not task_path.is_dir():

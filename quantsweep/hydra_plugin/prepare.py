@@ -19,11 +19,11 @@ from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.launching.local import num_gpus, num_workers
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
 from quantsweep.paths import SweepFolder, sweep_folder
-from quantsweep.pins import offline_environment
+from quantsweep.pins import data_revisions, offline_environment
 from quantsweep.plan import Expansion, Plan, build_plan, expand
 from quantsweep.prediction import Predictor, sweep_folders
 from quantsweep.schema import convert, refuse_inapplicable
-from quantsweep.specs import ClusterSpec, LaunchSettings, RunSettings, options_tuple
+from quantsweep.specs import ClusterSpec, LaunchSettings, RunSettings, TaskSpec, options_tuple
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def _plan(
         sweep=folder.name,
         done=records.read_done(folder.path),
         in_flight=to_leave_alone(folder, seen),
-        settings=settings,
+        settings=replace(settings, data_revisions=tuple(sorted(data_revisions(_tasks(expansion), str(base["results_dir"])).items()))),
         launch=replace(launch, variables=_offline_switches(expansion, base)),
         workers=workers if here else None,
         predictor=predictor,
@@ -103,9 +103,12 @@ def _plan(
 def _offline_switches(expansion: Expansion, base: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Workers leave the hub alone if nothing of this plan needs it (see `quantsweep prewarm`)."""
     models = {id(planned.trial.model): planned.trial.model for planned in expansion.trials}
+    return tuple(sorted(offline_environment(models.values(), _tasks(expansion), str(base["results_dir"])).items()))
+
+
+def _tasks(expansion: Expansion) -> set[TaskSpec]:
     suites = {id(planned.tasks): planned.tasks for planned in expansion.trials}
-    tasks = {task for suite in suites.values() for task in suite}
-    return tuple(sorted(offline_environment(models.values(), tasks, str(base["results_dir"])).items()))
+    return {task for suite in suites.values() for task in suite}
 
 
 def _collect(problems: list[str], step: Callable[[], T]) -> T | None:

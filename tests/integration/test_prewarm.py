@@ -17,10 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import quantsweep
 from quantsweep.mini import model_path
+from tests.conftest import ROOT
 from tests.hub import Hub
 
-SECRET = "hf_this_is_nobodys_token"
+SECRET = "_".join(("hf", "this", "is", "nobodys", "token"))  # not in one piece: changes of this file end up in code/*.diff
 MINI = {file.name: file.read_bytes() for file in model_path("mini-neox-0.3m").iterdir()}
 OTHER = {**MINI, "model.safetensors": MINI["model.safetensors"][:-4] + b"\0\0\0\0"}
 COMPANIONS = {name: content for name, content in MINI.items() if name != "model.safetensors"}
@@ -36,7 +38,8 @@ plan = prepare(cfg, search_folders(cfg.hydra), overrides).plan
 models = [planned.trial.model for planned in plan.trials]
 tasks = [task for planned in plan.trials for task in planned.tasks]
 print(json.dumps({"ids": [p.trial.trial_id for p in plan.trials], "revisions": [m.revision for m in models],
-    "content": [m.content for m in models], "unpinned": plan.unpinned, "offline": offline_environment(models, tasks, cfg.results_dir)}))
+    "content": [m.content for m in models], "unpinned": plan.unpinned, "data": dict(plan.settings.data_revisions),
+    "offline": offline_environment(models, tasks, cfg.results_dir)}))
 """
 LOAD = """
 import json, sys
@@ -263,11 +266,11 @@ def test_data_of_a_task_are_fetched_and_load_without_the_hub(machine: Machine) -
     text = builtin.replace('dataset_path: ""', "dataset_path: lab/words").replace("custom_dataset: !function mini_data.ppl\n", "")
     (own / "mini_ppl.yaml").write_text(text)
     words = ["model=mini-neox-0.3m", "task=mini_ppl", f"task_path={own}"]
-    assert machine.plan(*words)["offline"] == {}
+    assert (machine.plan(*words)["offline"], machine.plan(*words)["data"]) == ({}, {})
     assert "fetched: lab/words" in machine.prewarm(*words)
     pin = machine.pins["tasks"]["mini_ppl"]
     assert (pin["dataset"], pin["revision"]) == ("lab/words", f"hub:{commit}")
-    assert machine.plan(*words)["offline"] == OFFLINE
+    assert (machine.plan(*words)["offline"], machine.plan(*words)["data"]) == (OFFLINE, {"mini_ppl": f"hub:{commit}"})
     asked = len(machine.hub.asked)
     done = machine.python("-c", LOAD_TASK, str(own), **OFFLINE)
     assert done.stdout.split() == ["5", f"hub:{commit}"]
@@ -278,7 +281,14 @@ def test_data_of_a_task_are_fetched_and_load_without_the_hub(machine: Machine) -
     machine.hub.commit("lab/words", {"test.jsonl": lines.replace("cat", "dog").encode()}, kind="datasets")
     for place in pin["cached"]:
         (machine.root / "hf" / "datasets" / place).rename(machine.root / "lost")
+    launch = (str(ROOT / "launch.py"), *words, "bit_width=4", f"results_dir={machine.root / 'results'}")
+    refused = machine.python(*launch, expect=1).stdout
+    assert f"and were pinned as hub:{commit} before the launch" in refused
+    assert "prewarm … --update" in refused
     assert "accept the new ones with --update" in machine.prewarm(*words, expect=1)
     assert machine.pins["tasks"]["mini_ppl"] == pin
     machine.prewarm(*words, "--update")
-    assert machine.pins["tasks"]["mini_ppl"]["revision"] != pin["revision"]
+    moved = machine.pins["tasks"]["mini_ppl"]["revision"]
+    assert moved != pin["revision"]
+    machine.python(*launch)
+    assert list(quantsweep.load_results(machine.root / "results" / "adhoc").data_revision.unique()) == [moved]

@@ -153,6 +153,16 @@ class TestResult:
         assert result.seconds > 0
         assert result.num_nonfinite == result.num_truncated == 0
 
+    def test_data_that_were_pinned_are_what_is_read_or_nothing_is(self, loaded: LoadedModel) -> None:
+        spec = spec_of("mini_cloze", limit=1)
+        revision = Evaluator(loaded).evaluate(spec).data_revision
+        assert revision is not None
+        pinned = Evaluator(loaded, data_revisions={spec.name: revision, "another": "hub:0"})
+        assert pinned.evaluate(spec).data_revision == revision
+        moved = Evaluator(loaded, data_revisions={spec.name: "hub:0123"})
+        with pytest.raises(EvaluationError, match=rf"its data are {revision} here, and were pinned as hub:0123.*prewarm … --update"):
+            moved.evaluate(spec)
+
     def test_requests_hash_tells_what_can_be_paired(self, evaluator: Evaluator) -> None:
         hashes = {
             evaluator.evaluate(spec).requests_hash

@@ -103,9 +103,15 @@ def test_done_tasks_are_not_run_again_and_in_flight_trials_are_left_alone() -> N
     assert (counts["done"], counts["in_flight"], counts["to_run"], counts["evaluations_to_run"]) == (1, 1, 1, 1)
 
 
+def test_plans_of_before_data_were_pinned_are_read() -> None:
+    old = {key: value for key, value in dataclasses.asdict(RunSettings(device="cpu")).items() if key != "data_revisions"}
+    assert RunSettings.from_dict(old) == RunSettings(device="cpu")
+
+
 def test_a_plan_file_is_all_that_a_worker_needs(tmp_path: Path) -> None:
     planned = [trial(model, bits) for model in range(3) for bits in (2, 3)]
-    settings_ = RunSettings(device="cpu", batch_size=4, tracking=options_tuple({"kind": "wandb", "project": "p"}))
+    tracking = options_tuple({"kind": "wandb", "project": "p"})
+    settings_ = RunSettings(device="cpu", batch_size=4, tracking=tracking, data_revisions=(("piqa", "hub:0123"), ("t", "sha256:4567")))
     launch = LaunchSettings(
         cluster=ClusterSpec(kind="slurm", setup=("module load x",), additional_parameters=(("mail_type", "END"),)),
         gpu_hours=2.5,
