@@ -177,7 +177,7 @@ def _left_behind(folder: SweepFolder, seen: Observation, headers: Mapping[str, P
     # What somebody forgot on purpose comes back with the next launch, and its code; not by itself, with the old one.
     forgotten = {root: forgotten_since(folder.path, folder.plan / root) for root in roots if (folder.plan / root).exists()}
     shards: dict[str, set[int]] = {}
-    mine: set[str] = set()
+    mine: set[tuple[str, str]] = set()
     for trial_id, ((plan, shard_id), tasks) in read_owned_tasks(folder.plan).items():
         word = last.get((plan, shard_id))
         if word is None or word in NOT_BY_ITSELF or plan not in headers or trial_id in flying:
@@ -185,12 +185,12 @@ def _left_behind(folder: SweepFolder, seen: Observation, headers: Mapping[str, P
         missing = any((trial_id, task) not in done for task in tasks)
         if missing and trial_id not in forgotten.get(headers[plan].root, ()):
             shards.setdefault(plan, set()).add(shard_id)
-            mine.add(trial_id)
+            mine.add((plan, trial_id))
     rest = (
         (plan, remaining_tasks(planned, done))
         for plan, ids in shards.items()
         for planned in read_shard_trials(folder.plan / plan, ids)
-        if planned.trial.trial_id in mine
+        if (plan, planned.trial.trial_id) in mine  # an older plan's shard has trials that a newer plan took over
     )
     return [(plan, planned) for plan, planned in rest if planned.tasks]
 

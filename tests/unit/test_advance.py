@@ -329,6 +329,18 @@ def test_retries_are_gathered_while_the_queue_is_full(sweep: SweepFolder, site: 
     assert newest(sweep) != plan.name
 
 
+def test_a_trial_that_a_newer_plan_took_over_is_retried_once(sweep: SweepFolder, site: Site) -> None:
+    """Its old shard is looked at too, for a trial in it that was given up."""
+    lost, hopeless = trial(2), trial(3)
+    plan = write(sweep, [lost, hopeless], shard_minutes=10_000)
+    submit(sweep)
+    assert site.submitted[-1].tasks == ((0,),), "one shard"
+    fail(sweep, hopeless, failures.BUG, plan=plan.name)
+    for _ in range(2):
+        assert end(sweep, site, "NODE_FAIL").retried == 1
+        assert [planned.trial.trial_id for planned in retried(sweep)] == [lost.trial.trial_id]
+
+
 def test_a_node_on_which_nothing_can_begin_is_left_out(sweep: SweepFolder, site: Site) -> None:
     """Its file system is missing: it would swallow the whole queue, job after job."""
     planned = [trial(bits) for bits in (2, 3, 4)]
