@@ -38,7 +38,7 @@ from torch import Tensor
 
 from quantsweep.data_types._base import QParams, Support, bit_width, scale_dtype
 from quantsweep.errors import ConfigurationError
-from quantsweep.numerics.blocks import Blocks, tiles
+from quantsweep.numerics.blocks import Blocks, tiles_of
 from quantsweep.numerics.scales import divide, round_scale, storage_bits, without_zeros
 from quantsweep.specs import QuantizationSpec
 
@@ -163,7 +163,7 @@ class Integer:
         """Codes (N, B) uint8 in lowest_code … 2^k - 1."""
         zero_N1, divisor_N1 = _zero(qparams), without_zeros(qparams.scale_N1)
         codes_NB = torch.empty(values_NB.shape, dtype=torch.uint8, device=values_NB.device)
-        for rows, columns in tiles(*values_NB.shape):
+        for rows, columns in tiles_of(values_NB):
             steps = (values_NB[rows, columns] / divisor_N1[rows]).mul_(qparams.divisor).round_()
             codes_NB[rows, columns] = steps.add_(zero_N1[rows]).clamp_(qparams.lowest_code, _largest_code(qparams.bit_width))
         return codes_NB
@@ -172,7 +172,7 @@ class Integer:
         """(code - z) / divisor · scale, (N, B); dividing first makes the outermost level exactly the scale."""
         zero_N1 = _zero(qparams)
         values_NB = torch.empty(codes_NB.shape, dtype=dtype, device=codes_NB.device)
-        for rows, columns in tiles(*codes_NB.shape):
+        for rows, columns in tiles_of(codes_NB):
             steps = divide(codes_NB[rows, columns] - zero_N1[rows], qparams.divisor)
             torch.mul(steps, qparams.scale_N1[rows], out=values_NB[rows, columns])
         return values_NB

@@ -34,6 +34,8 @@ from quantsweep.specs import BlockSize
 
 TILE = 1 << 18
 """Elements that elementwise work takes at a time: fits a CPU's cache, and bounds temporaries."""
+GPU_TILE = 1 << 24
+"""The same on a GPU, where starting a kernel costs as much as some 2^16 elements: 64 MB of float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +135,18 @@ class Blocks:
         return self.layout.join(self.values_NB).reshape(-1)
 
 
-def tiles(num_rows: int, num_columns: int, limit: int = TILE) -> Iterator[tuple[slice, slice]]:
+def tile_size(device: torch.device) -> int:
+    """Elements that elementwise work takes at a time on this device."""
+    return TILE if device.type == "cpu" else GPU_TILE
+
+
+def tiles_of(values_NB: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Tiles that cover a matrix once, of the size that suits its device."""
+    rows, columns = values_NB.shape
+    return tiles(rows, columns, tile_size(values_NB.device))
+
+
+def tiles(num_rows: int, num_columns: int, limit: int) -> Iterator[tuple[slice, slice]]:
     """Rectangles of at most about `limit` elements that cover a (num_rows, num_columns) matrix once.
 
     >>> list(tiles(2, 5, limit=3))[0]

@@ -8,7 +8,7 @@ the float32 pattern (sign, exponent, 7 mantissa bits) as an index into a table o
 cell with at most one mid-point in it needs one comparison, and the result is the same bit for bit;
 codebooks that put two mid-points into a cell are searched.  Codebooks have two levels at least.
 
-Temporaries are bounded by a tile (`blocks.TILE` elements), whatever the size of the tensor.
+Temporaries are bounded by a tile (`blocks.tile_size` elements), whatever the size of the tensor.
 NaN has no nearest level: callers refuse it first.
 """
 
@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from quantsweep.numerics.blocks import tiles
+from quantsweep.numerics.blocks import tiles_of
 from quantsweep.numerics.scales import without_zeros
 
 _CELLS = 1 << 16
@@ -46,7 +46,7 @@ def encode(values_NB: Tensor, scale_N1: Tensor, levels_L: Tensor) -> Tensor:
     table = _cached_table(tuple(middle.tolist()), middle.device) if values_NB.numel() > _SMALL else None
     divisor_N1 = without_zeros(scale_N1)
     codes_NB = torch.empty(values_NB.shape, dtype=torch.uint8, device=values_NB.device)
-    for rows, columns in tiles(*values_NB.shape):
+    for rows, columns in tiles_of(values_NB):
         unit = values_NB[rows, columns] / divisor_N1[rows]
         codes_NB[rows, columns] = torch.bucketize(unit, middle, out_int32=True) if table is None else _look_up(unit, table)
     return codes_NB
@@ -55,7 +55,7 @@ def encode(values_NB: Tensor, scale_N1: Tensor, levels_L: Tensor) -> Tensor:
 def decode(codes_NB: Tensor, scale_N1: Tensor, levels_L: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """levels[codes] · scale: (N, B) uint8 -> (N, B), computed in float32 and cast to `dtype`."""
     values_NB = torch.empty(codes_NB.shape, dtype=dtype, device=codes_NB.device)
-    for rows, columns in tiles(*codes_NB.shape):
+    for rows, columns in tiles_of(codes_NB):
         codes = codes_NB[rows, columns]
         units = levels_L.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape)
         torch.mul(units, scale_N1[rows], out=values_NB[rows, columns])

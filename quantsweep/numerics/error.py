@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantsweep.numerics.blocks import TILE
+from quantsweep.numerics.blocks import tile_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +28,8 @@ class WeightError:
 def weight_error(weight_OI: Tensor, quantized_OI: Tensor) -> WeightError:
     """Compare two (O, I) tensors of any floating type; both are read as float32."""
     squared, norm, largest = torch.zeros(3, dtype=torch.float64, device=weight_OI.device)
-    chunks = zip(torch.split(weight_OI.reshape(-1), TILE), torch.split(quantized_OI.reshape(-1), TILE), strict=True)
-    for original, quantized in chunks:
+    size = tile_size(weight_OI.device)
+    for original, quantized in zip(torch.split(weight_OI.reshape(-1), size), torch.split(quantized_OI.reshape(-1), size), strict=True):
         original = original.to(torch.float32)
         difference = original - quantized.to(torch.float32)
         squared += difference.square().sum(dtype=torch.float64)

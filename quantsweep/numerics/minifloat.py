@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from quantsweep.numerics import codebook
-from quantsweep.numerics.blocks import tiles
+from quantsweep.numerics.blocks import tiles_of
 from quantsweep.numerics.scales import without_zeros
 
 _BIAS_32, _MANTISSA_32, _FIELD_32 = 127, 23, 0xFF  # of float32
@@ -88,7 +88,7 @@ def encode(values_NB: Tensor, scale_N1: Tensor, element: MiniFloat) -> Tensor:
     """Codes (N, B) uint8 of the numbers nearest to values / scale; both float32 and finite."""
     divisor_N1 = without_zeros(scale_N1)
     codes_NB = torch.empty(values_NB.shape, dtype=torch.uint8, device=values_NB.device)
-    for rows, columns in tiles(*values_NB.shape):
+    for rows, columns in tiles_of(values_NB):
         codes_NB[rows, columns] = _codes(values_NB[rows, columns] / divisor_N1[rows], element)
     return codes_NB
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quantsweep.numerics.blocks import TILE
+from quantsweep.numerics.blocks import tile_size
 
 _WIDTHS = (16, 8, 8)
 
@@ -55,7 +55,7 @@ def order_statistics(values_n: Tensor, ranks: Sequence[int]) -> dict[int, float]
 def _histogram(values_n: Tensor, next_rows: list[Tensor], num_rows: int, width: int) -> Tensor:
     """Counts of (row, next digit), flattened: ((num_rows + 1)·2^width,), the last row being the sink."""
     counts = torch.zeros((num_rows + 1) << width, dtype=torch.int64, device=values_n.device)
-    for chunk in torch.split(values_n, TILE):
+    for chunk in torch.split(values_n, tile_size(values_n.device)):
         ordered = _ordered(chunk)
         cell = (ordered >> 16).add_(0x8000)
         for next_row, shift in zip(next_rows, (8, 0), strict=False):

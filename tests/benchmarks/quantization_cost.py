@@ -1,6 +1,6 @@
 """What quantizing a model costs beside evaluating it, and beside bitsandbytes' own kernels.
 
-    python -m tests.benchmarks.quantization_cost [--model mini|410m|6.9b] [--limit 100] [--output FILE]
+    python -m tests.benchmarks.quantization_cost [--model mini|410m|6.9b] [--limit 100] [--repeats 3] [--output FILE]
 
 mini: the largest bundled model, on whatever torch finds.  410m, 6.9b: GPT-NeoX of Pythia's shapes with random weights in
 float16 (numbers do not matter for time), for a GPU.  The evaluation is the bundled suite through the product's own evaluator:
@@ -14,13 +14,11 @@ over memory: each weight is read and written once.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +32,7 @@ from quantsweep.paths import product_root
 from quantsweep.registry import METHODS
 from quantsweep.schema import build_model, build_quantization, build_task
 from quantsweep.specs import ModelSpec, QuantizationSpec, TaskSpec
+from tests.benchmarks.measure import output_parser, say
 
 SHAPES = {
     "410m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "vocab_size": 50_304},
@@ -41,7 +40,6 @@ SHAPES = {
 }
 """Pythia's (Biderman et al. 2023, arXiv:2304.01373), as their config.json have them."""
 LARGEST_MINI = "mini-neox-6.0m"
-REPEATS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +53,16 @@ class Cost:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = output_parser(__doc__)
     parser.add_argument("--model", choices=["mini", *SHAPES], default="mini")
     parser.add_argument("--limit", type=int, default=100, help="examples of each task of the suite")
-    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    parser.add_argument("--repeats", type=int, default=3, help="each time is the median of so many (default: 3)")
     arguments = parser.parse_args(argv)
-    text = "\n".join(run(arguments.model, arguments.limit))
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+    say("\n".join(run(arguments.model, arguments.limit, arguments.repeats)), arguments.output)
     return 0
 
 
-def run(name: str, limit: int) -> list[str]:
+def run(name: str, limit: int, repeats: int) -> list[str]:
     """The table, line by line."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = _bundled(device) if name == "mini" else _random(name, device)
@@ -79,7 +74,7 @@ def run(name: str, limit: int) -> list[str]:
         f"{'data type':<22}{'quantize s':>11}{'restore s':>11}{'share %':>9}{'quantize %':>12}{'GB/s':>8}{'extra MB':>10}",
     ]
     for label, spec in _specs():
-        cost = _cost(loaded, spec)
+        cost = _cost(loaded, spec, repeats)
         trial = seconds + cost.quantize + cost.restore
         moved = 2 * loaded.num_quantizable * next(iter(loaded.layers.values())).dtype.itemsize
         lines.append(
@@ -87,7 +82,7 @@ def run(name: str, limit: int) -> list[str]:
             f"{100 * cost.quantize / trial:>12.2f}{moved / cost.quantize / 1e9:>8.1f}"
             f"{'' if cost.extra_bytes is None else f'{cost.extra_bytes / 1e6:.0f}':>10}"
         )
-    return [*lines, *_beside_bitsandbytes(loaded)]
+    return [*lines, *_beside_bitsandbytes(loaded, repeats)]
 
 
 def _bundled(device: str) -> LoadedModel:
@@ -143,7 +138,7 @@ def _evaluation(loaded: LoadedModel, limit: int) -> tuple[float, int]:
     return time.perf_counter() - started, tokens
 
 
-def _cost(loaded: LoadedModel, spec: QuantizationSpec) -> Cost:
+def _cost(loaded: LoadedModel, spec: QuantizationSpec, repeats: int) -> Cost:
     method = METHODS[spec.method]
     method.quantize(loaded.layers, spec)
     loaded.restore()
@@ -153,7 +148,7 @@ def _cost(loaded: LoadedModel, spec: QuantizationSpec) -> Cost:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     quantize, restore = [], []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         quantize.append(_timed(loaded, lambda: method.quantize(loaded.layers, spec)))
         restore.append(_timed(loaded, loaded.restore))
     extra = torch.cuda.max_memory_allocated() - before if on_gpu else None
@@ -173,7 +168,7 @@ def _wait(loaded: LoadedModel) -> None:
         torch.cuda.synchronize()
 
 
-def _beside_bitsandbytes(loaded: LoadedModel) -> list[str]:
+def _beside_bitsandbytes(loaded: LoadedModel, repeats: int) -> list[str]:
     """For information: its kernels quantize and dequantize the same weights (NF4 in blocks of 64)."""
     try:
         from bitsandbytes import functional
@@ -187,7 +182,7 @@ def _beside_bitsandbytes(loaded: LoadedModel) -> list[str]:
             functional.dequantize_4bit(packed, state)
 
     both()
-    seconds = statistics.median(_timed(loaded, both) for _ in range(REPEATS))
+    seconds = statistics.median(_timed(loaded, both) for _ in range(repeats))
     return [f"{'bitsandbytes nf4':<22}{seconds:>11.4f}   (quantize and dequantize only: no errors measured, nothing recorded)"]
 
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from quantsweep.data_types._base import dequantize_weight, quantize_weight
+from quantsweep.numerics import blocks
 from quantsweep.numerics.blocks import TILE
 from quantsweep.paths import product_root
 from quantsweep.registry import data_type_of
@@ -41,8 +42,11 @@ CASES = [
 @pytest.mark.parametrize(
     ("data_type", "symmetric", "options", "bit_width"), [(*case, k) for case in CASES for k in WIDTHS.get(case[0], (3, 4, 8))]
 )
-def test_gpu_equals_cpu(data_type: str, symmetric: bool, options: dict[str, Any], bit_width: int, shape: tuple[int, int]) -> None:
+def test_gpu_equals_cpu(
+    data_type: str, symmetric: bool, options: dict[str, Any], bit_width: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Small tensors (searched) and large ones (table, several tiles)."""
+    monkeypatch.setattr(blocks, "GPU_TILE", TILE)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     spec = QuantizationSpec(
         method="round_to_nearest",
