@@ -89,6 +89,11 @@ def interpolate(curve: Curve, x: Iterable[float], board: Scoreboard) -> tuple[Ve
     return np.asarray(values, float), np.asarray(stderrs, float)
 
 
+def plain_curves(found: Iterable[Curve]) -> list[Curve]:
+    """The baseline's, and those of data types with default options rounded to nearest: a label's further words say what is unusual."""
+    return [curve for curve in found if " " not in curve.label]
+
+
 def contenders(found: Sequence[Curve], score: str, *, family: str, block: str | None = "64", label: str | None = None) -> dict[int, Curve]:
     """The curve of each bit width: that of `block` and `label`, or the best of them where that is None.
 

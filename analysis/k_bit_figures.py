@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 
-from analysis.curves import Curve, contenders, curves
+from analysis.curves import Curve, contenders, curves, plain_curves
 from analysis.figures import HEIGHT_INCHES, LEGEND_INCHES, PANEL_INCHES, bit_width_name, draw_curve, legend
 from analysis.k_bit_inference import Setting, paired
 from analysis.scores import ACCURACY, BITS_PER_BYTE
@@ -24,28 +24,34 @@ if TYPE_CHECKING:
 
 NAMES = {ACCURACY: "mean zero-shot accuracy", BITS_PER_BYTE: "bits per byte"}
 EFFECT_WIDTHS = (3, 4)
+PANELS_A_ROW = 2
 
 
 def curves_at_equal_bits(board: Scoreboard, *, block: str | None = "64") -> Figure:
-    """The score against log2 total bits: one panel a family, one curve a bit width with its best data type.
+    """The score against log2 total bits: one panel a family, one curve a bit width with its best data type (default options).
 
     block: of all curves; None for the best of each.  Bars are standard errors over the examples, which all curves share.
     Raises ConfigurationError where no trial has such a block.
     """
-    found = curves(board)
+    found = plain_curves(curves(board))
     families = sorted({curve.family for curve in found})
     compared = {family: contenders(found, board.score, family=family, block=block) for family in families}
     drawn = {family: list(best.values()) for family, best in compared.items() if any(curve.label != BASELINE for curve in best.values())}
     if not drawn:
         there = sorted({curve.block for curve in found if curve.label != BASELINE}, key=block_order)
         raise ConfigurationError(f"no curve of {board.score} has block size {block}. There are: {', '.join(there) or '(none)'}")
-    width = PANEL_INCHES * len(drawn) + LEGEND_INCHES
-    figure, axes = plt.subplots(1, len(drawn), figsize=(width, HEIGHT_INCHES), sharey=True, squeeze=False, layout="constrained")
+    columns = min(len(drawn), PANELS_A_ROW)
+    rows = -(-len(drawn) // columns)
+    size = (PANEL_INCHES * columns + LEGEND_INCHES, HEIGHT_INCHES * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
     handles: dict[int, ErrorbarContainer] = {}
-    for axis, (family, best) in zip(axes[0], drawn.items(), strict=True):
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_visible(False)
+    for axis, (family, best) in zip(axes.flat, drawn.items(), strict=False):
         handles |= {curve.bits: _draw(axis, curve, board) for curve in best}
         axis.set_title(f"{family}\n{_chosen(best)}", fontsize="small")
-    axes[0][0].set_ylabel(NAMES[board.score])
+    for row in axes:
+        row[0].set_ylabel(NAMES[board.score])
     shown = f"block size {block}" if block else "best block size"
     figure.suptitle(f"{NAMES[board.score]}, best data type of each bit width, {shown}")
     figure.supxlabel("bars: standard error over examples (the same examples for all curves)", fontsize="small")

@@ -1,4 +1,8 @@
-"""`python -m analysis k_bit_inference results/k_bit_inference`: tables, claims and figures of the k-bit inference study."""
+"""`python -m analysis k_bit_inference results/k_bit_inference`: tables, claims and figures of the k-bit inference study.
+
+On the screen: which bit width wins, and the claims.  The long tables (what block sizes and data types change, at every bit width) and the
+figures go to files.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import pandas as pd
 
 import quantsweep
 from analysis.claims import Finding
-from analysis.curves import curves
+from analysis.curves import curves, plain_curves
 from analysis.figures import save
 from analysis.k_bit_claims import claims
 from analysis.k_bit_figures import NAMES, curves_at_equal_bits, effects_of_type_and_block
@@ -23,9 +27,13 @@ _WIDTH = 140
 
 
 def show(arguments: list[str]) -> None:
-    """Print the study's tables and claims; write its figures as PNG and SVG into the first folder."""
-    parser = argparse.ArgumentParser(prog="python -m analysis k_bit_inference", description="The k-bit inference study of a sweep.")
-    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of sweeps, such as results/k_bit_inference; figures go to the first")
+    """Print the study's winners and claims; write tables (CSV) and figures (PNG and SVG) into the first folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis k_bit_inference",
+        description="The k-bit inference study of a sweep.",
+        epilog="Written: k_bit_*.csv, .png and .svg.",
+    )
+    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of sweeps, such as results/k_bit_inference; files go to the first")
     folders = parser.parse_args(arguments).sweeps
     results, samples = quantsweep.load_results(folders), quantsweep.load_samples(folders)
     table = scores(results, samples)
@@ -34,20 +42,21 @@ def show(arguments: list[str]) -> None:
         raise ConfigurationError("no trial has all accuracy tasks of the table, and none has bits per byte. See quantsweep status")
     for score in known:
         board = Scoreboard(table, score, samples)
-        _print_tables(board)
+        _tables(board, folders[0])
         print(f"\nClaims, tested on {NAMES[score]}\n")
         print("\n\n".join(in_words(finding) for finding in claims(results, samples, score=score)))
         _draw(board, folders[0])
     r = correlation(table)
-    print(f"\nr of cross entropy and accuracy: {r.r:.3f} ({r.low:.3f} to {r.high:.3f}), {r.n} trials\nfigures: {folders[0]}")
+    print(f"\nr of cross entropy and accuracy: {r.r:.3f} ({r.low:.3f} to {r.high:.3f}), {r.n} trials")
+    print(f"tables and figures: {folders[0]}/k_bit_*")
 
 
-def _print_tables(board: Scoreboard) -> None:
+def _tables(board: Scoreboard, folder: Path) -> None:
     for size in SIZES:
-        best = best_bit_width(curves(board, size=size), board)
+        best = best_bit_width(plain_curves(curves(board, size=size)), board)
         _print(f"{NAMES[board.score]}: best bit width at equal {size.replace('_', ' ')}, block 64", shares(best))
-    _print(f"{NAMES[board.score]}: what smaller blocks change", block_size_effects(board))
-    _print(f"{NAMES[board.score]}: what the data type changes", data_type_effects(board))
+    for name, table in (("block_size", block_size_effects(board)), ("data_type", data_type_effects(board))):
+        table.to_csv(folder / f"k_bit_{name}_{board.score}.csv", index=False)
 
 
 def _print(title: str, table: pd.DataFrame) -> None:

@@ -17,7 +17,7 @@ import pytest
 import quantsweep
 from analysis.__main__ import main
 from analysis.claims import CONTRADICTED, OPEN, SUPPORTED, Finding
-from analysis.curves import contenders, curves, interpolate, mean_lead
+from analysis.curves import contenders, curves, interpolate, mean_lead, plain_curves
 from analysis.k_bit_claims import CLAIMS, claims
 from analysis.k_bit_figures import curves_at_equal_bits, effects_of_type_and_block
 from analysis.k_bit_inference import Setting, best_bit_width, block_size_effects, correlation, data_type_effects, paired, shares
@@ -632,7 +632,7 @@ def test_the_command_prints_tables_and_claims_and_draws_the_same_bytes_twice(
     assert main(["k_bit_inference", str(tmp_path), str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "mean zero-shot accuracy: best bit width at equal total model bits" in out
-    assert "bits per byte: what smaller blocks change" in out
+    assert "bits per byte: best bit width at equal total model bits without embeddings" in out
     assert out.count("NOT ENOUGH EVIDENCE") == 6 + 3
     names = {
         f"k_bit_{what}_{score}.{suffix}"
@@ -640,8 +640,13 @@ def test_the_command_prints_tables_and_claims_and_draws_the_same_bytes_twice(
         for score in ("accuracy", "bits_per_byte")
         for suffix in ("png", "svg")
     }
+    names |= {f"k_bit_{what}_{score}.csv" for what in ("block_size", "data_type") for score in ("accuracy", "bits_per_byte")}
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(first) == names
+    table = pd.read_csv(tmp_path / "k_bit_block_size_bits_per_byte.csv")
+    assert set(zip(table["bits"], table["label"], table["block"], table["against"], strict=True)) == {
+        (bits, kind, 64, 1024) for bits in (3, 4) for kind in ("int", "fp")
+    }
     assert main(["k_bit_inference", str(tmp_path), str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert not any(b"<dc:date>" in content for content in first.values())
@@ -650,6 +655,16 @@ def test_the_command_prints_tables_and_claims_and_draws_the_same_bytes_twice(
 def test_the_command_says_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["k_bit_inference", str(tmp_path)]) == 1
     assert "is not the folder of a sweep" in capsys.readouterr().err
+
+
+def test_winners_and_figures_are_of_plain_rounding() -> None:
+    """A proxy trial that is best at its bits is no candidate for the best data type of its width."""
+    kinds: list[dict[str, Any]] = [{}, {"method": PROXY}]
+    trials = [Trial(model=f"m{n}", parameters=2.0**n, bits=bits, **kind) for n in (20, 22) for bits in (3, 4) for kind in kinds]
+    board = board_of([row for t in trials for row in t.measured({"a": (0.6 if t.method == PROXY else 0.5, 0.01)})])
+    assert {curve.label for curve in curves(board)} == {"int", "int outlier_dependent"}
+    assert {curve.label for curve in plain_curves(curves(board))} == {"int"}
+    assert "outlier_dependent" not in curves_at_equal_bits(board).axes[0].get_title()
 
 
 def test_block_sizes_are_in_order() -> None:
