@@ -213,7 +213,8 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> tu
     stopped: list[int] = []
 
     def work(number: int) -> None:
-        extra = worker_environment(number, workers, device, max(1, array.resources.gpus)) if workers > 1 else {}
+        # The last task of a whole node may have one shard: it gets its own GPUs there, not all.
+        extra = worker_environment(number, workers, device, max(1, array.resources.gpus)) if array.workers > 1 else {}
         try:
             worker = Worker(plan, extra_environment=extra, stop=stop, context=context)
             with contextlib.closing(worker), contextlib.suppress(queue.Empty):

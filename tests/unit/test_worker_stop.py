@@ -732,11 +732,12 @@ def test_results_that_cannot_be_written_fail_the_job(
     assert "No space left" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("widths", "gpus"), [((2, 3), ["0,1", "2,3"]), ((2,), ["0,1"])], ids=["full", "one shard is left"])
 def test_a_whole_node_runs_workers_side_by_side_each_with_its_gpus(
-    sweep: SweepFolder, site: Site, in_job: None, monkeypatch: pytest.MonkeyPatch
+    sweep: SweepFolder, site: Site, in_job: None, monkeypatch: pytest.MonkeyPatch, widths: tuple[int, ...], gpus: list[str]
 ) -> None:
     cluster = ClusterSpec(kind="slurm", allocation="node", node_gpus=4)
-    write(sweep, [trial(bits, gpus=2) for bits in (2, 3)], cluster=cluster)
+    write(sweep, [trial(bits, gpus=2) for bits in widths], cluster=cluster)
     submit(sweep)
     seen: list[str] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
@@ -751,8 +752,8 @@ def test_a_whole_node_runs_workers_side_by_side_each_with_its_gpus(
 
     monkeypatch.setattr(slurm_job, "Worker", make)
     assert slurm_job.main(["task", submission(sweep), "0"]) == 0
-    assert sorted(seen) == ["0,1", "2,3"]
-    assert len(records.read_done(sweep.path)) == 4
+    assert sorted(seen) == gpus
+    assert len(records.read_done(sweep.path)) == 2 * len(widths)
 
 
 def _on_gpus(path: Path) -> Any:
