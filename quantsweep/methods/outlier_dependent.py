@@ -50,7 +50,8 @@ class OutlierDependent:
             if source is None:
                 kept_I = weight_OI.new_zeros(weight_OI.shape[1], dtype=torch.bool)
             else:
-                kept_I = outlier_columns(_spread_of(source, spread, layers), source, fraction)
+                # Of a model that is spread over GPUs the earlier layer may lie on another one.
+                kept_I = outlier_columns(_spread_of(source, spread, layers), source, fraction).to(weight_OI.device)
             return _encode(data_type, weight_OI, kept_I, dtype, spec)
 
         return encode_each(layers, encode, partial(decode, data_type))

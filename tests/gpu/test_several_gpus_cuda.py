@@ -16,7 +16,8 @@ from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
 
-TRIALS = ("model=mini-neox-0.3m,mini-opt-0.4m", "bit_width=3,16", "task=mini", "limit=10", "device=cuda")
+METHODS = "method=round_to_nearest,centering,outlier_dependent"  # the last looks at layers that lie on the other GPU
+TRIALS = ("model=mini-neox-0.3m,mini-opt-0.4m", METHODS, "bit_width=3,16", "task=mini", "limit=10", "device=cuda")
 
 
 def launch(folder: Path, sweep: str, *extra: str, **environment: str) -> pd.DataFrame:
