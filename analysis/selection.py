@@ -26,6 +26,7 @@ PLAIN_METHOD = "round_to_nearest"
 PROXY_METHOD = "outlier_dependent"
 CENTERING_METHOD = "centering"
 BASELINE = "none"
+_VARIANT = ("method", "method_options", "data_type", "data_type_options", "bits")
 _OTHER_AXES = ("symmetric", "scale_dtype", "block_axis", "calibration", "seed", "dtype")
 
 
@@ -54,7 +55,7 @@ def labelled(rows: pd.DataFrame) -> pd.DataFrame:
     Raises ConfigurationError where rows of one model cannot be told apart.
     """
     bits = rows["bit_width"].fillna(BASELINE_BITS).astype(int)
-    rows = rows.assign(bits=bits, block=[_block(row) for row in _records(rows)])
+    rows = rows.assign(bits=bits, block=[_block(row) for row in _records(rows, "method", "granularity", "block_size")])
     rows = rows.assign(label=_labels(rows))
     _refuse_duplicates(rows)
     return rows
@@ -78,8 +79,8 @@ def documents(rows: pd.DataFrame) -> str:
     return count(low, "document") if low == high else f"{low} to {high} documents"
 
 
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return cast("list[dict[str, Any]]", rows.to_dict("records"))
+def _records(rows: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", rows[list(columns)].to_dict("records"))
 
 
 def _only(rows: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
@@ -133,7 +134,7 @@ def _block(row: dict[str, Any]) -> str:
 
 def _labels(rows: pd.DataFrame) -> pd.Series[str]:
     """A column label for each row: data type, unusual options and method, and whatever else varies within a cell."""
-    labels = pd.Series([_variant(row) for row in _records(rows)], index=rows.index, dtype=object)
+    labels = pd.Series([_variant(row) for row in _records(rows, *_VARIANT)], index=rows.index, dtype=object)
     quantized = rows["method"] != BASELINE
     for axis in _OTHER_AXES:
         cells = rows[quantized].groupby([labels[quantized], "bits", "block", "family", "model"])[axis]
@@ -172,10 +173,11 @@ def _usual_options(kind: str, name: str, bit_width: int) -> dict[str, Any]:
 
 
 def _refuse_duplicates(rows: pd.DataFrame) -> None:
-    for (label, *_, model), same in rows.groupby(["label", "bits", "block", "family", "model"]):
-        if len(same) > 1:
-            axes = [axis for axis in ("sweep", *_OTHER_AXES, "trial_id") if axis in same and same[axis].nunique(dropna=False) > 1]
-            raise ConfigurationError(
-                f"{len(same)} rows of model '{model}' fall into one cell of column '{label}' and differ in {', '.join(axes) or 'nothing'}. "
-                f"Keep one of them before comparing: results[results.{(axes or ['trial_id'])[0]} == …]"
-            )
+    cell = ["label", "bits", "block", "family", "model"]
+    twins = rows[rows.duplicated(cell, keep=False)]  # none, as a rule: ten thousands of cells are not looked at one by one
+    for (label, *_, model), same in twins.groupby(cell):
+        axes = [axis for axis in ("sweep", *_OTHER_AXES, "trial_id") if axis in same and same[axis].nunique(dropna=False) > 1]
+        raise ConfigurationError(
+            f"{len(same)} rows of model '{model}' fall into one cell of column '{label}' and differ in {', '.join(axes) or 'nothing'}. "
+            f"Keep one of them before comparing: results[results.{(axes or ['trial_id'])[0]} == …]"
+        )
