@@ -228,7 +228,7 @@ def data_revisions(tasks: Iterable[TaskSpec], results_dir: str | Path) -> dict[s
 
 
 def own_switches() -> dict[str, str]:
-    """What this environment itself says to the hub's switches: a person's word, which a launch keeps for its jobs."""
+    """What this environment itself says to the hub's switches; a launch keeps it for its jobs, unless the plan has switched the hub off."""
     return {name: os.environ[name] for name in OFFLINE if name in os.environ}
 
 

@@ -157,7 +157,7 @@ def plan_retries(folder: SweepFolder, seen: Observation) -> tuple[int, dict[str,
 
 
 def _can_wait(folder: SweepFolder, seen: Observation, headers: Mapping[str, PlanHeader]) -> bool:
-    """True while there is enough queued work and retries were planned lately: a later step gathers them into fuller shards.
+    """True while there is enough queued work and a plan was written lately (a launch's counts): a later step gathers into fuller shards.
 
     Not where a node is to be left out: each submission keeps what is queued off it, and it may swallow the queue.
     """
