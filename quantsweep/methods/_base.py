@@ -99,7 +99,7 @@ def read_finite(name: str, layer: Layer) -> Tensor:
 class Stored:
     """What a file of one weight would hold: quantized blocks, and by name what the method keeps beside them, as it is stored.
 
-    `quantsweep.data_types.packed` makes bytes of the blocks.
+    `quantsweep.data_types._packed` makes bytes of the blocks.
     """
 
     quantized: Quantized

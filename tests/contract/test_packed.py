@@ -14,7 +14,7 @@ from component_cases import combinations, component, describe, stems
 from torch import Tensor
 
 from quantsweep.data_types._base import Quantized, dequantize_weight, quantize_weight
-from quantsweep.data_types.packed import PackedWeight, pack, unpack
+from quantsweep.data_types._packed import PackedWeight, pack, unpack
 from quantsweep.errors import ConfigurationError
 from quantsweep.methods import _base
 from quantsweep.methods._base import Decode, Encode, Layer, LayerRecord, Stored
