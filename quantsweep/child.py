@@ -54,7 +54,7 @@ class TrialRunner:
     def run(self, planned: PlannedTrial, settings: RunSettings) -> None:
         """Run one trial and report each step; the weights are the original ones again afterwards."""
         loaded, evaluator = self._load(planned.trial.model, settings)
-        meter = _Meter(loaded.device)
+        meter = _Meter(loaded)
         try:
             self._quantize(loaded, planned)
             for task in planned.tasks:
@@ -151,38 +151,38 @@ def _processor() -> str:
 
 
 class _Meter:
-    """Peak memory and energy of one trial, of all GPUs that this process sees."""
+    """Peak memory and energy of one trial, of the GPUs that its model lies on."""
 
-    def __init__(self, device: str) -> None:
-        self._gpu = device != "cpu"
-        if self._gpu:
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._gpus = sorted({weight.device.index for weight in loaded.model.parameters() if weight.device.type == "cuda"})
+        if self._gpus:
             import torch
 
-            for gpu in range(torch.cuda.device_count()):
+            for gpu in self._gpus:
                 torch.cuda.reset_peak_memory_stats(gpu)
         self._start = self._joules()
 
     def read(self) -> dict[str, float | None]:
         """Since the meter was made; energy only where the GPU counts it."""
-        if not self._gpu:
+        if not self._gpus:
             scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kilobytes on Linux
             return {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale, "energy_joules": None}
         import torch
 
         now = self._joules()
         energy = None if now is None or self._start is None else now - self._start
-        peak = sum(torch.cuda.max_memory_allocated(gpu) for gpu in range(torch.cuda.device_count()))
+        peak = sum(torch.cuda.max_memory_allocated(gpu) for gpu in self._gpus)
         return {"peak_memory_bytes": peak, "energy_joules": energy}
 
     def _joules(self) -> float | None:
-        if not self._gpu:
+        if not self._gpus:
             return None
         import pynvml
         import torch
 
         try:
             pynvml.nvmlInit()
-            uuids = [f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" for gpu in range(torch.cuda.device_count())]
+            uuids = [f"GPU-{torch.cuda.get_device_properties(gpu).uuid}" for gpu in self._gpus]
             handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
             return float(sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles)) / 1000
         except pynvml.NVMLError:

@@ -32,6 +32,7 @@ from quantsweep.specs import (
     BlockSize,
     CalibrationSpec,
     ModelSpec,
+    PlantedOutliers,
     QuantizationSpec,
     TaskSpec,
     TrialSpec,
@@ -273,7 +274,10 @@ def _planted(config: Any) -> Any:
     if not isinstance(config, Mapping):
         return config
     given = {key: value for key, value in config.items() if value is not None}
-    return given if given and given.get("scale") != 1 else None
+    if given.get("scale") != 1 or isinstance(given["scale"], bool):
+        return given or None
+    convert(PlantedOutliers, {"channels": 1, **given, "scale": 2.0}, "model.plant_outliers")  # the other values are checked all the same
+    return None
 
 
 @cache

@@ -48,6 +48,8 @@ from quantsweep.words import count
 
 PAUSE_SECONDS = 30.0
 """Workers that end take the step at most this often: it costs Slurm a request or two."""
+MANY_RUNNING = 2
+"""Retries wait only while others run: where this worker is the last one, what is queued may not be able to begin."""
 GATHER_SECONDS = 600.0
 """While queued tasks keep all running places busy, retries are planned at most this often: each plan makes shards of its own,
 and each shard loads its model anew."""
@@ -162,10 +164,10 @@ def _can_wait(folder: SweepFolder, seen: Observation, headers: Mapping[str, Plan
     Not where a node is to be left out: each submission keeps what is queued off it, and it may swallow the queue.
     """
     states = Counter(task.state for task in seen.in_flight)
-    if states[State.PENDING] <= states[State.RUNNING] or broken_nodes(folder):
+    if states[State.PENDING] <= states[State.RUNNING] or states[State.RUNNING] < MANY_RUNNING:
         return False
     newest = folder.plan / list(headers)[-1]
-    return filesystem_now(folder.plan) - newest.stat().st_mtime < GATHER_SECONDS
+    return filesystem_now(folder.plan) - newest.stat().st_mtime < GATHER_SECONDS and not broken_nodes(folder)
 
 
 def _left_behind(folder: SweepFolder, seen: Observation, headers: Mapping[str, PlanHeader]) -> list[tuple[str, PlannedTrial]]:

@@ -91,8 +91,7 @@ class LoadedModel:
 def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     """Load the model of `spec` onto `device`, in its compute dtype, for inference.
 
-    device: "cpu", one GPU ("cuda:1"), or "cuda": all GPUs that this process sees.
-
+    device: "cpu", one GPU ("cuda:1"), or "cuda": the first GPU, or all that this process sees where the model asks for several.
     Raises ModelError when it cannot be had, lacks weights, or is not a decoder-only transformer.
     """
     if spec.unavailable is not None:
@@ -152,7 +151,7 @@ def _hub_source(hub_id: str, revision: str | None) -> _Source:
 
 
 def _load_weights(spec: ModelSpec, source: _Source, device: str) -> PreTrainedModel:
-    placement = {} if device == "cpu" else {"device_map": _placement(device)}
+    placement = {} if device == "cpu" else {"device_map": _placement(device, spec.resources.gpus)}
     # Declared to return the model alone; with `output_loading_info` it returns a pair.
     from_pretrained: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]
     try:
@@ -166,12 +165,12 @@ def _load_weights(spec: ModelSpec, source: _Source, device: str) -> PreTrainedMo
     return model
 
 
-def _placement(device: str) -> str | dict[str, str]:
+def _placement(device: str, gpus: int) -> str | dict[str, str]:
     """Where `from_pretrained` puts a model: GPUs are filled directly, without a whole copy on the host first.
 
-    "cuda" means all GPUs that this process sees: a model that was given several is spread over them, block by block.
+    A model that asks for several GPUs is spread over those that this process sees, block by block; others lie on one.
     """
-    return "balanced" if device == "cuda" and torch.cuda.device_count() > 1 else {"": device}
+    return "balanced" if device == "cuda" and gpus > 1 and torch.cuda.device_count() > 1 else {"": device}
 
 
 def _check_complete(spec: ModelSpec, info: Mapping[str, Any]) -> None:

@@ -36,8 +36,9 @@ def test_two_gpus_give_what_one_gives(tmp_path: Path) -> None:
 
 def test_its_layers_lie_on_both() -> None:
     from quantsweep.models.loading import load_model
-    from quantsweep.specs import ModelSpec
+    from quantsweep.specs import ModelSpec, Resources
 
-    spec = ModelSpec(name="mini", family="mini", path="package:quantsweep/mini/models/mini-neox-6.0m", dtype="float32")
-    loaded = load_model(spec, "cuda")
-    assert {layer.device.index for layer in loaded.layers.values()} == {0, 1}
+    path = "package:quantsweep/mini/models/mini-neox-6.0m"
+    for gpus, devices in ((1, {0}), (2, {0, 1})):
+        spec = ModelSpec(name="mini", family="mini", path=path, dtype="float32", resources=Resources(gpus=gpus))
+        assert {layer.device.index for layer in load_model(spec, "cuda").layers.values()} == devices

@@ -361,6 +361,12 @@ def test_outliers_are_planted_by_a_dose_and_a_scale_of_one_is_the_plain_model() 
     assert planted == {None, *(PlantedOutliers(channels=c, scale=s) for c in (2, 4) for s in (8.0, 16.0))}
 
 
+@pytest.mark.parametrize("typed", ["channels=-3", "channels=x", "seed=half"])
+def test_a_planted_scale_of_1_hides_no_mistake(typed: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"plant_outliers"):
+        expand(*schema_and_grids("model.plant_outliers.scale=1", f"model.plant_outliers.{typed}"))
+
+
 def test_a_model_yaml_may_plant_outliers_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     text = (product_root() / "conf" / "model" / "mini-opt-0.4m.yaml").read_text()

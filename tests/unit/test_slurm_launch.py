@@ -130,7 +130,7 @@ def offline_in_job(sweep: SweepFolder, sbatch: Said, variables: tuple[tuple[str,
         ({"HF_HUB_OFFLINE": "0"}, {"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "1"}),
     ],
 )
-def test_a_launch_keeps_what_a_person_has_said_to_the_hubs_switches(
+def test_what_a_person_said_to_the_hubs_switches_is_kept_unless_the_plan_switched_the_hub_off(
     sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], planned: dict[str, str], kept: dict[str, str]
 ) -> None:
     monkeypatch.setattr(sweeper, "within_nodes", lambda cluster: cluster)
