@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.claims import CONTRADICTED, OPEN, SUPPORTED, Case, Claim, Finding, decide, scope
 from analysis.curves import Curve, combine, contenders, curves, mean_lead
-from analysis.k_bit_inference import GRID_POINTS, Setting, correlation, paired
+from analysis.k_bit_inference import GRID_POINTS, Setting, contrast, correlation, paired
 from analysis.scores import ACCURACY, BITS_PER_BYTE, scores
 from analysis.selection import BASELINE, BASELINE_BITS, PLAIN_METHOD, PROXY_METHOD
 from analysis.uncertainty import Scoreboard, Weights, Z
@@ -177,11 +177,11 @@ def _small_blocks_help_four_bit(claim: Claim, case: _KBitCase) -> Finding:
     case.state("4 bit: gain of block 64 over 1024", blocks, lacking="4-bit trials at blocks 64 and 1024")
     for label, against in (("fp", "int"), ("quantile", "int"), ("quantile", "fp")):
         lacking = f"4-bit trials of {label} and {against} at block {SMALL_BLOCK}"
-        case.state(f"4 bit: gain of {label} over {against}", _type_gain(case, 4, label, against), lacking=lacking)
-    wider = _mean(paired(case.board, _at(5, label, LARGE_BLOCK), _at(4, label, LARGE_BLOCK)) for label in TYPES)
-    ratio = combine((blocks, 1.0), (wider, -NEARLY)) if blocks and wider else {}
+        case.state(f"4 bit, block {SMALL_BLOCK}: gain of {label} over {against}", _type_gain(case, 4, label, against), lacking=lacking)
+    factors = ((4, SMALL_BLOCK, 1.0), (4, LARGE_BLOCK, NEARLY - 1.0), (5, LARGE_BLOCK, -NEARLY))
+    ratio = _mean(contrast(case.board, *((_at(bits, label, block), factor) for bits, block, factor in factors)) for label in TYPES)
     text = f"gain of block 1024 → 64 at 4 bit, less {NEARLY:g} × the gain of 4 → 5 bit at block 1024"
-    case.state(text, ratio, lacking="5-bit trials at block 1024")
+    case.state(text, ratio, lacking="models with 4-bit trials at blocks 64 and 1024 and 5-bit trials at block 1024")
     return decide(claim, case)
 
 
@@ -189,7 +189,7 @@ def _nothing_helps_wide(claim: Claim, case: _KBitCase) -> Finding:
     margin = NEGLIGIBLE[case.board.score]
     for bits in (6, 7, 8):
         gains = {f"block {SMALL_BLOCK} over {LARGE_BLOCK}": _block_gain(case, bits)}
-        gains |= {f"{label} over int": _type_gain(case, bits, label, "int") for label in TYPES if label != "int"}
+        gains |= {f"{label} over int at block {SMALL_BLOCK}": _type_gain(case, bits, label, "int") for label in TYPES if label != "int"}
         for name, gain in gains.items():
             text = f"{bits} bit: {margin:g} less the gain of {name}"
             case.state(text, combine((gain, -1.0)), constant=margin, lacking=f"{bits}-bit trials of {name}")
@@ -240,7 +240,7 @@ def _perplexity_tells_accuracy(claim: Claim, case: _KBitCase) -> Finding:
         missing = "trials with accuracies and bits per byte that both vary: 4 or more"
     elif found.high < STRONG:
         verdict = SUPPORTED
-    elif found.low > STRONG * math.sqrt(_reliability(rows)):
+    elif found.low > STRONG * math.sqrt(_reliability(case.board, rows)):
         verdict = CONTRADICTED
     else:
         missing = "more trials or more examples: errors of the accuracies weaken the correlation"
@@ -270,10 +270,9 @@ _TESTS: dict[str, Callable[[Claim, _KBitCase], Finding]] = {
 }
 
 
-def _reliability(rows: pd.DataFrame) -> float:
+def _reliability(board: Scoreboard, rows: pd.DataFrame) -> float:
     """Share of the variance of accuracy over trials that is not error over examples; errors weaken r by its root (Spearman 1904)."""
-    noise = float((rows[f"{ACCURACY}_stderr"] ** 2).mean())
-    return max(0.0, 1.0 - noise / float(rows[ACCURACY].var()))
+    return max(0.0, 1.0 - board.noise(list(rows.index)) / float(rows[ACCURACY].var()))
 
 
 # --- quantities ---------------------------------------------------------------------------------------------------------

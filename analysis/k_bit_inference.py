@@ -105,9 +105,14 @@ def paired(board: Scoreboard, of: Setting, against: Setting) -> Weights:
 
     Empty where no model has both.
     """
-    one, other = _by_model(board, of), _by_model(board, against)
-    models = [model for model in one if model in other]
-    return combine(*(term for model in models for term in (({one[model]: 1.0}, 1 / len(models)), ({other[model]: 1.0}, -1 / len(models)))))
+    return contrast(board, (of, 1.0), (against, -1.0))
+
+
+def contrast(board: Scoreboard, *terms: tuple[Setting, float]) -> Weights:
+    """Mean over models of Σ factor · score(setting), as weights of trials; over the models that have a number for every setting."""
+    found = [(_by_model(board, setting), factor) for setting, factor in terms]
+    models = [model for model in found[0][0] if all(model in trials for trials, _ in found)]
+    return combine(*(({trials[model]: 1.0}, factor / len(models)) for model in models for trials, factor in found))
 
 
 def _by_model(board: Scoreboard, setting: Setting) -> dict[str, str]:

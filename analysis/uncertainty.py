@@ -21,7 +21,7 @@ models on other examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
@@ -72,6 +72,19 @@ class Scoreboard:
         if self._samples is None:
             return math.sqrt(math.fsum((weight * self._stderrs[trial]) ** 2 for trial, weight in weights.items()))
         return float(np.linalg.norm(sum((weight * self._moves(trial) for trial, weight in weights.items()), np.zeros(1))))
+
+    def noise(self, trials: Sequence[str]) -> float:
+        """Variance of the scores over `trials` that the choice of examples makes: Σ_e var_i(u_ie), or the mean of se_i² without samples.
+
+        What an example does to all trials alike does not set them apart.
+        """
+        if self._samples is None:
+            return math.fsum(self._stderrs[trial] ** 2 for trial in trials) / len(trials)
+        total, squares = 0.0 * self._moves(trials[0]), 0.0 * self._moves(trials[0])
+        for trial in trials:
+            total += self._moves(trial)
+            squares += self._moves(trial) ** 2
+        return float((squares - total**2 / len(trials)).sum()) / (len(trials) - 1)
 
     def _tasks(self) -> list[str]:
         about = self.table.attrs

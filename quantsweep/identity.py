@@ -208,18 +208,33 @@ def _still_there(hashes: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def own_task_content(folder: Path, task: str) -> str | None:
-    """Short hash of a user's own definition of a task: its YAML, the Python beside it and local data files that it names.
+    """Short hash of a user's own definition of a task: its YAML, those that it includes, and the Python and local data files of each.
 
     None if no YAML in the folder defines the task: then it is the built-in one.
     """
-    defines = re.compile(rf"^task:\s*['\"]?{re.escape(task)}['\"]?\s*$", re.MULTILINE)
+    defines = re.compile(rf"^task:\s*(['\"]?){re.escape(task)}\1\s*(#.*)?$", re.MULTILINE)
     for path in sorted(folder.rglob("*.yaml")):
-        text = path.read_text(errors="replace")
-        if defines.search(text):
-            data = sorted({Path(word) for word in re.findall(r"[^\s'\"\[\],{}]+\.(?:parquet|jsonl?|csv|txt|arrow)\b", text)})
-            files = [path, *sorted(path.parent.glob("*.py")), *(path.parent / name for name in data if (path.parent / name).is_file())]
-            return hashlib.sha256("".join(_hash_of(file) for file in files).encode()).hexdigest()[:8]
+        if defines.search(path.read_text(errors="replace")):
+            return hashlib.sha256("".join(_hash_of(file) for file in _definition(path)).encode()).hexdigest()[:8]
     return None
+
+
+def _definition(path: Path, of: frozenset[Path] = frozenset()) -> list[Path]:
+    """The files that a task's YAML is made of; `of`: the YAMLs that include it."""
+    text = path.read_text(errors="replace")
+    data = sorted({Path(word) for word in re.findall(r"[^\s'\"\[\],{}]+\.(?:parquet|jsonl?|csv|txt|arrow)\b", text)})
+    files = [path, *sorted(path.parent.glob("*.py")), *(path.parent / name for name in data if (path.parent / name).is_file())]
+    for inner in _includes(text):
+        if (included := path.parent / inner).is_file() and included.resolve() not in of:
+            files += _definition(included, of | {path.resolve(), included.resolve()})
+    return files
+
+
+def _includes(text: str) -> list[str]:
+    """What a YAML's `include` names: one file, or a list of them in either of YAML's forms."""
+    found = re.search(r"^include:((?:[^\n]*\[[^\]]*\])|(?:[^\n]*(?:\n\s*-[^\n]*)*))", text, re.MULTILINE)
+    listed = "" if found is None else re.sub(r"(^|\s)#[^\n]*", "", found[1])
+    return re.findall(r"(?!-\s)[^\s'\"\[\],]+", listed)
 
 
 def _hash_of(file: Path) -> str:

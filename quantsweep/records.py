@@ -102,7 +102,9 @@ SIZE = (
     Column("num_parameters", _LONG, "parameters", "all parameters of the loaded model, tied ones once"),
     Column("num_embedding_parameters", _LONG, "parameters", "of them token and position embeddings and an untied output head"),
     Column("num_quantized", _LONG, "parameters", "of them in quantized layers"),
-    Column("bits_per_weight", _REAL, "bits", "stored bits a quantized weight: codes, scales, zero points, codebooks; 16 for the baseline"),
+    Column(
+        "bits_per_weight", _REAL, "bits", "stored bits a quantized weight, all counted (kept columns and means too); 16 for the baseline"
+    ),
     Column("total_model_bits", _REAL, "bits", "stored bits of the whole model; what is not quantized counts 16 a parameter"),
     Column("total_model_bits_without_embeddings", _REAL, "bits", "the same without num_embedding_parameters"),
 )

@@ -23,7 +23,7 @@ from quantsweep.errors import ResultsError
 if TYPE_CHECKING:
     import pandas as pd
 
-WHOLE_OR_NULL = ("data_type_version", "bit_width", "block_size", "seed", "num_fewshot", "limit")
+WHOLE_OR_NULL = ("data_type_version", "bit_width", "block_size", "seed", "num_fewshot", "limit", "plant_channels", "plant_seed")
 """Axes of `records.IDENTITY` and `records.TASK` that are whole numbers or null: columns of pandas' Int64, with <NA> for null."""
 
 Sweeps = str | Path | Iterable[str | Path]

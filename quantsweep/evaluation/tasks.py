@@ -110,7 +110,7 @@ def _folders() -> list[str]:
 
 def _check_readable(spec: TaskSpec, task_path: Path) -> None:
     """lm-eval passes over a YAML that it cannot read; a built-in task of the same name must not run in its place."""
-    defines_task = re.compile(rf"^task:\s*{re.escape(spec.lm_eval_task)}\s*$", re.MULTILINE)
+    defines_task = re.compile(rf"^task:\s*(['\"]?){re.escape(spec.lm_eval_task)}\1\s*(#.*)?$", re.MULTILINE)
     for file in task_path.rglob("*.yaml"):
         if defines_task.search(file.read_text(encoding="utf-8", errors="replace")):
             raise EvaluationError(f"task {spec.name}: lm-eval cannot read {file}; check its YAML, and the files that it includes")

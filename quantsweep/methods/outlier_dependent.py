@@ -13,7 +13,8 @@ layer without an earlier one (in the first block) has no such columns.
 
     stored bits = those of the rest + 16·O·|J| + 16·|J| for their indices
 
-which is p·(16 - k) bits a weight more, and 16·p/O for the indices.  Kept columns are float16, or bfloat16 where the model computes so.
+which is p·(16 - k) bits a weight more, less the p·16/B of scales that kept weights do not need, and 16·p/O for
+the indices.  Kept columns are float16, or bfloat16 where the model computes so.
 
 Source: Dettmers & Zettlemoyer, arXiv:2212.09720, "outlier-dependent quantization"; top 2 % there.
 """

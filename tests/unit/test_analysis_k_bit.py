@@ -563,6 +563,33 @@ def test_a_weak_correlation_counts_against_the_claim_only_beyond_the_errors_of_a
     assert found(uncertain, "f").effect == found(weak, "f").effect
 
 
+def test_examples_that_shake_all_trials_alike_are_no_noise_between_them() -> None:
+    rng = np.random.default_rng(6)
+    shared, alone, variance = [], [], []
+    for _ in range(25):
+        # 20 trials of one ability: whatever their accuracies differ by is noise.
+        item, own = rng.standard_normal(60), rng.standard_normal((20, 60))
+        observed = [Trial(model=f"m{i}").observed({"t": (item + 0.3 * e > 0).astype(float)}) for i, e in enumerate(own)]
+        table = scores(pd.DataFrame([row for rows, _ in observed for row in rows]))
+        samples = pd.DataFrame([row for _, rows in observed for row in rows])
+        shared.append(Scoreboard(table, "accuracy", samples).noise(list(table.index)))
+        alone.append(Scoreboard(table, "accuracy").noise(list(table.index)))
+        variance.append(table["accuracy"].var())
+    assert np.mean(shared) == pytest.approx(np.mean(variance), rel=0.2)
+    assert np.mean(alone) > 2 * np.mean(variance)
+
+
+def test_gains_of_blocks_and_of_a_bit_are_compared_where_both_are_known() -> None:
+    def accuracy(trial: Trial) -> float:
+        block, bit = {"int": (0.10, 0.10)}.get(trial.data_type, (0.01, 0.05))
+        return 0.5 + (block if trial.block == 64 else 0.0) + (bit if trial.bits > 4 else 0.0)
+
+    lacks = study(accuracy, keep=lambda trial: trial.data_type == "int" or trial.bits != 5)
+    assert found(lacks, "c").statements[-1].estimate == pytest.approx(0.10 - 0.8 * 0.10)
+    lacks = study(accuracy, keep=lambda trial: trial.data_type == "dynamic" or trial.bits != 5)
+    assert found(lacks, "c").statements[-1].estimate == pytest.approx(0.01 - 0.8 * 0.05)
+
+
 def test_claims_on_bits_per_byte_are_those_that_it_can_tell() -> None:
     findings = {finding.claim.id: finding.verdict for finding in claims(study(), score="bits_per_byte")}
     assert findings == {"a": SUPPORTED, "c": SUPPORTED, "d": SUPPORTED}
