@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.claims import CONTRADICTED, OPEN, SUPPORTED, Case, Claim, Finding, decide, scope
 from analysis.curves import Curve, combine, contenders, curves, mean_lead
-from analysis.k_bit_inference import GRID_POINTS, Setting, contrast, correlation, paired
+from analysis.k_bit_inference import GRID_POINTS, LEAST_MODELS, Setting, contrast, correlation, paired
 from analysis.scores import ACCURACY, BITS_PER_BYTE, scores
 from analysis.selection import BASELINE, BASELINE_BITS, PLAIN_METHOD, PROXY_METHOD
 from analysis.uncertainty import Scoreboard, Weights, Z
@@ -189,7 +189,12 @@ def _nothing_helps_wide(claim: Claim, case: _KBitCase) -> Finding:
     margin = NEGLIGIBLE[case.board.score]
     for bits in (6, 7, 8):
         gains = {f"block {SMALL_BLOCK} over {LARGE_BLOCK}": _block_gain(case, bits)}
-        gains |= {f"{label} over int at block {SMALL_BLOCK}": _type_gain(case, bits, label, "int") for label in TYPES if label != "int"}
+        gains |= {
+            f"{label} over int at block {block}": _type_gain(case, bits, label, "int", block)
+            for block in (SMALL_BLOCK, LARGE_BLOCK)
+            for label in TYPES
+            if label != "int"
+        }
         for name, gain in gains.items():
             text = f"{bits} bit: {margin:g} less the gain of {name}"
             case.state(text, combine((gain, -1.0)), constant=margin, lacking=f"{bits}-bit trials of {name}")
@@ -237,7 +242,9 @@ def _perplexity_tells_accuracy(claim: Claim, case: _KBitCase) -> Finding:
     rows = case.table.dropna(subset=["cross_entropy", ACCURACY])
     verdict, missing = OPEN, ""
     if math.isnan(found.low):
-        missing = "trials with accuracies and bits per byte that both vary: 4 or more"
+        missing = f"trials of {LEAST_MODELS} or more models with accuracies and bits per byte that both vary"
+    elif case.table.attrs["cross_entropy_per"] != "token":
+        missing = "the samples: perplexity is a token's, and the tables alone have bits per byte"
     elif found.high < STRONG:
         verdict = SUPPORTED
     elif found.low > STRONG * math.sqrt(_reliability(case.board, rows)):
@@ -292,8 +299,8 @@ def _block_gain(case: _KBitCase, bits: int) -> Weights:
     return _mean(paired(case.board, _at(bits, label, SMALL_BLOCK), _at(bits, label, LARGE_BLOCK)) for label in TYPES)
 
 
-def _type_gain(case: _KBitCase, bits: int, label: str, against: str) -> Weights:
-    return paired(case.board, _at(bits, label, SMALL_BLOCK), _at(bits, against, SMALL_BLOCK))
+def _type_gain(case: _KBitCase, bits: int, label: str, against: str, block: str = SMALL_BLOCK) -> Weights:
+    return paired(case.board, _at(bits, label, block), _at(bits, against, block))
 
 
 def _random_level(case: _KBitCase) -> float | None:

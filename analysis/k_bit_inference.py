@@ -25,6 +25,10 @@ from analysis.scores import ACCURACY, SIGN
 from analysis.selection import BASELINE, block_order
 from analysis.uncertainty import Scoreboard, Weights, Z
 
+DRAWS = 2_000
+"""Bootstrap draws of an interval."""
+LEAST_MODELS = 4
+"""Fewer models tell nothing about other models."""
 GRID_POINTS = 101
 """Positions at which curves are compared, so that shares are known to a hundredth."""
 
@@ -187,18 +191,28 @@ class Correlation:
 
 
 def correlation(table: pd.DataFrame) -> Correlation:
-    """Pearson's r of the capped cross entropy and the mean accuracy over trials (`scores`), with Fisher's interval.
+    """Pearson's r of the capped cross entropy and the mean accuracy over trials (`scores`), with a bootstrap interval over models.
 
-    tanh(artanh r ± z / √(n − 3)) (Fisher 1921) takes trials as independent draws.  They share models and examples, so it is narrower
-    than what other models would give.  Trials that lack one of the two are left out; with fewer than 4, or where
-    one of them does not vary, there is no interval.
+    Trials of one model are versions of it and no independent draws: whole models are drawn, with replacement and a fixed
+    seed (percentiles of `DRAWS`).  Trials that lack one of the two are left out; with fewer than `LEAST_MODELS` models, or where
+    one of the two does not vary, there is no interval.
     """
-    both = table[["cross_entropy", ACCURACY]].dropna()
-    n = len(both)
-    if n < 4 or (both.nunique() < 2).any():
+    both = table[["model", "cross_entropy", ACCURACY]].dropna()
+    n, models = len(both), int(both["model"].nunique())
+    if n < 2 or (both[["cross_entropy", ACCURACY]].nunique() < 2).any():
         return Correlation(r=math.nan, low=math.nan, high=math.nan, n=n)
-    r = float(np.corrcoef(both["cross_entropy"], both[ACCURACY])[0, 1])
-    if abs(r) >= 1:  # artanh is infinite: the interval is the point
-        return Correlation(r=r, low=r, high=r, n=n)
-    half = Z / math.sqrt(n - 3)
-    return Correlation(r=r, low=math.tanh(math.atanh(r) - half), high=math.tanh(math.atanh(r) + half), n=n)
+    x, y = both["cross_entropy"] - both["cross_entropy"].mean(), both[ACCURACY] - both[ACCURACY].mean()
+    moments = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}).groupby(both["model"]).sum().to_numpy()
+    r = float(_pearson(moments.sum(axis=0)))
+    if models < LEAST_MODELS:
+        return Correlation(r=r, low=math.nan, high=math.nan, n=n)
+    drawn = np.random.default_rng(0).integers(0, models, (DRAWS, models))
+    low, high = np.nanpercentile(_pearson(moments[drawn].sum(axis=1)), [2.5, 97.5])
+    return Correlation(r=r, low=float(low), high=float(high), n=n)
+
+
+def _pearson(moments: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
+    """r from sums (…, 6): count, x, y, x², y², xy; NaN where one of the two does not vary."""
+    n, x, y, xx, yy, xy = np.moveaxis(moments, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))  # type: ignore[no-any-return]

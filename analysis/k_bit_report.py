@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -20,10 +22,16 @@ from analysis.k_bit_claims import claims
 from analysis.k_bit_figures import NAMES, curves_at_equal_bits, effects_of_type_and_block
 from analysis.k_bit_inference import best_bit_width, block_size_effects, correlation, data_type_effects, shares
 from analysis.scores import SIGN, SIZES, scores
+from analysis.selection import planted_apart
 from analysis.uncertainty import Scoreboard
 from quantsweep.errors import ConfigurationError
+from quantsweep.words import count
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WIDTH = 140
+PLAIN = "plain models"
 
 
 def show(arguments: list[str]) -> None:
@@ -40,23 +48,38 @@ def show(arguments: list[str]) -> None:
     known = [score for score in SIGN if table[score].notna().any()]
     if not known:
         raise ConfigurationError("no trial has all accuracy tasks of the table, and none has bits per byte. See quantsweep status")
+    effects: dict[str, list[pd.DataFrame]] = {}
+    for title, models, outcomes in _variants(results, samples):
+        print(f"\n{f' {title} ':=^{_WIDTH}}")
+        for score in known:
+            board = Scoreboard(scores(models, outcomes), score, outcomes)
+            _print_winners(board)
+            print(f"\nClaims, tested on {NAMES[score]}\n")
+            print("\n\n".join(in_words(finding) for finding in claims(models, outcomes, score=score)))
+            for name, effect in (("block_size", block_size_effects(board)), ("data_type", data_type_effects(board))):
+                effects.setdefault(f"k_bit_{name}_{score}.csv", []).append(effect.assign(variant=title))
+            _draw_effects(board, folders[0], title)
+        r = correlation(scores(models, outcomes))
+        print(f"\nr of cross entropy and accuracy: {r.r:.3f} ({r.low:.3f} to {r.high:.3f}, over models), {count(r.n, 'trial')}")
+    for file, parts in effects.items():
+        pd.concat(parts).to_csv(folders[0] / file, index=False)
     for score in known:
-        board = Scoreboard(table, score, samples)
-        _tables(board, folders[0])
-        print(f"\nClaims, tested on {NAMES[score]}\n")
-        print("\n\n".join(in_words(finding) for finding in claims(results, samples, score=score)))
-        _draw(board, folders[0])
-    r = correlation(table)
-    print(f"\nr of cross entropy and accuracy: {r.r:.3f} ({r.low:.3f} to {r.high:.3f}), {r.n} trials")
-    print(f"tables and figures: {folders[0]}/k_bit_*")
+        _draw(curves_at_equal_bits, Scoreboard(table, score, samples), folders[0] / f"k_bit_curves_{score}")
+    print(f"\ntables and figures: {folders[0]}/k_bit_*")
 
 
-def _tables(board: Scoreboard, folder: Path) -> None:
+def _variants(results: pd.DataFrame, samples: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    """Plain models and each kind of planted ones, one after the other: what holds for one need not hold for the other."""
+    rows = planted_apart(results)
+    for planted in sorted(rows["planted"].unique()):
+        of_variant = results[rows["planted"] == planted]
+        yield planted.strip() or PLAIN, of_variant, samples[samples["trial_id"].isin(set(of_variant["trial_id"]))]
+
+
+def _print_winners(board: Scoreboard) -> None:
     for size in SIZES:
         best = best_bit_width(plain_curves(curves(board, size=size)), board)
-        _print(f"{NAMES[board.score]}: best bit width at equal {size.replace('_', ' ')}, block 64", shares(best))
-    for name, table in (("block_size", block_size_effects(board)), ("data_type", data_type_effects(board))):
-        table.to_csv(folder / f"k_bit_{name}_{board.score}.csv", index=False)
+        _print(f"{NAMES[board.score]}: best bit width at equal {size.replace('_', ' ')}, best data type of each, block 64", shares(best))
 
 
 def _print(title: str, table: pd.DataFrame) -> None:
@@ -76,11 +99,15 @@ def in_words(finding: Finding) -> str:
     return "\n".join([first, *(textwrap.indent(line, "    ") for line in rest)])
 
 
-def _draw(board: Scoreboard, folder: Path) -> None:
-    for name, draw in (("curves", curves_at_equal_bits), ("effects", effects_of_type_and_block)):
-        try:
-            figure = draw(board)
-        except ConfigurationError as error:
-            print(f"\nno figure of {name}: {error}")
-        else:
-            save(figure, folder / f"k_bit_{name}_{board.score}")
+def _draw_effects(board: Scoreboard, folder: Path, title: str) -> None:
+    suffix = "" if title == PLAIN else f"_{title.replace(' ', '_').replace('×', 'x')}"
+    _draw(effects_of_type_and_block, board, folder / f"k_bit_effects_{board.score}{suffix}")
+
+
+def _draw(draw: Callable[[Scoreboard], Figure], board: Scoreboard, path: Path) -> None:
+    try:
+        figure = draw(board)
+    except ConfigurationError as error:
+        print(f"\nno figure {path.name}: {error}")
+    else:
+        save(figure, path)
