@@ -8,10 +8,10 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup sweep test test-slurm test-soak check clean
+.PHONY: help setup sweep test test-slurm check clean
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo "make check     ruff and mypy"; echo "make test-slurm  the long suite on a real Slurm cluster on this machine"; echo "make test-soak   its longest tests: 2,016 trials under tight limits; a sweep torn down twenty times"
+	@sed -n 's/^#   //p' Makefile; echo "make check     ruff and mypy"; echo "make test-slurm  the long suite on a real Slurm cluster on this machine"
 
 setup: $(READY)
 
@@ -30,10 +30,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not long"
 
 test-slurm: $(READY)
-	QUANTSWEEP_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m "slurm and not soak" tests/slurm
-
-test-soak: $(READY)
-	QUANTSWEEP_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m soak tests/slurm
+	QUANTSWEEP_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(READY)
 	$(BIN)/ruff check .

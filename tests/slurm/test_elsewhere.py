@@ -125,7 +125,6 @@ def test_nodes_whose_clocks_are_two_hours_ahead(engine: Cluster, tmp_path: Path)
     assert study.check().rows == 32
 
 
-@pytest.mark.soak
 def test_killed_and_resumed_twenty_times_gives_the_same_table(engine: Cluster, tmp_path: Path) -> None:
     """The soak: whole sweeps torn down at random moments, twenty times; then the same values as one that was left alone."""
     calm = Study(cluster=engine, root=tmp_path, arguments=SLOW, name="calm")

@@ -28,7 +28,6 @@ class Watch(threading.Thread):
             self.most = max(self.most, len(self.study.queued()))
 
 
-@pytest.mark.soak
 def test_two_thousand_trials_pass_under_tight_limits(engine: Cluster, tmp_path: object) -> None:
     """What did not fit is submitted by the running sweep itself: one launch command, nobody comes back."""
     study = Study(cluster=engine, root=tmp_path, arguments=(*TWO_THOUSAND, "cluster.qos=tight", "shard_minutes=0.25"))  # type: ignore[arg-type]
