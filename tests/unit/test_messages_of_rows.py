@@ -35,4 +35,6 @@ def test_a_row_tells_which_trial_it_is(tmp_path: Path, planted: PlantedOutliers 
     folder.create()
     columns: dict[str, Any] = records.identity_columns(trial)
     records.write_rows(folder, "metrics", [row("metrics", **columns)], "a")
-    assert words in results_text(folder.path, [trial.trial_id]).splitlines()[1]
+    task_key = row("metrics")["task_key"]
+    assert words in results_text(folder.path, {trial.trial_id: [task_key]}).splitlines()[1]
+    assert len(results_text(folder.path, {trial.trial_id: ["another limit"]}).splitlines()) == 1
