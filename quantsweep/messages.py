@@ -5,6 +5,7 @@ Pure functions from facts to text, so that the wording is in one place and can b
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -181,7 +182,11 @@ def _trial_words(row: Mapping[str, Any]) -> str:
     planted = "" if channels is None else f" {PlantedOutliers(channels=channels, scale=scale, seed=seed).label}"
     if row["data_type"] is None:
         return f"{row['model']}{planted} baseline"
-    return f"{row['model']}{planted} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
+    options = "".join(f" {key}={value}" for key, value in json.loads(row["method_options"]).items())
+    method = "" if row["method"] == "round_to_nearest" else f" {row['method']}{options}"
+    return (
+        f"{row['model']}{planted}{method} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
+    )
 
 
 def _of(rows: Any, trial_ids: list[str]) -> Any:

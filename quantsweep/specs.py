@@ -311,13 +311,14 @@ class TrialSpec:
 
     @property
     def label(self) -> str:
-        """A short text for people: `mini-neox-6.0m int 4-bit block 64`."""
+        """A short text for people: `mini-neox-6.0m round_to_nearest int 4-bit block 64 convention=kbit`."""
         q = self.quantization
         if q.is_baseline:
             return f"{self.model.label} baseline"
         block = "channel" if q.block_size is None else q.block_size
         options = "".join(f" {key}={value}" for key, value in q.data_type_options if value is not None and key != LEVELS)
-        return f"{self.model.label} {q.method} {q.data_type} {q.bit_width}-bit block {block}{options}"
+        method = q.method + "".join(f" {key}={value}" for key, value in q.method_options if value is not None)
+        return f"{self.model.label} {method} {q.data_type} {q.bit_width}-bit block {block}{options}"
 
 
 @dataclass(frozen=True, kw_only=True)

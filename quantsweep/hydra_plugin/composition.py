@@ -175,6 +175,7 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
             own = _own_folders(override.value())
             if own is None:
                 return  # not plain folders: Hydra and the schema check what is typed
+            problems += [f"hydra.searchpath: {folder} is not a folder" for folder in own if not folder.is_dir()]
             folders = [*folders, *own]
     for override in overrides:
         key = override.key_or_group
@@ -202,12 +203,12 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
 
 
 def _own_folders(places: Any) -> list[Path] | None:
-    """The folders of `hydra.searchpath=[file:///my/conf]`; None where it names something else, or a folder that is not there."""
+    """The folders of `hydra.searchpath=[file:///my/conf]`; None where it names something else."""
     if not isinstance(places, list):
         return None
     texts = [str(_element(place)) for place in places]
-    folders = [Path(text.removeprefix("file://")) for text in texts]
-    return folders if all(folder.is_dir() for folder in folders) else None
+    plain_paths = [text.removeprefix("file://") for text in texts]
+    return None if any("://" in text for text in plain_paths) else [Path(text) for text in plain_paths]
 
 
 def _study_file_problems(name: str, folders: Sequence[Path]) -> list[str]:

@@ -533,3 +533,5 @@ def test_unknown_keys_are_refused_with_a_plus_and_with_folders_of_ones_own(tmp_p
     for arguments, near in ((["+bitwidth=3"], "'bit_width'"), ([path, "bitwidth=3"], "'bit_width'"), ([path, "data_type=mien"], "'mine'")):
         with pytest.raises(ConfigurationErrors, match=near):
             check_command_line(arguments)
+    with pytest.raises(ConfigurationErrors, match="missing is not a folder"):
+        check_command_line([f"hydra.searchpath=[file://{tmp_path}/missing]"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ INT = QuantizationSpec(
     [
         (None, BASELINE, "m baseline "),
         (None, INT, "m int 3-bit block 64 "),
+        (
+            None,
+            replace(INT, method="outlier_dependent", method_options=(("fraction", 0.05),)),
+            "m outlier_dependent fraction=0.05 int 3-bit",
+        ),
         (PlantedOutliers(channels=4, scale=16.0), BASELINE, "m planted 4×16 baseline "),
         (PlantedOutliers(channels=4, scale=1.5, seed=2), INT, "m planted 4×1.5 seed 2 int 3-bit block 64 "),
     ],
