@@ -7,6 +7,7 @@ figures go to files.
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from analysis.curves import curves, plain_curves
 from analysis.figures import save
 from analysis.k_bit_claims import claims
 from analysis.k_bit_figures import NAMES, curves_at_equal_bits, effects_of_type_and_block
-from analysis.k_bit_inference import best_bit_width, block_size_effects, correlation, data_type_effects, shares
+from analysis.k_bit_inference import Correlation, best_bit_width, block_size_effects, correlation, data_type_effects, shares
 from analysis.scores import SIGN, SIZES, scores
 from analysis.selection import planted_apart
 from analysis.uncertainty import Scoreboard
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 140
 PLAIN = "plain models"
+_NO_WINNER = "(none: it takes a family with two models or more at two bit widths, whose curves share a range of sizes)"
 
 
 def show(arguments: list[str]) -> None:
@@ -59,8 +61,7 @@ def show(arguments: list[str]) -> None:
             for name, effect in (("block_size", block_size_effects(board)), ("data_type", data_type_effects(board))):
                 effects.setdefault(f"k_bit_{name}_{score}.csv", []).append(effect.assign(variant=title))
             _draw_effects(board, folders[0], title)
-        r = correlation(scores(models, outcomes))
-        print(f"\nr of cross entropy and accuracy: {r.r:.3f} ({r.low:.3f} to {r.high:.3f}, over models), {count(r.n, 'trial')}")
+        print(f"\n{correlation_in_words(correlation(scores(models, outcomes)))}")
     for file, parts in effects.items():
         pd.concat(parts).to_csv(folders[0] / file, index=False)
     for score in known:
@@ -82,8 +83,15 @@ def _print_winners(board: Scoreboard) -> None:
         _print(f"{NAMES[board.score]}: best bit width at equal {size.replace('_', ' ')}, best data type of each, block 64", shares(best))
 
 
+def correlation_in_words(r: Correlation) -> str:
+    """The correlation with its interval, or that there is none to be had."""
+    found = f"r of cross entropy and accuracy: {r.r:.3f}" if not math.isnan(r.r) else "no r of cross entropy and accuracy"
+    interval = "" if math.isnan(r.low) else f" ({r.low:.3f} to {r.high:.3f}, over models)"
+    return f"{found}{interval}, {count(r.n, 'trial')} with both"
+
+
 def _print(title: str, table: pd.DataFrame) -> None:
-    print(f"\n{title}\n{table.round(4).to_string(index=False) if len(table) else '(no rows)'}")
+    print(f"\n{title}\n{table.round(4).to_string(index=False) if len(table) else _NO_WINNER}")
 
 
 def in_words(finding: Finding) -> str:

@@ -22,3 +22,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(importlib.import_module("quantsweep.results"), name)
     raise AttributeError(f"module 'quantsweep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -66,7 +66,7 @@ def _method_reason(quantization: QuantizationSpec, capabilities: Capabilities) -
     for option, (low, high) in (capabilities.get("ranges") or {}).items():
         value = options[option]
         if not _is_number(value) or not low < value < high:
-            return f"{whom} needs method.options.{option} between {low} and {high}; got {_shown(value)}"
+            return f"{whom} needs method.options.{option} above {low} and below {high}; got {_shown(value)}"
     allowed = capabilities.get("data_types")
     if allowed is None or quantization.data_type in allowed:
         return None

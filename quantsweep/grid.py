@@ -24,10 +24,15 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A product of axes; `origin` tells people where it was written: "sweeps/quickstart.yaml, grid 2"."""
+    """A product of axes.
+
+    origin: tells people where it was written: "sweeps/quickstart.yaml, grid 2".
+    typed: keys of a study's grid whose values were typed on the command line instead.
+    """
 
     axes: tuple[Axis, ...]
     origin: str
+    typed: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
@@ -63,9 +68,11 @@ def refine(grids: tuple[Grid, ...], overrides: Mapping[str, tuple[Any, ...]]) ->
         if any(key in grid.keys for grid in grids):
             grids = tuple(_replace_axis(grid, axis) for grid in grids)
         else:
-            grids = tuple(replace(grid, axes=(*grid.axes, axis)) for grid in grids)
+            grids = tuple(replace(grid, axes=(*grid.axes, axis), typed=grid.typed | {key}) for grid in grids)
     return grids
 
 
 def _replace_axis(grid: Grid, new: Axis) -> Grid:
-    return replace(grid, axes=tuple(new if axis.key == new.key else axis for axis in grid.axes))
+    if new.key not in grid.keys:
+        return grid
+    return replace(grid, axes=tuple(new if axis.key == new.key else axis for axis in grid.axes), typed=grid.typed | {new.key})

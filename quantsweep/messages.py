@@ -5,8 +5,9 @@ Pure functions from facts to text, so that the wording is in one place and can b
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,11 +148,11 @@ def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
     return text
 
 
-def results_text(folder: Path, trial_ids: list[str]) -> str:
-    """The rows of some trials as a table; what failed is said below it."""
+def results_text(folder: Path, asked: Mapping[str, Collection[str]]) -> str:
+    """The rows of some trials (trial id to task keys) as a table; what failed is said below it."""
+    trial_ids = list(asked)
     metrics = records.latest(_of(records.read_table(folder, "metrics"), trial_ids), ("trial_id", "task_key", "metric"))
-    axes = ["model", "plant_channels", "plant_scale", "plant_seed", "data_type", "bit_width", "granularity", "block_size"]
-    rows = metrics.select([*axes, "task", "metric", "value", "stderr", "num_samples", "bits_per_weight"]).to_pylist()
+    rows = [r for r in metrics.to_pylist() if r["task_key"] in asked[r["trial_id"]]]
     failed = [
         r
         for r in records.latest(_of(records.read_table(folder, "trials"), trial_ids), ("trial_id",)).to_pylist()
@@ -181,7 +182,11 @@ def _trial_words(row: Mapping[str, Any]) -> str:
     planted = "" if channels is None else f" {PlantedOutliers(channels=channels, scale=scale, seed=seed).label}"
     if row["data_type"] is None:
         return f"{row['model']}{planted} baseline"
-    return f"{row['model']}{planted} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
+    options = "".join(f" {key}={value}" for key, value in json.loads(row["method_options"]).items())
+    method = "" if row["method"] == "round_to_nearest" else f" {row['method']}{options}"
+    return (
+        f"{row['model']}{planted}{method} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
+    )
 
 
 def _of(rows: Any, trial_ids: list[str]) -> Any:

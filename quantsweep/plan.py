@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,9 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
     skipped: dict[str, tuple[int, str]] = {}
     problems: list[str] = []
     duplicates = candidates = 0
+    all_verdicts: list[_Verdicts] = []
     for grid in grids:
-        verdicts = _Verdicts(grid)
+        all_verdicts.append(verdicts := _Verdicts(grid))
         for candidate in grid.candidates():
             candidates += 1
             try:
@@ -135,7 +136,9 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
             known = found.get(planned.trial.trial_id)
             duplicates += known is not None and set(planned.tasks) <= set(known.tasks)
             found[planned.trial.trial_id] = planned if known is None else _with_tasks(known, planned)
-        problems.extend(verdicts.problems(schema))
+    useful = {item for verdicts in all_verdicts for item in verdicts.useful}
+    for verdicts in all_verdicts:
+        problems.extend(verdicts.problems(schema, useful))
     if problems:
         raise ConfigurationErrors(problems)
     return Expansion(trials=tuple(found.values()), duplicates=duplicates, skipped=skipped, candidates=candidates)
@@ -146,28 +149,37 @@ def _with_tasks(known: PlannedTrial, other: PlannedTrial) -> PlannedTrial:
 
 
 class _Verdicts:
-    """Finds axis values that lead nowhere: every candidate with them is meaningless, so they are mistakes."""
+    """Finds axis values that lead nowhere: every candidate with them is meaningless, so they are mistakes.
+
+    Where an axis of a study was replaced from the command line, other axes' values may mean nothing with the new ones (a 5-bit
+    exponent with bit_width=4): they are skipped and counted.  Mistakes there are typed values that lead nowhere in the whole study.
+    A model leaves no value of another axis without meaning.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self._useful: set[tuple[str, Any]] = set()
+        self.useful: set[tuple[str, Any]] = set()
+        self._typed = frozenset(key for key in grid.typed if key.split(".")[0] != "model")
         self._reasons: dict[tuple[str, Any], str] = {}
 
     def note(self, candidate: Mapping[str, Any], reason: str | None) -> None:
         """Record what became of a candidate; a model that cannot be had says nothing about the other axes."""
         for item in candidate.items():
             if reason is None or "unavailable" in reason:
-                self._useful.add(item)
+                self.useful.add(item)
             else:
                 self._reasons.setdefault(item, reason)
 
-    def problems(self, schema: Schema) -> list[str]:
-        """Messages for useless values and for dotted keys that no candidate has."""
-        bad = [item for item in self._reasons if item not in self._useful]
+    def problems(self, schema: Schema, useful: Collection[tuple[str, Any]]) -> list[str]:
+        """Messages for useless values and for dotted keys that no candidate has; `useful`: the useful values of all grids."""
+        bad = [item for item in self._reasons if item not in self.useful]
+        keys = [key for key in self.grid.keys if "." in key and key not in schema.seen_keys]
+        if self._typed:
+            bad = [item for item in bad if item[0] in self._typed and item not in useful]
+            keys = [key for key in keys if key in self.grid.typed]
         # When all candidates of a grid are refused for one value, the other axes' values look useless too:
         # the reason names the culprit, and one message a reason is enough.
         reasons = dict.fromkeys(f"{self._reasons[item]} ({self.grid.origin})" for item in bad)
-        keys = [k for k in self.grid.keys if "." in k and k not in schema.seen_keys]
         return [*reasons, *(f"no candidate of this grid has the key '{k}' ({self.grid.origin})" for k in keys)]
 
 

@@ -28,6 +28,7 @@ from quantsweep.errors import ConfigurationError, ModelError, did_you_mean
 from quantsweep.pins import Pins
 from quantsweep.specs import (
     BASELINE,
+    CHANNEL_NEEDS_INPUT,
     LEVELS,
     BlockSize,
     CalibrationSpec,
@@ -300,6 +301,9 @@ def build_quantization(method: Config, data_type: Config, scalars: Config, none:
     caps = _capabilities(data_type)
     block_size = caps["block_size"] if scalars["block_size"] == AUTO else _block_size(scalars["block_size"])
     axis = scalars["block_axis"] or caps["block_axis"]
+    if block_size is None and axis == "flat":  # a combination that means nothing, like any other: what it would be, and why not
+        described, _ = build_quantization(method, data_type, {**scalars, "block_axis": "input"}, none)
+        return described, CHANNEL_NEEDS_INPUT
     spec = QuantizationSpec(
         method=method["name"],
         method_version=method["version"],

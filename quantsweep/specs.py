@@ -38,6 +38,10 @@ SCALE_DTYPES = (*DTYPES, "e8m0", "e4m3")
 LEVELS = "levels"
 """The option that makes a data type a codebook: see `quantsweep.registry.data_type_of`."""
 BLOCK_AXES = ("flat", "input")
+
+CHANNEL_NEEDS_INPUT = (
+    "block_size=null means one scale an output channel, which needs block_axis=input; with block_axis=flat give a number or 'tensor'"
+)
 BASELINE = "none"
 """The method that changes nothing: the 16-bit baseline."""
 
@@ -226,10 +230,7 @@ class QuantizationSpec:
         if isinstance(self.block_size, str) and self.block_size != "tensor":
             raise ConfigurationError(f"block_size {self.block_size!r} is neither a number, nor 'tensor', nor null")
         if self.block_size is None and self.block_axis == "flat":
-            raise ConfigurationError(
-                "block_size=null means one scale an output channel, which needs block_axis=input; "
-                "with block_axis=flat give a number or 'tensor'"
-            )
+            raise ConfigurationError(CHANNEL_NEEDS_INPUT)
 
     @property
     def is_baseline(self) -> bool:
@@ -310,13 +311,14 @@ class TrialSpec:
 
     @property
     def label(self) -> str:
-        """A short text for people: `mini-neox-6.0m int 4-bit block 64`."""
+        """A short text for people: `mini-neox-6.0m round_to_nearest int 4-bit block 64 convention=kbit`."""
         q = self.quantization
         if q.is_baseline:
             return f"{self.model.label} baseline"
         block = "channel" if q.block_size is None else q.block_size
         options = "".join(f" {key}={value}" for key, value in q.data_type_options if value is not None and key != LEVELS)
-        return f"{self.model.label} {q.method} {q.data_type} {q.bit_width}-bit block {block}{options}"
+        method = q.method + "".join(f" {key}={value}" for key, value in q.method_options if value is not None)
+        return f"{self.model.label} {method} {q.data_type} {q.bit_width}-bit block {block}{options}"
 
 
 @dataclass(frozen=True, kw_only=True)

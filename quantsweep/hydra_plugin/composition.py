@@ -81,6 +81,30 @@ def expand_shorthand(arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
+def spread_options(arguments: Sequence[str]) -> list[str]:
+    """In a sweep over methods or data types, one value of an option becomes an axis: it reaches the components that have the option.
+
+    Hydra would look for it in the default component, which may have no such option, and advise to add it there.  The value is said
+    twice since Hydra's grammar has no sweep of one (equal values of an axis are one).
+
+    >>> spread_options(["method=centering,outlier_dependent", "method.options.fraction=0.05"])
+    ['method=centering,outlier_dependent', 'method.options.fraction=0.05,0.05']
+    """
+    parsed = [None if a.startswith("-") else OverridesParser.create().parse_override(a) for a in arguments]
+    is_study = any(o is not None and o.key_or_group == "sweeps" for o in parsed)
+    swept = {o.key_or_group for o in parsed if o is not None and o.is_sweep_override()}
+    spread: list[str] = []
+    for argument, override in zip(arguments, parsed, strict=True):
+        key, _, value = argument.lstrip("+").partition("=")
+        section, _, rest = key.partition(".")
+        is_option = section in ("method", "data_type") and rest.startswith("options.") and (is_study or section in swept)
+        if override is None or not is_option or override.is_sweep_override() or override.is_delete():
+            spread.append(argument)
+        else:
+            spread.append(f"{key}={value},{value}")
+    return spread
+
+
 def _is_source(value: Any) -> bool:
     """True for a path or a hub id, as opposed to the name of a yaml."""
     return isinstance(value, str) and ("/" in value or value.startswith(("~", "package:"))) and not any(c in value for c in ",()[]{}")
@@ -146,8 +170,13 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
             overrides.append(OverridesParser.create().parse_override(argument))
         except HydraException as error:
             problems.append(f"cannot read '{argument}': {str(error).splitlines()[0]}")
-    if any(o.key_or_group == "hydra.searchpath" for o in overrides):
-        return  # other folders join in: Hydra and the schema check what is typed
+    for override in overrides:
+        if override.key_or_group == "hydra.searchpath":
+            own = _own_folders(override.value())
+            if own is None:
+                return  # not plain folders: Hydra and the schema check what is typed
+            problems += [f"hydra.searchpath: {folder} is not a folder" for folder in own if not folder.is_dir()]
+            folders = [*folders, *own]
     for override in overrides:
         key = override.key_or_group
         if key not in (*GROUPS, "sweeps") or override.is_delete():
@@ -165,12 +194,21 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
     known_keys = _known_keys(folders, chosen)
     for override in overrides:
         key = override.key_or_group
-        if key in (*GROUPS, "sweeps") or override.is_hydra_override() or override.is_add() or override.is_force_add():
+        if key in (*GROUPS, "sweeps") or override.is_hydra_override():
             continue
         if key not in known_keys and not any(key.startswith(f"{free}.") for free in ("cluster", "tracking", "study")):
             problems.append(unknown_key(key, known_keys))
     if problems:
         raise ConfigurationErrors(problems)
+
+
+def _own_folders(places: Any) -> list[Path] | None:
+    """The folders of `hydra.searchpath=[file:///my/conf]`; None where it names something else."""
+    if not isinstance(places, list):
+        return None
+    texts = [str(_element(place)) for place in places]
+    plain_paths = [text.removeprefix("file://") for text in texts]
+    return None if any("://" in text for text in plain_paths) else [Path(text) for text in plain_paths]
 
 
 def _study_file_problems(name: str, folders: Sequence[Path]) -> list[str]:
@@ -217,6 +255,7 @@ def compose_base(arguments: Sequence[str]) -> DictConfig:
     """Compose the base configuration outside of a Hydra application (for the command line tool)."""
     arguments = expand_shorthand(arguments)
     check_command_line(arguments)
+    arguments = spread_options(arguments)
     fixed = [a for a in arguments if not OverridesParser.create().parse_override(a).is_sweep_override()]
     with initialize_config_dir(config_dir=str(product_root() / "conf"), version_base="1.3"):
         try:
@@ -233,9 +272,8 @@ def search_folders(hydra: Any) -> list[Path]:
 def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str]) -> Request:
     """The request behind a composed configuration and the overrides that were typed."""
     base = plain(cfg)
-    overrides = [
-        o for o in OverridesParser.create().parse_overrides(list(arguments)) if o.key_or_group != "sweeps" and not o.is_hydra_override()
-    ]
+    parsed = OverridesParser.create().parse_overrides(spread_options(arguments))
+    overrides = [o for o in parsed if o.key_or_group != "sweeps" and not o.is_hydra_override()]
     problems: list[str] = []
     axes, typed = _split(overrides, folders, problems)
     grids = refine(_study_grids(base, _study_origin(arguments), folders, problems), axes) if base["study"] else _command_line_grid(axes)

@@ -10,7 +10,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from quantsweep.errors import QuantsweepError, ResultsError
-from quantsweep.hydra_plugin.composition import check_command_line, expand_shorthand, help_text, refuse_sweeps, search_folders
+from quantsweep.hydra_plugin.composition import (
+    check_command_line,
+    expand_shorthand,
+    help_text,
+    refuse_sweeps,
+    search_folders,
+    spread_options,
+)
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
 from quantsweep.launching.local import run_local
@@ -32,7 +39,7 @@ def checked_arguments(arguments: list[str]) -> list[str]:
             refuse_sweeps(arguments)
     except QuantsweepError as error:
         sys.exit(str(error))
-    return arguments
+    return spread_options(arguments)
 
 
 def run(cfg: DictConfig) -> Any:
@@ -51,7 +58,8 @@ def _run_one(cfg: DictConfig) -> dict[str, int]:
     prepared.folder.create()
     with launch_lock(prepared.folder.plan / "launch.lock", purpose=RUN):
         failed = _run_here(prepared)
-    print(results_text(prepared.folder.path, [planned.trial.trial_id for planned in prepared.plan.trials]))
+    asked = {planned.trial.trial_id: [task.task_key for task in planned.tasks] for planned in prepared.plan.trials}
+    print(results_text(prepared.folder.path, asked))
     if failed:
         raise SystemExit(1)
     return prepared.plan.counts()

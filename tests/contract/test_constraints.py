@@ -70,6 +70,6 @@ def test_methods_bound_their_options(value: object) -> None:
     spec = replace(spec_of(INT, 4), method_options=(("fraction", value),))
     reason = reason_to_skip(spec, INT["capabilities"], {**METHOD, "ranges": {"fraction": [0, 1]}})
     assert reason is not None
-    assert reason.startswith("method 'round_to_nearest' needs method.options.fraction between 0 and 1; got")
+    assert reason.startswith("method 'round_to_nearest' needs method.options.fraction above 0 and below 1; got")
     fine = replace(spec, method_options=(("fraction", 0.5),))
     assert reason_to_skip(fine, INT["capabilities"], {**METHOD, "ranges": {"fraction": [0, 1]}}) is None

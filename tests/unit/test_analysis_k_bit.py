@@ -22,6 +22,7 @@ from analysis.curves import contenders, curves, interpolate, mean_lead, plain_cu
 from analysis.k_bit_claims import CLAIMS, claims
 from analysis.k_bit_figures import curves_at_equal_bits, effects_of_type_and_block
 from analysis.k_bit_inference import Setting, best_bit_width, block_size_effects, correlation, data_type_effects, paired, shares
+from analysis.k_bit_report import correlation_in_words
 from analysis.scores import scores
 from analysis.selection import block_order
 from analysis.uncertainty import Scoreboard, Z
@@ -378,6 +379,7 @@ def test_pearsons_r_and_where_it_has_no_interval() -> None:
     assert -1 - 1e-9 <= four.low <= four.r <= four.high <= 1 + 1e-9
     assert correlation(table.assign(model=["a", "b", "c", "d", "d"])) == four, "the seed is fixed"
     assert math.isnan(correlation(table.assign(accuracy=0.5)).r)
+    assert correlation_in_words(correlation(table.assign(accuracy=0.5))).startswith("no r of cross entropy and accuracy, ")
 
 
 # --- coverage -----------------------------------------------------------------------------------------------------------

@@ -486,3 +486,52 @@ def test_a_copy_of_a_model_is_the_same_trial_wherever_it_lies(tmp_path: Path) ->
 
 def test_plain_leaves_hydra_out() -> None:
     assert "hydra" not in plain(compose_base([]))
+
+
+def skipped(*arguments: str) -> int:
+    return sum(count for count, _ in expand(*schema_and_grids(*arguments)).skipped.values())
+
+
+@pytest.mark.parametrize(
+    ("typed", "count_of_skipped"),
+    [
+        (["data_type=int"], 0),  # no `int` has the exponent widths of grid 2: merged
+        (["bit_width=4"], 4),  # exponents of 4 and 5 bits, which no 4-bit number has, at two block sizes
+        (["data_type=nf,fp8", "bit_width=8"], 0),
+        (["method.options.fraction=0.1,0.2"], 24),
+        (["method.options.fraction=0.1"], 12),
+        (["+method.options.fraction=0.1"], 12),
+    ],
+)
+def test_a_replaced_axis_leaves_other_values_without_meaning_and_they_are_skipped(typed: list[str], count_of_skipped: int) -> None:
+    assert skipped("+sweeps=k_bit_inference_mini", "model=mini-neox-0.3m", *typed) == count_of_skipped
+
+
+@pytest.mark.parametrize(
+    "typed", [["data_type=nvfp4", "bit_width=8"], ["scale_dtype=e4m3"], ["data_type.options.exponent_bits=1,9"], ["block_size=null"]]
+)
+def test_a_typed_value_that_leads_nowhere_in_a_study_is_a_mistake(typed: list[str]) -> None:
+    with pytest.raises(ConfigurationErrors):
+        expand(*schema_and_grids("+sweeps=k_bit_inference_mini", "model=mini-neox-0.3m", *typed))
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_one_value_of_an_option_reaches_the_methods_that_have_it(plus: str) -> None:
+    specs = quantizations("method=round_to_nearest,outlier_dependent", f"{plus}method.options.fraction=0.05")
+    assert [dict(spec.method_options) for spec in specs] == [{}, {"fraction": 0.05}]
+
+
+def test_channels_need_an_axis_and_are_skipped_without_it() -> None:
+    assert skipped("block_axis=flat,input", "block_size=32,null") == 1
+    assert [spec.block_size for spec in quantizations("data_type=int,mxfp", "block_size=32,null")] == [32, 32, None]
+
+
+def test_unknown_keys_are_refused_with_a_plus_and_with_folders_of_ones_own(tmp_path: Path) -> None:
+    own_codebook(tmp_path, "mine", "[-1.0, 0.0, 1.0]")
+    path = f"hydra.searchpath=[file://{tmp_path}]"
+    check_command_line([path, "data_type=mine"])
+    for arguments, near in ((["+bitwidth=3"], "'bit_width'"), ([path, "bitwidth=3"], "'bit_width'"), ([path, "data_type=mien"], "'mine'")):
+        with pytest.raises(ConfigurationErrors, match=near):
+            check_command_line(arguments)
+    with pytest.raises(ConfigurationErrors, match="missing is not a folder"):
+        check_command_line([f"hydra.searchpath=[file://{tmp_path}/missing]"])

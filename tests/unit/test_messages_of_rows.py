@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ INT = QuantizationSpec(
     [
         (None, BASELINE, "m baseline "),
         (None, INT, "m int 3-bit block 64 "),
+        (
+            None,
+            replace(INT, method="outlier_dependent", method_options=(("fraction", 0.05),)),
+            "m outlier_dependent fraction=0.05 int 3-bit",
+        ),
         (PlantedOutliers(channels=4, scale=16.0), BASELINE, "m planted 4×16 baseline "),
         (PlantedOutliers(channels=4, scale=1.5, seed=2), INT, "m planted 4×1.5 seed 2 int 3-bit block 64 "),
     ],
@@ -35,4 +41,6 @@ def test_a_row_tells_which_trial_it_is(tmp_path: Path, planted: PlantedOutliers 
     folder.create()
     columns: dict[str, Any] = records.identity_columns(trial)
     records.write_rows(folder, "metrics", [row("metrics", **columns)], "a")
-    assert words in results_text(folder.path, [trial.trial_id]).splitlines()[1]
+    task_key = row("metrics")["task_key"]
+    assert words in results_text(folder.path, {trial.trial_id: [task_key]}).splitlines()[1]
+    assert len(results_text(folder.path, {trial.trial_id: ["another limit"]}).splitlines()) == 1
