@@ -134,8 +134,11 @@ def test_a_lost_node_is_not_the_end(engine: Cluster, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("warned", [True, False], ids=["warned", "without-a-warning"])
 def test_the_time_limit_ends_no_sweep(engine: Cluster, tmp_path: Path, warned: bool) -> None:
-    """A limit of one minute for eight trials of ten seconds: requeued at the warning, or (without one) resubmitted."""
-    faults = FaultPlan(faults=(Fault(kind="slow", rate=1.0, times=None, seconds=10.0),), state=tmp_path / "struck")
+    """A limit of one minute for eight trials of a quarter of one: requeued at the warning, or (without one) resubmitted.
+
+    Slurm enforces the limit up to half a minute late: two minutes of work meet it for certain.
+    """
+    faults = FaultPlan(faults=(Fault(kind="slow", rate=1.0, times=None, seconds=15.0),), state=tmp_path / "struck")
     eight = ("data_type=int,fp", "bit_width=4,8", "block_size=32,64")
     # CONT is a signal that nobody minds.
     signal_ = "cluster.signal_seconds=20" if warned else "+cluster.additional_parameters.signal='B:CONT@1'"
