@@ -61,6 +61,7 @@ def trial_columns(n: int) -> dict[str, Any]:
         "calibration": None,
         "seed": None,
         "dtype": "float16",
+        **dict.fromkeys(("plant_channels", "plant_scale", "plant_seed")),
         "attempt": f"{n * 40503 % 2**64:016x}",
         "shard_id": n // 20,
         "plan": "plan-00001-18a4c2d1e2f.parquet",
