@@ -53,15 +53,16 @@ def show(arguments: list[str]) -> None:
     effects: dict[str, list[pd.DataFrame]] = {}
     for title, models, outcomes in _variants(results, samples):
         print(f"\n{f' {title} ':=^{_WIDTH}}")
+        of_variant = scores(models, outcomes)
         for score in known:
-            board = Scoreboard(scores(models, outcomes), score, outcomes)
+            board = Scoreboard(of_variant, score, outcomes)
             _print_winners(board)
             print(f"\nClaims, tested on {NAMES[score]}\n")
             print("\n\n".join(in_words(finding) for finding in claims(models, outcomes, score=score)))
             for name, effect in (("block_size", block_size_effects(board)), ("data_type", data_type_effects(board))):
                 effects.setdefault(f"k_bit_{name}_{score}.csv", []).append(effect.assign(variant=title))
             _draw_effects(board, folders[0], title)
-        print(f"\n{correlation_in_words(correlation(scores(models, outcomes)))}")
+        print(f"\n{correlation_in_words(correlation(of_variant))}")
     for file, parts in effects.items():
         pd.concat(parts).to_csv(folders[0] / file, index=False)
     for score in known:

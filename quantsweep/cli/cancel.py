@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = filters.parse(arguments.filters, filters.PLAN_COLUMNS)
     num_named = _num_named(folder, chosen)
     hold = cancelled(arguments.filters, folder)
-    hold.save(folder)
+    if num_named:  # else it would catch what a later `rerun` brings back
+        hold.save(folder)
     seen = observe(folder)
     tasks = _named(folder, seen.in_flight, chosen) if chosen.terms else list(seen.in_flight)
     # Where everything is cancelled nothing is left to look after either.

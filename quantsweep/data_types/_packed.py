@@ -72,7 +72,10 @@ def unpack(packed: PackedWeight) -> Quantized:
     codes_NB = layout.split(codes_n.view(layout.out_features, layout.in_features))
     qparams = replace(form, scale_N1=_scale(arrays["scale"], packed.scale_dtype))
     if form.zero_N1 is not None:
-        qparams = replace(qparams, zero_N1=_zero(arrays.get("zero"), form, layout.num_blocks))
+        zero_N1 = form.zero_N1.expand(layout.num_blocks, 1)  # the same for all blocks where none is stored
+        if "zero" in arrays:
+            zero_N1 = _zero(arrays["zero"], form.zero_bits, layout.num_blocks)
+        qparams = replace(qparams, zero_N1=zero_N1)
     if "levels" in arrays:
         qparams = replace(qparams, levels_L=arrays["levels"].to(torch.float32))
     if "tensor_scale" in arrays:
@@ -97,10 +100,7 @@ def _stored_zero(zero_N: Tensor, bits: int) -> Tensor:
     return zero_N.to(torch.int16) if bits == _UNPACKED_ZERO_BITS else pack_bits(zero_N.to(torch.uint8), bits)
 
 
-def _zero(stored: Tensor | None, form: QParams, num_blocks: int) -> Tensor:
-    """(N, 1) float32; the same for all blocks where none is stored."""
-    if stored is None:
-        assert form.zero_N1 is not None
-        return form.zero_N1.expand(num_blocks, 1)
-    zeros = stored if form.zero_bits == _UNPACKED_ZERO_BITS else unpack_bits(stored, form.zero_bits, num_blocks)
+def _zero(stored: Tensor, bits: int, num_blocks: int) -> Tensor:
+    """As stored -> (N, 1) float32."""
+    zeros = stored if bits == _UNPACKED_ZERO_BITS else unpack_bits(stored, bits, num_blocks)
     return zeros.to(torch.float32)[:, None]

@@ -52,7 +52,7 @@ class OutlierDependent:
                 kept_I = weight_OI.new_zeros(weight_OI.shape[1], dtype=torch.bool)
             else:
                 # Of a model that is spread over GPUs the earlier layer may lie on another one.
-                kept_I = outlier_columns(_spread_of(source, spread, layers), source, fraction).to(weight_OI.device)
+                kept_I = outlier_columns(_spread_of(source, spread), source, fraction).to(weight_OI.device)
             return _encode(data_type, weight_OI, kept_I, dtype, spec)
 
         return encode_each(layers, encode, partial(decode, data_type))
@@ -67,14 +67,13 @@ def outlier_columns(spread_U: Tensor, source: InputSource, fraction: float) -> T
     return kept_I
 
 
-def _spread_of(source: InputSource, known: dict[str, Tensor], layers: Mapping[str, Layer]) -> Tensor:
+def _spread_of(source: InputSource, known: Mapping[str, Tensor]) -> Tensor:
+    """σ of the earlier layer, which the model has before the later one."""
     if source.layer not in known:
-        if source.layer not in layers:
-            raise QuantizationError(
-                f"its inputs come from {source.layer}, which is not quantized; its outliers cannot be foretold. "
-                "Take one of the two out of the model's `unquantized`, or put the other in"
-            )
-        known[source.layer] = layers[source.layer].read().std(dim=1, correction=0)
+        raise QuantizationError(
+            f"its inputs come from {source.layer}, which is not quantized; its outliers cannot be foretold. "
+            "Take one of the two out of the model's `unquantized`, or put the other in"
+        )
     return known[source.layer]
 
 

@@ -35,7 +35,7 @@ from quantsweep.specs import BlockSize
 TILE = 1 << 18
 """Elements that elementwise work takes at a time: fits a CPU's cache, and bounds temporaries."""
 GPU_TILE = 1 << 24
-"""The same on a GPU, where starting a kernel costs as much as some 2^16 elements: 64 MB of float32."""
+"""The same on a GPU, where many small tiles are many kernels to start: 64 MB of float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -236,3 +236,13 @@ def test_outlier_dependent_quantization_keeps_columns_in_every_layer_but_the_fir
         assert record.num_kept_columns == kept, record.layer
     assert [record.layer for record in records if not record.num_kept_columns] == ["gpt_neox.layers.0.attention.query_key_value"]
     loaded.restore()
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_sources_come_before_what_they_feed(family: str) -> None:
+    """In the order of the model, in which methods meet its layers."""
+    model = random_model(family)
+    order = list(quantizable_linears(model))
+    pairs = predecessors(model)
+    assert pairs
+    assert all(order.index(source.layer) < order.index(name) for name, source in pairs.items())

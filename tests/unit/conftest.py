@@ -1,12 +1,15 @@
-"""Fixtures of the engine's tests (tests/unit/engine_cases.py)."""
+"""Fixtures that several modules here use: the engine's (tests/unit/engine_cases.py) and the analysis' own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from quantsweep.paths import SweepFolder
+from tests.conftest import ROOT
 from tests.unit import engine_cases
 
 
@@ -22,3 +25,18 @@ def sweep(tmp_path: Path) -> SweepFolder:
 def site(monkeypatch: pytest.MonkeyPatch, sweep: SweepFolder) -> engine_cases.Site:
     """A cluster on paper in Slurm's place."""
     return engine_cases.install(monkeypatch, sweep)
+
+
+@pytest.fixture
+def reference() -> pd.DataFrame:
+    """The committed results of the quickstart."""
+    return pd.read_parquet(ROOT / "results" / "reference" / "quickstart.parquet")
+
+
+@pytest.fixture
+def closed_figures() -> Iterator[None]:
+    """What a test drew is let go after it."""
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,18 +20,7 @@ from analysis.tables import by_bit_width
 from quantsweep.errors import ConfigurationError
 from quantsweep.paths import product_root
 
-REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "quickstart.parquet"
-
-
-@pytest.fixture
-def reference() -> pd.DataFrame:
-    return pd.read_parquet(REFERENCE)
-
-
-@pytest.fixture(autouse=True)
-def closed_figures() -> Iterator[None]:
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def where(frame: pd.DataFrame, **values: Any) -> pd.Series:

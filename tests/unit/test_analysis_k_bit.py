@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,18 +28,7 @@ from analysis.uncertainty import Scoreboard, Z
 from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.evaluation.statistics import standard_error
 
-REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "quickstart.parquet"
-
-
-@pytest.fixture
-def reference() -> pd.DataFrame:
-    return pd.read_parquet(REFERENCE)
-
-
-@pytest.fixture(autouse=True)
-def closed_figures() -> Iterator[None]:
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,6 +144,17 @@ def test_hours_budget_nodes_and_who_is_at_work(sweep: SweepFolder, site: Site) -
     assert "process" in found["launch"]
 
 
+def test_a_cancel_that_names_nothing_that_is_left_leaves_no_hold(sweep: SweepFolder, site: Site) -> None:
+    """It would catch what a later `rerun` brings back."""
+    plan = write(sweep, [trial(2), trial(3)])
+    finish(sweep, trial(3), plan=plan.name)
+    arguments = {"sweep": sweep.name, "results_dir": str(sweep.path.parent)}
+    assert cancel.run(argparse.Namespace(filters=["bit_width=3"], **arguments)) == 0
+    assert list(read_holds(sweep)) == []
+    assert cancel.run(argparse.Namespace(filters=["bit_width=2"], **arguments)) == 0
+    assert len(list(read_holds(sweep))) == 1
+
+
 def test_what_a_newer_launch_has_taken_over_is_not_held(sweep: SweepFolder, site: Site) -> None:
     write(sweep, [trial(2), trial(3)], cluster=ClusterSpec())
     cancelled(["bit_width=2"], sweep).save(sweep)
