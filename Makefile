@@ -30,7 +30,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not long"
 
 test-slurm: $(READY)
-	QUANTSWEEP_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm tests/slurm
+	QUANTSWEEP_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm --durations=15 tests/slurm
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -142,7 +142,10 @@ def parse_state(text: str) -> State:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuedTask:
-    """One task as squeue shows it: of an array (`array_task_id` set) or a job by itself (None)."""
+    """One task as squeue shows it: of an array (`array_task_id` set), or a job by itself (None).
+
+    Tasks of an array that were cancelled before they began are one line together, and that has no task id either.
+    """
 
     job_id: str  # as scancel takes it: "123_4", or "123"
     array_job_id: int
@@ -197,8 +200,9 @@ def accounting(array_job_ids: Collection[int], since: datetime) -> dict[tuple[in
     """Return (array job id, task id) -> how it stands, in one sacct call; None if the cluster keeps no accounts.
 
     `since` is when the first of these jobs was submitted (local time if it names no zone): without it
-    sacct looks back to midnight only.  A job by itself has the task id None.  Tasks that the
-    database has not heard of are absent; it runs some seconds behind the controller.
+    sacct looks back to midnight only.  A job by itself has the task id None, and so have, together, the
+    tasks of an array that were cancelled before they began.  Tasks that the database has not heard of
+    are absent; it runs some seconds behind the controller.
     Raises SlurmUnavailable when the database does not answer.
     """
     if not array_job_ids:

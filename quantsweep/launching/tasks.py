@@ -3,6 +3,7 @@
     Slurm says                the worker's record says      the task
     pending, running, …       –                             in flight
     completed, failed, …      –                             ended, with that state
+    the array: cancelled      none                          ended, with that state: one line for all that had not begun
     nothing                   ended                         ended (COMPLETED)
     nothing                   heard of lately               in flight: the scheduler forgot it, or never knew it
     nothing                   silent for long, or none      UNKNOWN: held for STALE_SECONDS, then ended as UNKNOWN
@@ -214,7 +215,7 @@ def _with_receipts(submission: Submission, numbers: Mapping[str, int]) -> Submis
 def _tasks(
     folder: SweepFolder, submissions: list[Submission], queued: Iterable[slurm.QueuedTask], records: Iterable[Heard], *, assume_dead: bool
 ) -> list[Task]:
-    in_queue = {(task.array_job_id, task.array_task_id or 0): task for task in queued}
+    in_queue = {(task.array_job_id, task.array_task_id): task for task in queued}
     by_job = _by_job(records)
     now = filesystem_now(folder.plan)
     found: list[Task] = []
@@ -228,7 +229,8 @@ def _tasks(
                     silent.append((task, age))
                 else:
                     found.append(_stuck(task, known) or _from_slurm(task, known.state, known.node))
-    return [*found, *_forgotten(silent, by_job, now, assume_dead=assume_dead)]
+    unstarted = {number: task for (number, index), task in in_queue.items() if index is None}
+    return [*found, *_forgotten(silent, unstarted, by_job, now, assume_dead=assume_dead)]
 
 
 def _of_array(submission: Submission, number: int, array: SubmittedArray) -> Iterable[Task]:
@@ -268,8 +270,19 @@ def _by_job(records: Iterable[Heard]) -> dict[str, list[Heard]]:
     return found
 
 
-def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, list[Heard]], now: float, *, assume_dead: bool) -> list[Task]:
-    """Tasks that squeue does not show: accounts first, then the workers' own records, then patience."""
+def _forgotten(
+    silent: list[tuple[Task, float]],
+    unstarted: Mapping[int, slurm.QueuedTask],
+    by_job: Mapping[str, list[Heard]],
+    now: float,
+    *,
+    assume_dead: bool,
+) -> list[Task]:
+    """Tasks that squeue does not show: accounts first, then the workers' own records, then patience.
+
+    unstarted: array job id → the one line that Slurm keeps, without a task's number, for all tasks of an array that were
+    cancelled before they began.
+    """
     if not silent:
         return []
     numbers = {int(task.job_id.partition("_")[0]) for task, _ in silent}
@@ -281,11 +294,14 @@ def _forgotten(silent: list[tuple[Task, float]], by_job: Mapping[str, list[Heard
         accounts = {}  # the database is away: what it knows stays unknown, what workers said of themselves does not
     result = []
     for task, age in silent:
-        account = accounts.get((int(task.job_id.partition("_")[0]), task.index))
-        if account is not None and account.state.is_finished:
-            result.append(_from_slurm(task, account.state, account.node))
-            continue
-        result.append(_from_records(task, by_job.get(task.job_id, []), age, assume_dead=assume_dead))
+        number, workers = int(task.job_id.partition("_")[0]), by_job.get(task.job_id, [])
+        known: slurm.AccountedTask | slurm.QueuedTask | None = accounts.get((number, task.index))
+        if known is None and not workers:
+            known = unstarted.get(number) or accounts.get((number, None))
+        if known is not None and known.state.is_finished:
+            result.append(_from_slurm(task, known.state, known.node))
+        else:
+            result.append(_from_records(task, workers, age, assume_dead=assume_dead))
     return result
 
 

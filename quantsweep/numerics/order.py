@@ -6,8 +6,9 @@
 million elements and `torch.sort` allocates 12 bytes an element; here the float32 patterns are mapped
 to integers of the same order, and the wanted ranks are narrowed down digit by digit with histograms
 (radix selection: 16, then 8, then 8 bits).  The digits that hold wanted ranks form a tree whose
-nodes at one depth are the rows of the next histogram; everything else falls into one row more, the
-sink.  Counts are integers: the result is exact, and the same on every device.
+nodes at one depth are the rows of the next histogram.  Numbers outside them are dropped after the first
+histogram (at worst none are: one copy of the tensor); after the second they fall into one row more, the sink.
+Counts are integers: the result is exact, and the same on every device.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def order_statistics(values_n: Tensor, ranks: Sequence[int]) -> dict[int, float]
         nodes, row = torch.unique(index, return_inverse=True)
         next_rows.append(_transitions(nodes, counts.numel()))
         num_rows = nodes.numel()
+        if len(next_rows) == 1:
+            values_n = _within(values_n, next_rows[0], sink=num_rows)
     return dict(zip(ranks, _from_keys(key).tolist(), strict=True))
 
 
@@ -57,12 +60,22 @@ def _histogram(values_n: Tensor, next_rows: list[Tensor], num_rows: int, width: 
     counts = torch.zeros((num_rows + 1) << width, dtype=torch.int64, device=values_n.device)
     for chunk in torch.split(values_n, tile_size(values_n.device)):
         ordered = _ordered(chunk)
-        cell = (ordered >> 16).add_(0x8000)
+        cell = _first_digit(ordered)
         for next_row, shift in zip(next_rows, (8, 0), strict=False):
             digit = (ordered >> shift).bitwise_and_(0xFF)
             cell = next_row.index_select(0, cell).bitwise_left_shift_(8).add_(digit)
         counts += torch.bincount(cell, minlength=counts.numel())
     return counts
+
+
+def _within(values_n: Tensor, next_row: Tensor, sink: int) -> Tensor:
+    """The numbers whose first digit is a node."""
+    chunks = torch.split(values_n, tile_size(values_n.device))
+    return torch.cat([chunk[next_row.index_select(0, _first_digit(_ordered(chunk))) != sink] for chunk in chunks])
+
+
+def _first_digit(ordered: Tensor) -> Tensor:
+    return (ordered >> 16).add_(0x8000)
 
 
 def _transitions(nodes: Tensor, num_cells: int) -> Tensor:

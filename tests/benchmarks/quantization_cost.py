@@ -1,11 +1,13 @@
 """What quantizing a model costs beside evaluating it, and beside bitsandbytes' own kernels.
 
     python -m tests.benchmarks.quantization_cost [--model mini|410m|6.9b] [--limit 100] [--repeats 3] [--output FILE]
+                                                 [--tasks lambada_openai,piqa,winogrande,hellaswag --task-path FOLDER]
 
 mini: the largest bundled model, on whatever torch finds.  410m, 6.9b: GPT-NeoX of Pythia's shapes with random weights in
-float16 (numbers do not matter for time), for a GPU.  The evaluation is the bundled suite through the product's own evaluator:
-real requests, real scoring, `--limit` examples a task; the tokens it took are printed, so that the share can be scaled to
-other suites (a share is inversely proportional to the tokens).
+float16 (numbers do not matter for time), for a GPU.  The evaluation is the bundled suite, or `--tasks`, through the product's
+own evaluator: real requests, real scoring, `--limit` examples a task (0: all); the tokens it took are printed, so that the
+share can be scaled to other suites (a share is inversely proportional to the tokens).  Texts are tokenized with the bundled
+vocabulary, which is small: the same text has more tokens than a Pythia would see.
 
 Printed for each data type at 4 bits (8 where it has no 4), block 64 or the type's own: seconds to quantize all layers, to
 put the originals back, the share of both in a trial, and the peak memory above the model itself.  The floor is a pass
@@ -17,8 +19,9 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,18 +58,24 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
     parser = output_parser(__doc__)
     parser.add_argument("--model", choices=["mini", *SHAPES], default="mini")
-    parser.add_argument("--limit", type=int, default=100, help="examples of each task of the suite")
+    parser.add_argument("--limit", type=int, default=100, help="examples of each task of the suite; 0 for all")
+    parser.add_argument("--tasks", help="names of conf/task, separated by commas (default: the bundled suite)")
+    parser.add_argument("--task-path", help="a folder of lm-eval YAMLs for them, as task_path= of a launch")
     parser.add_argument("--repeats", type=int, default=3, help="each time is the median of so many (default: 3)")
     arguments = parser.parse_args(argv)
-    say("\n".join(run(arguments.model, arguments.limit, arguments.repeats)), arguments.output)
+    names = arguments.tasks.split(",") if arguments.tasks else _yaml("task", "mini")["suite"]
+    limits = {} if arguments.limit == 0 else {"limit": arguments.limit}
+    tasks = [build_task(_yaml("task", name), limits, arguments.task_path) for name in names]
+    task_path = None if arguments.task_path is None else Path(arguments.task_path)
+    say("\n".join(run(arguments.model, tasks, task_path, arguments.repeats)), arguments.output)
     return 0
 
 
-def run(name: str, limit: int, repeats: int) -> list[str]:
+def run(name: str, tasks: Sequence[TaskSpec], task_path: Path | None, repeats: int) -> list[str]:
     """The table, line by line."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = _bundled(device) if name == "mini" else _random(name, device)
-    seconds, tokens = _evaluation(loaded, limit)
+    seconds, tokens = _evaluation(loaded, tasks, task_path)
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     lines = [
         f"{name}: {loaded.num_parameters:,} parameters, {loaded.num_quantizable:,} of them in quantizable layers, on {where}",
@@ -126,11 +135,11 @@ def _yaml(group: str, name: str) -> Any:
     return yaml.safe_load((product_root() / "conf" / group / f"{name}.yaml").read_text())
 
 
-def _evaluation(loaded: LoadedModel, limit: int) -> tuple[float, int]:
-    tasks: list[TaskSpec] = [build_task(_yaml("task", name), {"limit": limit}, None) for name in _yaml("task", "mini")["suite"]]
-    evaluator = Evaluator(loaded)
+def _evaluation(loaded: LoadedModel, tasks: Sequence[TaskSpec], task_path: Path | None) -> tuple[float, int]:
+    evaluator = Evaluator(loaded, task_path=task_path)
     for task in tasks:
-        evaluator.evaluate(task)  # data and tokens are prepared once a shard, kernels are chosen
+        evaluator.prepare(task)  # data and tokens are prepared once a shard
+    evaluator.evaluate(tasks[0])  # kernels are chosen
     _wait(loaded)
     started = time.perf_counter()
     tokens = sum(evaluator.evaluate(task).num_input_tokens for task in tasks)

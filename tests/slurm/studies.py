@@ -146,6 +146,13 @@ class Study:
         return report
 
     def logs(self, characters: int = 1500) -> str:
-        """The ends of the newest job logs, for a failure's message."""
+        """The ends of the newest job logs, and what Slurm and the submissions say of the newest jobs, for a failure's message."""
         logs = sorted(self.folder.logs.glob("slurm/*/*.out"), key=lambda path: path.stat().st_mtime)[-4:]
-        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-characters:]}" for log in logs)
+        said = [f"--- {log.name}\n{log.read_text(errors='replace')[-characters:]}" for log in logs]
+        accounts = self.cluster.run(["sacct", "--allocations", "--duplicates", "--format=JobID,JobName%50,State,Start,End,NodeList"]).stdout
+        said += ["--- sacct", *accounts.splitlines()[-12:], "--- squeue", *self.queued()]
+        for path in sorted(self.folder.plan.glob("submission-*.json"))[-3:]:
+            content = json.loads(path.read_text())
+            arrays = [(a["array_job_id"], a["tasks"], a["ended"], a["abandoned"]) for a in content["arrays"]]
+            said.append(f"--- {path.name}: closed {content['closed']}, collector {content['collector']}, arrays {arrays}")
+        return "\n".join(said)

@@ -59,6 +59,20 @@ def test_states_of_a_task_that_is_suspended_held_and_cancelled(in_cluster: Clust
     in_cluster.wait_until(lambda: _states("states")[job] is State.CANCELLED, "the job's cancellation")
 
 
+def test_tasks_cancelled_before_they_began_are_one_line_without_a_number(in_cluster: Cluster) -> None:
+    """`quantsweep.launching.tasks` counts on it, in the queue and in the accounts."""
+    since = datetime.now()
+    job = in_cluster.submit("--hold", "--array=0-9", "--job-name=unborn", script="true")
+    in_cluster.run(["scancel", str(job)])
+    assert [(task.array_job_id, task.array_task_id, task.state) for task in queue(["unborn"])] == [(job, None, State.CANCELLED)]
+
+    def is_accounted() -> bool:
+        found = accounting([job], since) or {}
+        return list(found) == [(job, None)] and found[job, None].state is State.CANCELLED
+
+    in_cluster.wait_until(is_accounted, "the array's one line in sacct")
+
+
 def test_accounting_tells_how_tasks_ended_and_expands_pending_ones(in_cluster: Cluster) -> None:
     since = datetime.now()
     ended = in_cluster.submit("--array=0-2", script="[ $SLURM_ARRAY_TASK_ID = 2 ] && kill -9 $$; exit $SLURM_ARRAY_TASK_ID")

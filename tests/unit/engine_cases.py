@@ -127,7 +127,7 @@ class Site:
 
     folder: SweepFolder
     jobs: dict[tuple[int, int | None], tuple[str, str, str]] = field(default_factory=dict)
-    accounts: dict[tuple[int, int], str] | None = field(default_factory=dict)
+    accounts: dict[tuple[int, int | None], str] | None = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
     asked: list[list[str]] = field(default_factory=list)
     refuse: dict[int, Exception] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class Site:
     def _squeue(self, argv: list[str]) -> str:
         lines = []
         for (job, index), (name, state, node) in self.jobs.items():
-            identifier = str(job) if index is None else f"{job}_{index}"
+            identifier = _job_id(job, index)
             reason = self.reasons.get((job, index), "None")
             lines.append("\x1f".join([identifier, str(job), "N/A" if index is None else str(index), state, reason, node, name]))
         return "".join(f"{line}\n" for line in lines)
@@ -164,7 +164,7 @@ class Site:
     def _sacct(self, argv: list[str]) -> str:
         wanted = {int(number) for number in argv[argv.index("--jobs") + 1].split(",")}
         assert self.accounts is not None
-        return "".join(f"{job}_{index}|{state}|0:0|n0|3\n" for (job, index), state in self.accounts.items() if job in wanted)
+        return "".join(f"{_job_id(job, index)}|{state}|0:0|n0|3\n" for (job, index), state in self.accounts.items() if job in wanted)
 
     def _scontrol(self, argv: list[str]) -> str:
         if argv[1:3] == ["show", "config"]:
@@ -229,11 +229,22 @@ class Site:
             if key == only or (only is None and not name.endswith("collector")):
                 self.jobs[key] = (name, state, node)
 
+    def cancel_pending(self) -> None:
+        """scancel of whole arrays: what had not begun becomes one line an array, which names no task."""
+        for (job, index), (name, state, node) in list(self.jobs.items()):
+            if state == "PENDING" and not name.endswith("collector"):
+                del self.jobs[job, index]
+                self.jobs[job, None] = (name, "CANCELLED", node)
+
     def forget(self, *, account: str | None = None) -> None:
         """squeue knows nothing any more; sacct says `account`."""
         if account is not None and self.accounts is not None:
-            self.accounts |= {(job, index or 0): account for job, index in self.jobs}
+            self.accounts |= dict.fromkeys(self.jobs, account)
         self.jobs.clear()
+
+
+def _job_id(job: int, index: int | None) -> str:
+    return str(job) if index is None else f"{job}_{index}"
 
 
 def install(monkeypatch: pytest.MonkeyPatch, folder: SweepFolder, **values: Any) -> Site:

@@ -106,7 +106,7 @@ def test_accounts_that_still_say_running_prove_nothing(sweep: SweepFolder, site:
 def test_jobs_that_nobody_knows(
     sweep: SweepFolder,
     site: Site,
-    accounts: dict[tuple[int, int], str] | None,
+    accounts: dict[tuple[int, int | None], str] | None,
     age: float,
     record: dict[str, object] | None,
     ended: str | None,
@@ -121,6 +121,35 @@ def test_jobs_that_nobody_knows(
     assert task.ended == ended
     assert (ended is not None) or task.state in (slurm.State.UNKNOWN, slurm.State.RUNNING)
     assert look(sweep, assume_dead=True).ended is not None, "somebody has looked"
+
+
+@pytest.mark.parametrize("accounts", [None, "CANCELLED by 0"], ids=["no accounting", "accounts"])
+@pytest.mark.parametrize("queue_forgets", [False, True])
+def test_an_array_that_was_cancelled_before_it_began_is_one_line_for_all_its_tasks(
+    sweep: SweepFolder, site: Site, accounts: str | None, queue_forgets: bool
+) -> None:
+    write(sweep, [trial(3), trial(4), trial(5)], shard_minutes=1e-9)
+    submit(sweep)
+    site.cancel_pending()
+    if accounts is None:
+        site.accounts = None
+    if queue_forgets:
+        site.forget(account=accounts)
+    is_known = not (queue_forgets and accounts is None)
+    assert [task.ended for task in observe(sweep).tasks] == (["CANCELLED"] * 3 if is_known else [None] * 3)
+
+
+def test_the_line_of_what_never_began_says_nothing_of_tasks_that_did(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(3), trial(4), trial(5), trial(6)])
+    submit(sweep)
+    job = next(job for job, _ in site.jobs)
+    for index, state in ((0, "RUNNING"), (1, "RUNNING"), (2, "COMPLETED")):
+        site.set(state, only=(job, index))
+    site.cancel_pending()
+    site.accounts = None
+    worker(sweep, job=f"{job}_1", ended="finished")
+    del site.jobs[job, 1]  # it ended a while ago, and is forgotten
+    assert {task.index: task.ended for task in observe(sweep).tasks} == {0: None, 1: "COMPLETED", 2: "COMPLETED", 3: "CANCELLED"}
 
 
 def test_patience_counts_from_the_intent_however_often_the_file_is_written(sweep: SweepFolder, site: Site) -> None:
