@@ -9,6 +9,7 @@ Figures are written into the sweep's folder, as PNG and SVG.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _show(sweep: Path, metric: str, task: str | None, block_size: str) -> None:
     print(f"\n{metric.replace('_', ' ')} of {about['task']}, mean over {count(about['num_models'], 'model')}, {about['documents']}")
     print(f"standard error of a single row over the documents: {about['mean_stderr']:.2g} on average (column stderr of the results)")
     print("NaN: a model is missing there, or has no number\n")
-    print(table.round(4).to_string())
+    print(table.round(4).to_string(line_width=shutil.get_terminal_size((120, 24)).columns))
     figure = bits_against_size(results, metric=metric, task=task, block_size=block_size)
     save(figure, sweep / metric)
     print(f"\nfigure: {sweep / metric}.png, .svg   data: quantsweep.load_results('{sweep}')")

@@ -162,6 +162,7 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
     folders = folders or [product_root() / "conf", product_root()]
     problems: list[str] = []
     chosen: dict[str, list[str]] = {}
+    studies: list[str] = []
     overrides: list[Override] = []
     for argument in arguments:
         if argument.startswith("-"):
@@ -169,7 +170,7 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
         try:
             overrides.append(OverridesParser.create().parse_override(argument))
         except HydraException as error:
-            problems.append(f"cannot read '{argument}': {str(error).splitlines()[0]}")
+            problems.append(_unreadable(argument, error))
     for override in overrides:
         if override.key_or_group == "hydra.searchpath":
             own = _own_folders(override.value())
@@ -189,8 +190,11 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
             continue
         chosen[key] = [name for name in names if name in known]
         if key == "sweeps":
+            studies += names
             problems += [problem for name in chosen[key] for problem in _study_file_problems(name, folders)]
         problems += [did_you_mean(key, name, known) for name in names if name not in known and not _is_source(name)]
+    if len(studies) > 1:
+        problems.append(f"one launch runs one study, got {' and '.join(studies)}: launch them one after the other")
     known_keys = _known_keys(folders, chosen)
     for override in overrides:
         key = override.key_or_group
@@ -200,6 +204,12 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
             problems.append(unknown_key(key, known_keys))
     if problems:
         raise ConfigurationErrors(problems)
+
+
+def _unreadable(argument: str, error: HydraException) -> str:
+    if argument.endswith(",") or "=" not in argument:
+        return f"cannot read '{argument}': settings are key=value, and lists have no spaces (bit_width=3,4) or stand in quotes"
+    return f"cannot read '{argument}': {str(error).splitlines()[0]}"
 
 
 def _own_folders(places: Any) -> list[Path] | None:

@@ -12,6 +12,10 @@ vocabulary, which is small: the same text has more tokens than a Pythia would se
 Printed for each data type at 4 bits (8 where it has no 4), block 64 or the type's own: seconds to quantize all layers, to
 put the originals back, the share of both in a trial, and the peak memory above the model itself.  The floor is a pass
 over memory: each weight is read and written once.
+
+One H200, torch 2.11, LAMBADA, PIQA, Winogrande and HellaSwag in full (5.8 million tokens of that vocabulary), quantizing as
+share of a trial: 410m int 0.36 %, quantile 1.60 %, all others between; 6.9b int 0.32 %, quantile 0.93 %.  Putting 6.9b back
+takes 1.5 s more, the copy from the host's memory.
 """
 
 from __future__ import annotations

@@ -421,6 +421,19 @@ def test_all_mistakes_on_a_command_line_are_said_at_once_with_the_nearest_names(
     assert len(caught.value.problems) == 5
 
 
+@pytest.mark.parametrize("typed", [["bit_width=3,", "4"], ["bit_width=3", "4"]])
+def test_a_space_in_a_list_is_said_in_words(typed: list[str]) -> None:
+    with pytest.raises(ConfigurationErrors, match="lists have no spaces") as caught:
+        check_command_line(typed)
+    assert "expecting" not in str(caught.value)
+
+
+@pytest.mark.parametrize("typed", [["+sweeps=quickstart,k_bit_inference"], ["+sweeps=quickstart", "+sweeps=k_bit_inference"]])
+def test_two_studies_are_refused_not_ignored(typed: list[str]) -> None:
+    with pytest.raises(ConfigurationErrors, match="one study, got quickstart and k_bit_inference"):
+        check_command_line(typed)
+
+
 @pytest.mark.parametrize(
     ("study", "said"),
     [
