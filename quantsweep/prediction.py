@@ -11,7 +11,8 @@ was from the lines: its own past is the best predictor.  What remains unexplaine
 log(measured / predicted), becomes the interval.
 
 Hardware is told by the rows' `device`; processors and GPUs are never mixed.  With fewer than
-MIN_TRIALS past trials the arithmetic of `quantsweep.shards` stands in, and the basis says so.
+MIN_TRIALS past trials, and for models far larger than any that ran there, the arithmetic of
+`quantsweep.shards` stands in, and the basis says so.
 Loading a model, once a shard, is in neither.
 """
 
@@ -44,6 +45,9 @@ MIN_TRIALS = 20
 """Fewer past trials on a device say nothing about it."""
 MIN_TRIALS_OF_A_MODEL = 5
 """From so many past trials on, a model is scaled by its own past."""
+FARTHEST = 10.0
+"""Lines are drawn out to models so many times as large as the largest that ran: a miniature says nothing of how well a
+billion parameters fill a GPU."""
 MAX_TRIALS = 40_000
 """Past trials that are looked at, newest sweeps first: planning must stay cheap however much was run."""
 SMALLEST_SPREAD = 0.05
@@ -75,10 +79,14 @@ class _Line:
 
 @dataclass(frozen=True, kw_only=True)
 class _Hardware:
-    """What past trials on one device came to; `rest` is by method, under None for all methods together."""
+    """What past trials on one device came to; `rest` is by method, under None for all methods together.
+
+    largest: parameters of the largest model that ran.
+    """
 
     device: str
     num_trials: int
+    largest: float
     evaluation: _Line
     rest: Mapping[str | None, _Line]
     models: Mapping[str, float]
@@ -165,8 +173,7 @@ class Predictor:
         sums: dict[bool | None, float] = {}
         strange: set[str] = set()
         for planned in trials:
-            on_gpu = self._on_gpu(planned)
-            kind = on_gpu if on_gpu in self._hardware else None
+            kind = self._kind(planned)
             sums[kind] = sums.get(kind, 0.0) + self.minutes(planned)
             if kind is not None and planned.trial.quantization.method not in self._hardware[kind].rest:
                 strange.add(planned.trial.quantization.method)
@@ -182,12 +189,21 @@ class Predictor:
     def _on_gpu(self, planned: PlannedTrial) -> bool:
         return planned.trial.model.resources.gpus > 0 if self._gpu is None else self._gpu
 
-    def _predict(self, planned: PlannedTrial) -> float:
-        hardware = self._hardware.get(self._on_gpu(planned))
-        if hardware is None:
-            return predicted_minutes(planned)
+    def _kind(self, planned: PlannedTrial) -> bool | None:
+        """Of which hardware the past foretells this trial; None if none does."""
+        on_gpu = self._on_gpu(planned)
+        hardware = self._hardware.get(on_gpu)
+        return on_gpu if hardware is not None and self._num_parameters(planned) <= FARTHEST * hardware.largest else None
+
+    def _num_parameters(self, planned: PlannedTrial) -> int:
         model = planned.trial.model
-        parameters = self._parameters.get(model.name) or model.parameters or UNKNOWN_PARAMETERS
+        return self._parameters.get(model.name) or model.parameters or UNKNOWN_PARAMETERS
+
+    def _predict(self, planned: PlannedTrial) -> float:
+        kind = self._kind(planned)
+        if kind is None:
+            return predicted_minutes(planned)
+        hardware, model, parameters = self._hardware[kind], planned.trial.model, self._num_parameters(planned)
         evaluations = sum(hardware.evaluation(parameters * self._tokens.expected(model.name, task)) for task in planned.tasks)
         rest = hardware.rest.get(planned.trial.quantization.method, hardware.rest[None])(parameters)
         return float((evaluations + rest) * hardware.models.get(model.name, 1.0) / 60)
@@ -311,6 +327,7 @@ def _learn(device: str, trials: pa.Table, metrics: pa.Table) -> _Hardware:
     return _Hardware(
         device=device,
         num_trials=trials.num_rows,
+        largest=float(parameters.max()),
         evaluation=evaluation,
         rest=rest,
         models={name: exp(ratio) for name, ratio in models.items()},

@@ -144,6 +144,15 @@ def test_too_few_past_trials_are_none(tmp_path: Path) -> None:
         assert forecast.basis == ARITHMETIC
 
 
+def test_miniatures_say_nothing_of_models_a_thousand_times_as_large(tmp_path: Path) -> None:
+    write_past(tmp_path / "a", models=("small",))
+    predictor = Predictor.from_tables([tmp_path / "a"])
+    assert predictor.minutes(planned("large")) == predicted_minutes(planned("large"))
+    forecast = predictor.forecast([planned("small"), planned("large")])
+    assert ARITHMETIC in forecast.basis
+    assert f"from 40 past trials on {CPU}" in forecast.basis
+
+
 def test_processors_and_gpus_are_never_mixed(tmp_path: Path) -> None:
     write_past(tmp_path / "cpu")
     write_past(tmp_path / "gpu", device=H100, speed=100)
