@@ -16,6 +16,7 @@ from quantsweep.paths import SweepFolder
 from quantsweep.stopping import Allotment
 from quantsweep.workers import (
     BEAT_SECONDS,
+    ENDED_AND_REQUEUED,
     ENDED_BY_SLURM,
     LOST_AND_REQUEUED,
     WorkerRecord,
@@ -24,6 +25,8 @@ from quantsweep.workers import (
     write_record,
 )
 
+LAST_WORDS = {None: LOST_AND_REQUEUED, ENDED_BY_SLURM: ENDED_AND_REQUEUED}
+"""What a job that runs again writes into the record of its forerunner, by what that said last."""
 MAX_RESTARTS_OF_A_TRIAL = 3
 """A trial at which its job was lost so often, and requeued, is left to the retries."""
 
@@ -74,8 +77,8 @@ def close_earlier_runs(folder: SweepFolder, mine: WorkerRecord) -> dict[str, Wor
         record = heard.record
         if record.job != mine.job or record.restarts >= mine.restarts or record.worker == mine.worker:
             continue
-        if record.ended is None:
-            write_record(folder, replace(record, ended=LOST_AND_REQUEUED))
-        if record.trial_id is not None and record.ended != ENDED_BY_SLURM:
+        if record.ended in LAST_WORDS:
+            write_record(folder, replace(record, ended=LAST_WORDS[record.ended]))
+        if record.trial_id is not None and record.ended not in (ENDED_BY_SLURM, ENDED_AND_REQUEUED):
             lost.setdefault(record.trial_id, []).append(record)
     return {trial_id: records_[-1] for trial_id, records_ in lost.items() if len(records_) >= MAX_RESTARTS_OF_A_TRIAL}

@@ -164,7 +164,8 @@ def queue(names: Collection[str] | None = None, *, prefix: str = "") -> list[Que
     """
     # No --jobs and no --name: squeue fails for an id that it has forgotten, and filters names on this side anyway.
     layout = SEPARATOR.join(["%i", "%F", "%K", "%T", "%r", "%N", "%j"])
-    answer = _ask(["squeue", "--me", "--array", "--noheader", "--states=all", "--format", layout])
+    # --all: also what waits in hidden partitions, which squeue keeps from the jobs' own owner.
+    answer = _ask(["squeue", "--me", "--all", "--array", "--noheader", "--states=all", "--format", layout])
     tasks = [_queued_task(fields) for fields in _table(answer, columns=7, separator=SEPARATOR)]
     return [task for task in tasks if task.name.startswith(prefix) and (names is None or task.name in names)]
 

@@ -32,6 +32,8 @@ ENDED_BY_SLURM = "ended by Slurm"
 """What a worker says that was told to end at once (TERM); its record keeps the trial that was dropped, since only Slurm knows why."""
 LOST_AND_REQUEUED = "lost, requeued"
 """What a worker that Slurm has started again says of its forerunner."""
+ENDED_AND_REQUEUED = "ended by Slurm, requeued"
+"""The same of one that was told to end: its trial is run again, and nobody asks any more what became of the first time."""
 
 _PART = re.compile(r"(.+)-(\d{3,})")
 

@@ -27,6 +27,9 @@ RATE_SECONDS = 60.0
 RATE_WINDOW = timedelta(minutes=30)
 """The rate is that of the trials that ended within this time of the last one."""
 
+QUEUED = frozenset({slurm.State.PENDING, slurm.State.REQUEUED, slurm.State.REQUEUE_HOLD, slurm.State.SPECIAL_EXIT})
+"""States of a job that runs on no node."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
@@ -104,8 +107,8 @@ def _states(folder: SweepFolder, seen: Observation, left: Collection[str]) -> di
     """Trials that are not done, by what their jobs do."""
     remaining = set(left)
     states: dict[str, set[str]] = {}
-    for name, wanted in (("running", None), ("queued", slurm.State.PENDING), ("unknown", slurm.State.UNKNOWN)):
-        tasks = [task for task in seen.in_flight if _state_name(task.state) == name or task.state is wanted]
+    for name in ("running", "queued", "unknown"):
+        tasks = [task for task in seen.in_flight if _state_name(task.state) == name]
         states[name] = set(in_flight_trials(folder, tasks)) & remaining
         remaining -= states[name]
     by_plan: dict[str, list[int]] = {}
@@ -116,7 +119,9 @@ def _states(folder: SweepFolder, seen: Observation, left: Collection[str]) -> di
 
 
 def _state_name(state: slurm.State) -> str:
-    return "running" if state not in (slurm.State.PENDING, slurm.State.UNKNOWN) else ""
+    if state is slurm.State.UNKNOWN:
+        return "unknown"
+    return "queued" if state in QUEUED else "running"
 
 
 def _held(folder: SweepFolder, holds: list[Hold], trial_ids: Collection[str]) -> set[str]:

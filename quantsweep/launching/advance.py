@@ -87,7 +87,8 @@ def step(folder: SweepFolder) -> StepSummary:
     seen = settle(folder)
     retried, given_up = plan_retries(folder, seen)
     submitted = submit_waiting(folder, seen)
-    unknown = sum(task.state is State.UNKNOWN for task in seen.in_flight)
+    # What only its worker's record speaks for may have died since: somebody must come back and look.
+    unknown = sum(task.state is State.UNKNOWN or task.is_hearsay for task in seen.in_flight)
     return StepSummary(retried=retried, given_up=given_up, submitted=submitted, in_flight=len(seen.in_flight) - unknown, unknown=unknown)
 
 

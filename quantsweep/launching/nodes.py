@@ -3,7 +3,8 @@
 A *strike* is a failed attempt whose cause is the machine (bad_node: its GPU or driver is broken; node_failure:
 Slurm lost it), or a job that could not even begin there while others can elsewhere (not_started: a mount or an
 interpreter is missing), however many trials it had.  A node with STRIKES of them within STRIKE_HOURS, and
-no trial that succeeded on it since the last, is excluded from new arrays and from those that wait.
+no trial that succeeded on it since the last, is excluded from new arrays and from those that wait; where that would
+be every node of the partition, none is, since then nothing could show that one has been mended.
 Nothing is stored: the attempts themselves are the record, so a node that is mended comes back by itself.
 """
 

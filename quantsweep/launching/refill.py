@@ -156,7 +156,7 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
     chosen, spent = _within_budget(folder, _first(groups, places), seen, newest)
     if not chosen:
         return SubmitSummary(waiting=len(waiting), limits=limits, budget_spent=spent)
-    excluded = tuple(sorted(broken_nodes(folder)))
+    excluded = _to_exclude(folder, newest.launch.cluster)
     if excluded:  # what waits in the queue already is kept off them too; where Slurm does not let us, a retry will be
         _keep_off(seen, headers, excluded)
     arrays = [array for group in chosen for array in _arrays(group, array_size(newest.launch.cluster, limits))]
@@ -175,6 +175,12 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
         collector=collector,
         excluded=excluded,
     )
+
+
+def _to_exclude(folder: SweepFolder, cluster: ClusterSpec) -> tuple[str, ...]:
+    """Nodes to keep off; none if no other node would be left."""
+    broken = tuple(sorted(broken_nodes(folder)))
+    return () if broken and len(broken) >= slurm.partition_limits(cluster.partition).num_nodes else broken
 
 
 def _keep_off(seen: Observation, headers: Mapping[str, PlanHeader], excluded: Sequence[str]) -> None:

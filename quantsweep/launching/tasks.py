@@ -4,6 +4,7 @@
     pending, running, …       –                             in flight
     completed, failed, …      –                             ended, with that state
     the array: cancelled      none                          ended, with that state: one line for all that had not begun
+    the array, but not it     none                          ended (CANCELLED), where there are accounts: it was cancelled alone
     nothing                   ended                         ended (COMPLETED)
     nothing                   heard of lately               in flight: the scheduler forgot it, or never knew it
     nothing                   silent for long, or none      UNKNOWN: held for STALE_SECONDS, then ended as UNKNOWN
@@ -36,6 +37,7 @@ from quantsweep.workers import STALE_SECONDS, Heard, read_records
 
 STUCK = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue", re.IGNORECASE)
 """Reasons of squeue for a job that waits until an administrator looks (a prolog failed, a node has no such user)."""
+_Accounts = Mapping[tuple[int, int | None], slurm.AccountedTask]
 COLLECTOR = "collector"
 """Job names of collectors end so; they run no shard."""
 
@@ -45,7 +47,7 @@ class Task:
     """One array task that was submitted and has not been written down as ended.
 
     state: what is known of it; State.UNKNOWN where nobody knows.  ended: the word to write down, None while it may still run.
-    to_cancel: Slurm still has it, but will never run it by itself.
+    to_cancel: Slurm still has it, but will never run it by itself.  is_hearsay: Slurm shows it no more; its worker was heard of lately.
     """
 
     submission: Path
@@ -58,6 +60,7 @@ class Task:
     node: str = ""
     ended: str | None = None
     to_cancel: bool = False
+    is_hearsay: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,35 +218,62 @@ def _with_receipts(submission: Submission, numbers: Mapping[str, int]) -> Submis
 def _tasks(
     folder: SweepFolder, submissions: list[Submission], queued: Iterable[slurm.QueuedTask], records: Iterable[Heard], *, assume_dead: bool
 ) -> list[Task]:
-    in_queue = {(task.array_job_id, task.array_task_id): task for task in queued}
+    # By name too: a controller that lost its state gives numbers out again, and another cluster has the same ones.
+    in_queue = {(task.name, task.array_job_id, task.array_task_id): task for task in queued}
+    arrays = {(name, number) for name, number, _ in in_queue}
     by_job = _by_job(records)
     now = filesystem_now(folder.plan)
     found: list[Task] = []
-    silent: list[tuple[Task, float]] = []
+    silent: list[_Silent] = []
     for submission in submissions:
         age = now - submission.declared
         for number, array in enumerate(submission.arrays):
-            for task in _of_array(submission, number, array):
-                known = None if array.array_job_id is None else in_queue.get((array.array_job_id, task.index))
-                if known is None:
-                    silent.append((task, age))
-                else:
+            if array.abandoned or array.array_job_id is None:
+                continue
+            for task in _of_array(submission, number, array, array.array_job_id):
+                known = in_queue.get((array.job_name, array.array_job_id, task.index))
+                if known is not None:
                     found.append(_stuck(task, known) or _from_slurm(task, known.state, known.node))
-    unstarted = {number: task for (number, index), task in in_queue.items() if index is None}
-    return [*found, *_forgotten(silent, unstarted, by_job, now, assume_dead=assume_dead)]
+                    continue
+                whole = in_queue.get((array.job_name, array.array_job_id, None))
+                silent.append(
+                    _Silent(
+                        task=task,
+                        number=array.array_job_id,
+                        age=age,
+                        workers=by_job.get(task.job_id, []),
+                        whole=whole,
+                        is_array_shown=(array.job_name, array.array_job_id) in arrays,
+                    )
+                )
+    return [*found, *_forgotten(silent, now, assume_dead=assume_dead)]
 
 
-def _of_array(submission: Submission, number: int, array: SubmittedArray) -> Iterable[Task]:
+@dataclass(frozen=True, kw_only=True)
+class _Silent:
+    """A task that squeue does not show: its array's number, seconds since it was declared, what its workers said.
+
+    whole: the one line, without a task's number, that Slurm keeps for all tasks of an array that were cancelled before they began.
+    is_array_shown: squeue shows some task of its array.
+    """
+
+    task: Task
+    number: int
+    age: float
+    workers: list[Heard]
+    whole: slurm.QueuedTask | None
+    is_array_shown: bool
+
+
+def _of_array(submission: Submission, number: int, array: SubmittedArray, array_job_id: int) -> Iterable[Task]:
     """The tasks of an array that are not written down as ended, as yet of unknown state."""
-    if array.abandoned or array.array_job_id is None:
-        return
     for index, shard_ids in enumerate(array.tasks):
         if index not in array.ended:
             yield Task(
                 submission=submission.path,
                 array=number,
                 index=index,
-                job_id=f"{array.array_job_id}_{index}",
+                job_id=f"{array_job_id}_{index}",
                 plan=array.plan,
                 shard_ids=shard_ids,
                 state=slurm.State.UNKNOWN,
@@ -252,7 +282,7 @@ def _of_array(submission: Submission, number: int, array: SubmittedArray) -> Ite
 
 def _stuck(task: Task, known: slurm.QueuedTask) -> Task | None:
     """A task that Slurm holds after it could not be launched: it would wait for ever, so it counts as lost with its node."""
-    if known.state is not slurm.State.PENDING or not STUCK.search(known.reason):
+    if known.state not in (slurm.State.PENDING, slurm.State.REQUEUE_HOLD) or not STUCK.search(known.reason):
         return None
     return replace(task, state=known.state, node=known.node, ended=slurm.State.NODE_FAIL.word, to_cancel=True)
 
@@ -270,47 +300,46 @@ def _by_job(records: Iterable[Heard]) -> dict[str, list[Heard]]:
     return found
 
 
-def _forgotten(
-    silent: list[tuple[Task, float]],
-    unstarted: Mapping[int, slurm.QueuedTask],
-    by_job: Mapping[str, list[Heard]],
-    now: float,
-    *,
-    assume_dead: bool,
-) -> list[Task]:
-    """Tasks that squeue does not show: accounts first, then the workers' own records, then patience.
-
-    unstarted: array job id → the one line that Slurm keeps, without a task's number, for all tasks of an array that were
-    cancelled before they began.
-    """
+def _forgotten(silent: list[_Silent], now: float, *, assume_dead: bool) -> list[Task]:
+    """Tasks that squeue does not show: accounts first, then the workers' own records, then patience."""
     if not silent:
         return []
-    numbers = {int(task.job_id.partition("_")[0]) for task, _ in silent}
     # By the file system's clock, as the submission's age: this machine's may be hours off.  (slurm.accounting looks an hour further back.)
-    since = datetime.fromtimestamp(now - max(age for _, age in silent)).astimezone()
+    since = datetime.fromtimestamp(now - max(one.age for one in silent)).astimezone()
     try:
-        accounts = slurm.accounting(numbers, since) or {}
+        accounts = slurm.accounting({one.number for one in silent}, since)
     except slurm.SlurmUnavailable:
-        accounts = {}  # the database is away: what it knows stays unknown, what workers said of themselves does not
-    result = []
-    for task, age in silent:
-        number, workers = int(task.job_id.partition("_")[0]), by_job.get(task.job_id, [])
-        known: slurm.AccountedTask | slurm.QueuedTask | None = accounts.get((number, task.index))
-        if known is None and not workers:
-            known = unstarted.get(number) or accounts.get((number, None))
-        if known is not None and known.state.is_finished:
-            result.append(_from_slurm(task, known.state, known.node))
-        else:
-            result.append(_from_records(task, workers, age, assume_dead=assume_dead))
-    return result
+        accounts = None  # the database is away: what it knows stays unknown, what workers said of themselves does not
+    return [_from_accounts(one, accounts) or _from_records(one, assume_dead=assume_dead) for one in silent]
 
 
-def _from_records(task: Task, workers: list[Heard], age: float, *, assume_dead: bool) -> Task:
+def _from_accounts(one: _Silent, accounts: _Accounts | None) -> Task | None:
+    """How Slurm says that the task ended, if it does."""
+    own = (accounts or {}).get((one.number, one.task.index))
+    if own is not None and own.state.is_finished:
+        return _from_slurm(one.task, own.state, own.node)
+    if one.workers:
+        return None  # it began
+    whole = one.whole or (accounts or {}).get((one.number, None))
+    if whole is not None and whole.state.is_finished:
+        return _from_slurm(one.task, whole.state, whole.node)
+    # scancel of some pending tasks leaves no trace: Slurm knows the array, and them no more.  Had one begun, the accounts would know.
+    if accounts is None:
+        is_gone = False
+    elif own is None:
+        is_gone = any(number == one.number for number, _ in accounts)
+    else:
+        is_gone = own.state is slurm.State.PENDING and one.is_array_shown  # the accounts lag behind the queue
+    return _from_slurm(one.task, slurm.State.CANCELLED, "") if is_gone else None
+
+
+def _from_records(one: _Silent, *, assume_dead: bool) -> Task:
+    task, workers = one.task, one.workers
     if workers and all(heard.record.ended is not None for heard in workers):
         return replace(task, state=slurm.State.COMPLETED, ended=slurm.State.COMPLETED.word, node=workers[0].record.node)
     if any(heard.is_alive for heard in workers) and not assume_dead:
-        return replace(task, state=slurm.State.RUNNING, node=workers[0].record.node)
-    silence = min([age, *(heard.age for heard in workers)])
+        return replace(task, state=slurm.State.RUNNING, node=workers[0].record.node, is_hearsay=True)
+    silence = min([one.age, *(heard.age for heard in workers)])
     if assume_dead or silence > STALE_SECONDS:
         return replace(task, ended=slurm.State.UNKNOWN.word)
     return task

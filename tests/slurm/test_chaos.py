@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -56,6 +57,9 @@ def chaos(in_cluster: Cluster, tmp_path: Path) -> Iterator[Chaos]:
     yield driver
     driver.stop()
     in_cluster.run(["scancel", "--user", "root"])
+    for orphan in children(in_cluster):  # a child whose parent was killed while it began outlives its job
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGKILL)
     in_cluster.wait_until(
         lambda: in_cluster.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%T"]).stdout.split() == ["idle"] * 4, "idle nodes"
     )

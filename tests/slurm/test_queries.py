@@ -73,6 +73,14 @@ def test_tasks_cancelled_before_they_began_are_one_line_without_a_number(in_clus
     in_cluster.wait_until(is_accounted, "the array's one line in sacct")
 
 
+def test_tasks_cancelled_alone_before_they_began_leave_no_trace(in_cluster: Cluster) -> None:
+    since = datetime.now()
+    job = in_cluster.submit("--hold", "--array=0-9", "--job-name=some", script="true")
+    in_cluster.run(["scancel", f"{job}_[3-9]"])
+    assert [task.array_task_id for task in queue(["some"])] == [0, 1, 2]
+    in_cluster.wait_until(lambda: set(accounting([job], since) or {}) == {(job, 0), (job, 1), (job, 2)}, "what is left in sacct")
+
+
 def test_accounting_tells_how_tasks_ended_and_expands_pending_ones(in_cluster: Cluster) -> None:
     since = datetime.now()
     ended = in_cluster.submit("--array=0-2", script="[ $SLURM_ARRAY_TASK_ID = 2 ] && kill -9 $$; exit $SLURM_ARRAY_TASK_ID")

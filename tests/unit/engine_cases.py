@@ -179,7 +179,7 @@ class Site:
             job, _, index = text.partition("_")
             key = (int(job), int(index) if index else None)
             name, state, node = self.jobs[key]
-            assert state in ("PENDING", "RUNNING")
+            assert state in ("PENDING", "RUNNING", "REQUEUE_HOLD")
             self.jobs[key] = (name, "CANCELLED", node)
         return ""
 

@@ -106,6 +106,15 @@ def test_broken_nodes_are_excluded(sweep: SweepFolder, site: Site) -> None:
     assert submit(sweep).excluded == site.excluded == ("n7",)
 
 
+def test_where_every_node_is_broken_none_is_excluded(sweep: SweepFolder, site: Site) -> None:
+    """Slurm would refuse a job that may run nowhere; and nothing could show that a node has been mended."""
+    plan = write(sweep, [trial(2), trial(3)])
+    for host in ("n7", "n8"):  # the partition has two nodes
+        for _ in range(2):
+            fail(sweep, trial(9), "bad_node", plan=plan.name, host=host)
+    assert submit(sweep).excluded == site.excluded == ()
+
+
 def test_what_waits_already_is_kept_off_broken_nodes_and_off_those_of_the_yaml(sweep: SweepFolder, site: Site) -> None:
     """Slurm replaces a job's list of excluded nodes."""
     plan = write(sweep, [trial(2), trial(3)], cluster=ClusterSpec(kind="slurm", exclude="n[1-2]"))

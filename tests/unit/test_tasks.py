@@ -13,6 +13,8 @@ from quantsweep import slurm
 from quantsweep.errors import ResultsError, SlurmError
 from quantsweep.holds import cancelled
 from quantsweep.launching import tasks
+from quantsweep.launching.advance import step
+from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import job_prefix, read_submissions
 from quantsweep.launching.tasks import Task, in_flight_trials, observe, to_leave_alone
@@ -139,6 +141,50 @@ def test_an_array_that_was_cancelled_before_it_began_is_one_line_for_all_its_tas
     assert [task.ended for task in observe(sweep).tasks] == (["CANCELLED"] * 3 if is_known else [None] * 3)
 
 
+def test_the_queue_goes_before_accounts_that_lag(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(3), trial(4)])
+    submit(sweep)
+    site.accounts = dict.fromkeys(site.jobs, "PENDING")
+    site.cancel_pending()
+    age_submissions(sweep, LONG)
+    assert [task.ended for task in observe(sweep).tasks] == ["CANCELLED"] * 2
+
+
+@pytest.mark.parametrize("account", [None, "PENDING"], ids=["absent", "the accounts lag"])
+@pytest.mark.parametrize("age", [0, LONG])
+def test_tasks_cancelled_alone_leave_no_trace(sweep: SweepFolder, site: Site, account: str | None, age: float) -> None:
+    """Slurm takes them out of the array that waits, and makes no record of them."""
+    write(sweep, [trial(3), trial(4), trial(5)])
+    submit(sweep)
+    job = next(job for job, _ in site.jobs)
+    site.set("RUNNING", only=(job, 0))
+    site.accounts = {(job, 0): "RUNNING"} | ({} if account is None else {(job, 2): account})
+    del site.jobs[job, 2]
+    age_submissions(sweep, age)
+    assert {task.index: task.ended for task in observe(sweep).tasks} == {0: None, 1: None, 2: "CANCELLED"}
+    site.accounts = None  # it cannot be told from one that died before it could say a word
+    assert next(task for task in observe(sweep).tasks if task.index == 2).ended == ("UNKNOWN" if age else None)
+
+
+def test_another_job_that_has_the_number_now_is_not_ours(sweep: SweepFolder, site: Site) -> None:
+    job = one_task(sweep, site)
+    number = int(job.partition("_")[0])
+    site.jobs[number, 0] = ("somebody-elses", "RUNNING", "n3")
+    site.jobs = {key: value for key, value in site.jobs.items() if key == (number, 0)}
+    assert look(sweep).state is slurm.State.UNKNOWN
+
+
+def test_a_worker_that_only_its_record_speaks_for_is_looked_at_again(sweep: SweepFolder, site: Site) -> None:
+    """It may have died a moment ago: a collector that went home now would leave nobody behind."""
+    job = one_task(sweep, site)
+    site.accounts = None
+    site.forget()
+    worker(sweep, job=job)
+    with launch_lock(sweep.plan / "launch.lock", purpose="test"):
+        summary = step(sweep)
+    assert (summary.in_flight, summary.is_stuck) == (0, True)
+
+
 def test_the_line_of_what_never_began_says_nothing_of_tasks_that_did(sweep: SweepFolder, site: Site) -> None:
     write(sweep, [trial(3), trial(4), trial(5), trial(6)])
     submit(sweep)
@@ -258,9 +304,13 @@ def test_jobs_of_other_sweeps_are_not_ours_but_count_in_the_queue(sweep: SweepFo
 # --- held by Slurm ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held", "JobHoldMaxRequeue"])
-def test_a_task_that_waits_for_an_administrator_is_lost_with_its_node(sweep: SweepFolder, site: Site, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("PENDING", "launch failed requeued held"), ("PENDING", "launch_failed_requeued_held"), ("REQUEUE_HOLD", "JobHoldMaxRequeue")],
+)
+def test_a_task_that_waits_for_an_administrator_is_lost_with_its_node(sweep: SweepFolder, site: Site, state: str, reason: str) -> None:
     one_task(sweep, site)
+    site.set(state)
     site.reasons[101, 0] = reason
     task = look(sweep)
     assert (task.ended, task.to_cancel) == ("NODE_FAIL", True)

@@ -34,7 +34,7 @@ from quantsweep.plan import read_owners
 from quantsweep.specs import ClusterSpec, PlannedTrial, RunSettings
 from quantsweep.stopping import Allotment, Stop, StoppedError
 from quantsweep.worker import DiskFullError, JobContext, Worker
-from quantsweep.workers import LOST_AND_REQUEUED, WorkerRecord, read_records
+from quantsweep.workers import ENDED_AND_REQUEUED, ENDED_BY_SLURM, LOST_AND_REQUEUED, WorkerRecord, read_records
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, Site, fail, failed_rows, finish, submit, trial, write
 
@@ -379,6 +379,19 @@ def test_a_requeued_job_closes_its_earlier_runs_and_gives_up_what_keeps_taking_i
     assert (script.ran, len(failed_rows(sweep))) == ([], 1), "once, however often the job comes back"
     ends = {(heard.record.job, heard.record.restarts): heard.record.ended for heard in read_records(sweep)}
     assert ends == {**{("7_0", n): LOST_AND_REQUEUED for n in range(4)}, ("8_0", 0): None, ("7_0", 4): "finished", ("7_0", 5): "gone"}
+
+
+def test_a_trial_dropped_at_a_preemption_is_settled_by_the_run_that_follows(
+    sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would count as lost when the job has ended, after the later run's own word."""
+    engine_cases.worker(sweep, job="7_0", trial_id=trial(2).trial.trial_id, plan=plan.name, shard_id=0, ended=ENDED_BY_SLURM)
+    monkeypatch.setenv("TEST_JOB", "7_0")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    made, _ = start(plan)
+    made.close()
+    ends = {heard.record.restarts: heard.record.ended for heard in read_records(sweep)}
+    assert ends[0] == ENDED_AND_REQUEUED
 
 
 # --- results that cannot be written -------------------------------------------------------------------------------------
