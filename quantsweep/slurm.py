@@ -144,7 +144,8 @@ def parse_state(text: str) -> State:
 class QueuedTask:
     """One task as squeue shows it: of an array (`array_task_id` set), or a job by itself (None).
 
-    Tasks of an array that were cancelled before they began are one line together, and that has no task id either.
+    Tasks of an array that were cancelled before they began (scancel --user, --name or --state) are one line together,
+    and that has no task id either.
     """
 
     job_id: str  # as scancel takes it: "123_4", or "123"

@@ -60,10 +60,10 @@ def test_states_of_a_task_that_is_suspended_held_and_cancelled(in_cluster: Clust
 
 
 def test_tasks_cancelled_before_they_began_are_one_line_without_a_number(in_cluster: Cluster) -> None:
-    """`quantsweep.launching.tasks` counts on it, in the queue and in the accounts."""
+    """So it is for scancel by user, name or state, not by number; `quantsweep.launching.tasks` counts on it."""
     since = datetime.now()
     job = in_cluster.submit("--hold", "--array=0-9", "--job-name=unborn", script="true")
-    in_cluster.run(["scancel", str(job)])
+    in_cluster.run(["scancel", "--name=unborn"])
     assert [(task.array_job_id, task.array_task_id, task.state) for task in queue(["unborn"])] == [(job, None, State.CANCELLED)]
 
     def is_accounted() -> bool:
