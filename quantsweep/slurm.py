@@ -561,6 +561,11 @@ def _chosen_partition(listed: Iterable[dict[str, str]], name: str | None) -> dic
     return next((row for row in listed if (row["PartitionName"] == name if name else row.get("Default") == "YES")), None)
 
 
+def cluster_name() -> str:
+    """Return the name of the cluster whose commands these are, in at most one call; "" where it says none."""
+    return os.environ.get("SLURM_CLUSTER_NAME") or _read_config().get("ClusterName", "")
+
+
 def version() -> str:
     """Return Slurm's version as its commands print it ("slurm-wlm 22.05.8"); asks no daemon."""
     return _ask(["scontrol", "--version"]).strip()

@@ -1,6 +1,6 @@
 """What was handed to Slurm: an intent before, a receipt after, one small JSON file a submission.
 
-    plan/submission-<time>-<id>.json   {"user", "arrays": [{"job_name", "plan", "tasks", "array_job_id", …}, …], "collector": …}
+    plan/submission-<time>-<id>.json   {"user", "cluster", "arrays": [{"job_name", "plan", "tasks", "array_job_id", …}, …], "collector": …}
 
 The life of an array, each step durable before the next is taken:
 
@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from quantsweep import slurm
 from quantsweep.errors import ResultsError
 from quantsweep.files import filesystem_now, write_text
 from quantsweep.paths import SweepFolder
@@ -63,10 +64,12 @@ class Submission:
     """All arrays of one round of submitting, and the collector that comes after them.
 
     declared: when the intent was written, by the file system's clock (the file itself is replaced again and again).
+    cluster: whose Slurm was asked ("" where it has no name): another one knows nothing of these jobs.
     """
 
     path: Path
     user: str
+    cluster: str
     declared: float
     arrays: tuple[SubmittedArray, ...]
     collector: int | None = None
@@ -75,8 +78,8 @@ class Submission:
     def save(self) -> Submission:
         """Make the file durable; returns itself."""
         arrays = [asdict(array) for array in self.arrays]
-        content = {"user": self.user, "declared": self.declared, "closed": self.closed, "collector": self.collector, "arrays": arrays}
-        write_text(self.path, json.dumps(content))
+        about = {"user": self.user, "cluster": self.cluster, "declared": self.declared, "closed": self.closed, "collector": self.collector}
+        write_text(self.path, json.dumps({**about, "arrays": arrays}))
         return self
 
     def with_array(self, index: int, array: SubmittedArray) -> Submission:
@@ -113,7 +116,8 @@ def new_submission(folder: SweepFolder, arrays: Iterable[SubmittedArray]) -> Sub
     identifier = secrets.token_hex(4)
     path = folder.plan / f"submission-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{identifier}.json"
     named = tuple(replace(array, job_name=f"{job_prefix(folder)}{identifier}-{n}") for n, array in enumerate(arrays))
-    return Submission(path=path, user=user_name(), declared=filesystem_now(folder.plan), arrays=named).save()
+    declared = filesystem_now(folder.plan)
+    return Submission(path=path, user=user_name(), cluster=slurm.cluster_name(), declared=declared, arrays=named).save()
 
 
 def read_submissions(folder: SweepFolder) -> list[Submission]:
@@ -128,6 +132,7 @@ def read_submission(path: Path) -> Submission:
         return Submission(
             path=path,
             user=content["user"],
+            cluster=content.get("cluster", ""),  # not there before clusters were told apart
             declared=content["declared"],
             arrays=tuple(_array(data) for data in content["arrays"]),
             collector=content["collector"],

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -100,7 +100,7 @@ class Observation:
 def observe(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
     """Look once: at most one squeue and one sacct call, none if nothing of this sweep is open.
 
-    Raises SlurmError if Slurm does not answer, or if jobs of another user are open.
+    Raises SlurmError if Slurm does not answer, or if jobs of another user, or of another cluster, are open.
     """
     submissions = read_submissions(folder) if folder.plan.is_dir() else []
     open_ones = [submission for submission in submissions if not submission.closed]
@@ -153,13 +153,20 @@ def in_flight_trials(folder: SweepFolder, tasks: Iterable[Task]) -> frozenset[st
     return frozenset().union(*(shard_trials(folder.plan / plan, ids) for plan, ids in by_plan.items()))
 
 
-def _refuse_strangers(folder: SweepFolder, submissions: Iterable[Submission]) -> None:
+def _refuse_strangers(folder: SweepFolder, submissions: Sequence[Submission]) -> None:
     strangers = {submission.user for submission in submissions} - {user_name()}
     if strangers:
         who = ", ".join(sorted(strangers))
         raise SlurmError(
             f"sweep {folder.name} has jobs submitted by {who}: whether they still run cannot be seen by {user_name()}. "
             "Ask them for the state, or use a results_dir of your own"
+        )
+    clusters = {submission.cluster for submission in submissions if submission.cluster}
+    elsewhere = clusters - {slurm.cluster_name()} if clusters else clusters
+    if elsewhere:
+        raise SlurmError(
+            f"sweep {folder.name} has jobs on cluster {', '.join(sorted(elsewhere))}, of which Slurm knows nothing here. "
+            "Go on there until they have ended, or use another sweep=… here"
         )
 
 

@@ -139,6 +139,7 @@ class Site:
     max_array_size: int = 1001
     max_job_count: int = 10_000
     max_minutes: str = "UNLIMITED"
+    cluster: str = ""
     calls: int = 0
     next_id: int = 100
 
@@ -169,7 +170,8 @@ class Site:
     def _scontrol(self, argv: list[str]) -> str:
         if argv[1:3] == ["show", "config"]:
             sizes = f"MaxArraySize = {self.max_array_size}\nMaxJobCount = {self.max_job_count}\n"
-            return f"Configuration data as of 2026-11-21T23:39:00\nAccountingStorageType = accounting_storage/none\n{sizes}"
+            name = f"ClusterName = {self.cluster}\n" if self.cluster else ""
+            return f"Configuration data as of 2026-11-21T23:39:00\nAccountingStorageType = accounting_storage/none\n{name}{sizes}"
         if "partition" in argv:
             return f"PartitionName=main Default=YES MaxTime={self.max_minutes} TotalNodes=2 State=UP\n"
         return ""

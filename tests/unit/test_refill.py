@@ -208,7 +208,8 @@ def test_the_time_limit_stays_below_the_partitions(sweep: SweepFolder, site: Sit
     assert sorted(array.resources.minutes for array in site.submitted) == [10, 90]
 
 
-def test_the_running_sweep_believes_limits_that_were_read_just_now(sweep: SweepFolder, site: Site) -> None:
+def test_the_running_sweep_believes_limits_that_were_read_just_now(sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")  # every job has it
     write(sweep, [trial(2)])
     submit(sweep)
     write(sweep, [trial(3)])

@@ -291,6 +291,17 @@ def test_the_missing_submission_turns_up(sweep: SweepFolder, site: Site, monkeyp
     assert {task.job_id for task in observe(sweep).tasks} == {f"{site.next_id - 1}_0", "999_0"}
 
 
+def test_what_runs_on_another_cluster_is_not_judged_here(sweep: SweepFolder, site: Site) -> None:
+    """Two clusters of one site often see one file system, and this one's queue knows nothing of the other's jobs."""
+    site.cluster = "alpha"
+    one_task(sweep, site)
+    assert look(sweep).ended is None
+    site.cluster = "beta"
+    age_submissions(sweep, LONG)
+    with pytest.raises(SlurmError, match="jobs on cluster alpha"):
+        observe(sweep)
+
+
 def test_jobs_of_other_sweeps_are_not_ours_but_count_in_the_queue(sweep: SweepFolder, site: Site) -> None:
     one_task(sweep, site)
     site.jobs[999, None] = ("qs-sweep-elsewhere-0", "RUNNING", "n0")
