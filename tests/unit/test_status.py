@@ -303,8 +303,17 @@ def test_cancel_does_not_need_the_lock(sweep: SweepFolder, site: Site, capsys: p
     assert counts(sweep) == {"held": 2}
 
 
-def test_a_filter_that_is_no_filter_holds_nothing(sweep: SweepFolder, site: Site) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bit_widht=2", "unknown filter column 'bit_widht'"),
+        ("bit_width=2,99", "unknown bit_width '99'"),
+        ("plant_scale=null,16", "unknown plant_scale '16'. Available: null"),
+    ],
+)
+def test_a_filter_that_names_what_is_not_there_holds_nothing(sweep: SweepFolder, site: Site, text: str, message: str) -> None:
     write(sweep, [trial(2)])
-    with pytest.raises(ConfigurationError, match="bit_widht"):
-        run(cancel, sweep, filters=["bit_widht=2"])
+    with pytest.raises(ConfigurationError, match=message):
+        run(cancel, sweep, filters=[text])
+    assert not read_holds(sweep)
     assert counts(sweep) == {"to_launch": 1}
