@@ -36,8 +36,8 @@ from quantsweep.workers import read_records
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_sweep(parser)
-    parser.add_argument("overrides", nargs="*", metavar="column=value", help="what to forget: model=mini-* bit_width=3,4 status=failed")
-    parser.add_argument("--task", default=None, help="these tasks only: the same as task=…")
+    parser.add_argument("filters", nargs="*", metavar="column=value", help="what to forget: model=mini-* bit_width=3,4 status=failed")
+    parser.add_argument("--task", action="append", default=[], help="this task only (may be repeated): --task a --task b is task=a,b")
     parser.add_argument("--all", action="store_true", help="forget everything (needed where no column=value is given)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.epilog = __doc__.partition("\n\n")[2] if __doc__ else None
@@ -131,7 +131,7 @@ def _counted(folder: SweepFolder, stones: set[Tombstone]) -> Selection:
 
 
 def _filter(arguments: argparse.Namespace) -> Filter:
-    texts = [*arguments.overrides, *([f"task={arguments.task}"] if arguments.task is not None else [])]
+    texts = [*arguments.filters, *([f"task={','.join(arguments.task)}"] if arguments.task else [])]
     if not texts and not arguments.all:
         raise ConfigurationError("what is to be forgotten? Give column=value (model=mini-*, code_commit=3f9c, status=failed), or --all")
     if texts and arguments.all:

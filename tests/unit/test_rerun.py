@@ -175,6 +175,12 @@ def test_a_damaged_tombstone_is_said_since_its_rows_would_come_back(folder: Swee
         read_tombstones(folder.path)
 
 
+@pytest.mark.parametrize("options", [["--task", "t", "--task", "u"], ["--task", "t,u"]])
+def test_several_tasks(folder: SweepFolder, options: list[str]) -> None:
+    assert main(["rerun", str(folder.path), "--yes", *options, "model=b"]) == 0
+    assert standing(folder)[0] == EVERYTHING - {("b1", "t@1"), ("b1", "u@1")}
+
+
 def test_filters_may_follow_options(folder: SweepFolder) -> None:
     assert main(["rerun", str(folder.path), "--yes", "model=a", "--task", "t"]) == 0
     assert standing(folder)[0] == EVERYTHING - {("a1", "t@1")}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quantsweep import failures
 from quantsweep.cli import cancel, status
+from quantsweep.cli.main import main
 from quantsweep.cli.status import sweep_status
 from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.holds import cancelled, holding, read_holds
@@ -279,6 +280,12 @@ def test_cancel_by_filter_leaves_jobs_with_other_trials_alone(sweep: SweepFolder
     finish(sweep, trial(3))
     run(cancel, sweep, filters=["bit_width=2"])
     assert [argv[1:] for argv in site.asked if argv[0] == "scancel"] == [["102_0"], ["101_0"]], "only what is left counts"
+
+
+def test_filters_of_cancel_may_follow_options(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2), trial(3)])
+    assert main(["cancel", sweep.name, "task=t", "--results-dir", str(sweep.path.parent), "bit_width=2"]) == 0
+    assert [hold.filters for hold in read_holds(sweep)] == [("task=t", "bit_width=2")]
 
 
 def test_what_was_cancelled_before_it_ran_is_known_also_when_slurm_has_forgotten_it(sweep: SweepFolder, site: Site) -> None:
