@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import quantsweep
@@ -18,7 +19,7 @@ from analysis import k_bit_report
 from analysis.figures import bits_against_size, save
 from analysis.selection import HEADLINE
 from analysis.tables import by_bit_width
-from quantsweep.errors import QuantsweepError
+from quantsweep.errors import ConfigurationError, QuantsweepError, did_you_mean
 from quantsweep.words import count
 
 STUDIES = {"k_bit_inference": k_bit_report.show}
@@ -30,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in STUDIES:
             STUDIES[arguments[0]](arguments[1:])
+        elif _names_a_study(arguments):
+            raise ConfigurationError(f"{did_you_mean('study', arguments[0], STUDIES)} (there is no folder {arguments[0]} either)")
         else:
             asked = _parser().parse_args(arguments)
             _show(asked.sweep, asked.metric, asked.task, asked.block_size)
@@ -37,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _names_a_study(arguments: Sequence[str]) -> bool:
+    """True for two words of which the first is no folder: `<study> <folder>`, since of a sweep one folder is shown."""
+    return len(arguments) > 1 and not any(word.startswith("-") for word in arguments[:2]) and not Path(arguments[0]).is_dir()
 
 
 def _parser() -> argparse.ArgumentParser:

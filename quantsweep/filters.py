@@ -1,7 +1,9 @@
 """Which trials a person means: `model=mini-* bit_width=3,4 status=failed`.
 
 Terms are joined by *and*, the values of one term by *or*.  A value is the text of a column's value, or
-a pattern of it (`*`, `?`, `[…]`); `null` is the empty value; a hash may be cut short, as git does it.
+a pattern of it (`*`, `?`, `[…]`); `null` is the empty value; a hash may be cut short, as git does it;
+numbers are compared as numbers.  A value that nothing has is refused, also where other values of its list
+are met: who misspells one of two models means both.
 The columns are those of the tables (`quantsweep.records`), so what one sees in pandas is what one types.
 
 A plan knows the axes and the tasks of a trial, rows also know how it went and on what: `PLAN_COLUMNS`
@@ -11,7 +13,7 @@ and `ROW_COLUMNS`.  A column that cannot be known where a filter is used is refu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -51,9 +53,10 @@ class Term:
     def accepts(self, value: Any) -> bool:
         """True if a value of the column (as Python has it; None is `null`) is one of those asked for."""
         text = _text(value)
-        return any(self._is(text, wanted) for wanted in self.values)
+        return any(self.is_met(text, wanted) for wanted in self.values)
 
-    def _is(self, text: str, wanted: str) -> bool:
+    def is_met(self, text: str, wanted: str) -> bool:
+        """True if the text of a value of the column is what one of the filter's values means."""
         if _PATTERN.search(wanted):
             return fnmatchcase(text, wanted)
         return text == wanted or (self.column in _HASHES and text.startswith(wanted))
@@ -79,8 +82,7 @@ class Filter:
 
     def matches_planned(self, planned: PlannedTrial) -> bool:
         """True for a planned trial; terms on tasks hold if one of its tasks meets all of them."""
-        trial = records.identity_columns(planned.trial)
-        return any(self.matches({**trial, **records.task_columns(task)}) for task in planned.tasks)
+        return any(map(self.matches, planned_rows(planned)))
 
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
         """One flag a row of an Arrow table that has the filter's columns."""
@@ -91,22 +93,18 @@ class Filter:
             passed &= accepted[codes]
         return passed
 
-    def without(self, columns: Iterable[str]) -> Filter:
-        """The terms that look at other columns than these."""
-        left_out = frozenset(columns)
-        return Filter(terms=tuple(term for term in self.terms if term.column not in left_out))
+    def values(self, table: pa.Table) -> dict[str, list[Any]]:
+        """The distinct values that an Arrow table has in the filter's columns."""
+        return {column: _distinct(table.column(column))[0] for column in self.columns}
 
-    def unmet(self, table: pa.Table) -> list[str]:
-        """A sentence for each value that no row of the table has, with the nearest that one has; terms on other columns are left out."""
-        found: list[str] = []
+    def refuse_unmet(self, there: Mapping[str, Iterable[Any]], where: str) -> None:
+        """Raise ConfigurationError for values that nothing has, each with the nearest; `there`: the values of the filter's columns."""
+        unmet = []
         for term in self.terms:
-            if term.column not in table.column_names:
-                continue
-            values, _ = _distinct(table.column(term.column))
-            single = [(wanted, Term(column=term.column, values=(wanted,))) for wanted in term.values]
-            known = {_text(value) for value in values}
-            found += [did_you_mean(term.column, wanted, known) for wanted, one in single if not any(map(one.accepts, values))]
-        return found
+            known = {_text(value) for value in there[term.column]}
+            unmet += [did_you_mean(term.column, one, known) for one in term.values if not any(term.is_met(text, one) for text in known)]
+        if unmet:
+            raise ConfigurationError("\n".join([f"nothing was done, since {where} does not have all that {self} names:", *unmet]))
 
     def __str__(self) -> str:
         return " ".join(str(term) for term in self.terms) or "(everything)"
@@ -132,24 +130,36 @@ def _term(text: str, known: tuple[str, ...]) -> Term:
         if column in ROW_COLUMNS:
             raise ConfigurationError(f"filter {text}: {column} is known only of trials that ran. Known here: {', '.join(sorted(known))}")
         raise ConfigurationError(did_you_mean("filter column", column, known, limit=len(known)))
-    values = tuple(value.strip() for value in wanted.split(","))
-    for value in values:
-        _check_value(text, column, value)
-    return Term(column=column, values=values)
+    return Term(column=column, values=tuple(_checked(text, column, value.strip()) for value in wanted.split(",")))
 
 
-def _check_value(text: str, column: str, value: str) -> None:
+def _checked(text: str, column: str, value: str) -> str:
+    """The value, a number as `_text` writes it: 4, 4.0 and 04 are one number."""
     if not value:
         raise ConfigurationError(f"filter '{text}' has an empty value; the empty value of a table is null: {column}=null")
     if value == "null" or _PATTERN.search(value):
-        return
-    if pa.types.is_integer(_TYPES[column]) and not _NUMBER.fullmatch(value):
-        hint = " (channel and tensor are values of granularity)" if column == "block_size" else ""
-        raise ConfigurationError(f"filter '{text}': {column} is a whole number or null, not '{value}'{hint}")
+        return value
+    if pa.types.is_integer(_TYPES[column]):
+        if not _NUMBER.fullmatch(value):
+            hint = " (channel and tensor are values of granularity)" if column == "block_size" else ""
+            raise ConfigurationError(f"filter '{text}': {column} is a whole number or null, not '{value}'{hint}")
+        return _text(int(value))
+    if pa.types.is_floating(_TYPES[column]):
+        try:
+            return _text(float(value))
+        except ValueError:
+            raise ConfigurationError(f"filter '{text}': {column} is a number or null, not '{value}'") from None
     if pa.types.is_boolean(_TYPES[column]) and value not in ("true", "false"):
         raise ConfigurationError(f"filter '{text}': {column} is true, false or null, not '{value}'")
     if column == "status" and value not in ("done", "failed"):
         raise ConfigurationError(f"filter '{text}': {did_you_mean('status', value, ('done', 'failed'))}")
+    return value
+
+
+def planned_rows(planned: PlannedTrial) -> Iterator[dict[str, Any]]:
+    """A planned trial as its rows will be, one a task: PLAN_COLUMNS."""
+    trial = records.identity_columns(planned.trial)
+    return ({**trial, **records.task_columns(task)} for task in planned.tasks)
 
 
 def _text(value: Any) -> str:

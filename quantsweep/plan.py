@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from quantsweep.files import write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
-from quantsweep.specs import LaunchSettings, PlannedTrial, RunSettings, Shard, canonical_json
+from quantsweep.specs import LaunchSettings, ModelSpec, PlannedTrial, RunSettings, Shard, canonical_json
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -139,9 +139,23 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
     useful = {item for verdicts in all_verdicts for item in verdicts.useful}
     for verdicts in all_verdicts:
         problems.extend(verdicts.problems(schema, useful))
+    problems.extend(_namesakes(planned.trial.model for planned in found.values()))
     if problems:
         raise ConfigurationErrors(problems)
     return Expansion(trials=tuple(found.values()), duplicates=duplicates, skipped=skipped, candidates=candidates)
+
+
+def _namesakes(models: Iterable[ModelSpec]) -> Iterator[str]:
+    """A message for each name of several checkpoints: rows say it in the column `model`, and a mean over a model would be one over all."""
+    sources: dict[str, dict[tuple[str | None, ...], str]] = {}
+    for model in {id(model): model for model in models}.values():  # a dozen, each the same object in all its trials
+        sources.setdefault(model.name, {}).setdefault(model.checkpoint, model.source)
+    for name, found in sources.items():
+        if len(found) > 1:
+            yield (
+                f"{' and '.join(found.values())} are different models of one name, {name}, by which tables and figures tell them apart. "
+                "Rename a folder, or plan them one after the other, each with a name of its own (model.name=…)"
+            )
 
 
 def _with_tasks(known: PlannedTrial, other: PlannedTrial) -> PlannedTrial:

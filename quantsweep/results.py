@@ -33,7 +33,7 @@ def load_results(sweeps: Sweeps) -> pd.DataFrame:
     """One row for each trial, task and metric, exactly once, every axis a column; options of methods and data types too.
 
     Axes that are whole numbers or null (bit_width, block_size, …) are of pandas' Int64: a baseline has <NA> there.
-    sweeps: the folder of a sweep, or several (then the column `sweep` tells them apart).
+    sweeps: the folder of a sweep, or several of different names (the column `sweep` tells them apart).
     """
     return _frame(sweeps, "metrics", ("trial_id", "task_key", "metric"))
 
@@ -54,20 +54,38 @@ def load_layers(sweeps: Sweeps) -> pd.DataFrame:
 
 
 def _frame(sweeps: Sweeps, table: str, keys: tuple[str, ...]) -> pd.DataFrame:
-    folders = [Path(sweeps)] if isinstance(sweeps, (str, Path)) else [Path(s) for s in sweeps]
     tables, names = [], []
-    for folder in folders:
-        if not (folder / table).is_dir():
-            raise ResultsError(f"{folder} is not the folder of a sweep (it has no {table}/). Sweeps lie under results/<name>")
+    for name, folder in _folders(sweeps, table).items():
         rows = records.read_encoded(folder, table)
         tables.append(records.latest(rows, keys) if keys else rows)
-        names.append(pa.array([folder.resolve().name] * tables[-1].num_rows, pa.string()))
+        names.append(pa.array([name] * tables[-1].num_rows, pa.string()))
     # Texts stay encoded until here: choosing rows is quick on codes.  Users get plain text columns, not categories,
     # which sort by first appearance, keep values that no row has, and fall apart when frames are joined.
     encoded = pa.concat_tables(tables)
     plain = records.decoded(encoded, table).append_column("sweep", pa.chunked_array(names))
     frame: pd.DataFrame = plain.to_pandas(split_blocks=True)
     return frame.assign(**_whole_numbers(plain), **_options(encoded))
+
+
+def _folders(sweeps: Sweeps, table: str) -> dict[str, Path]:
+    """Folder by the name that the column `sweep` tells it by; raises ResultsError where rows would be double, or two sweeps one."""
+    folders: dict[str, Path] = {}
+    for folder in [Path(sweeps)] if isinstance(sweeps, (str, Path)) else map(Path, sweeps):
+        if not (folder / table).is_dir():
+            files = ". Its .parquet files are read with pandas.read_parquet" if any(folder.glob("*.parquet")) else ""
+            raise ResultsError(f"{folder} is not the folder of a sweep (it has no {table}/). Sweeps lie under results/<name>{files}")
+        place = folder.resolve()
+        if place in folders.values():
+            raise ResultsError(f"{folder} is given twice; its rows would be double. Give each sweep once")
+        if place.name in folders:
+            raise ResultsError(
+                f"{folders[place.name]} and {place} are two sweeps of one name, {place.name}: "
+                "the column `sweep` could not tell them apart. Rename one of the folders, or load them one after the other"
+            )
+        folders[place.name] = place
+    if not folders:
+        raise ResultsError("no sweep to load: give the folder of a sweep, such as results/quickstart, or several")
+    return folders
 
 
 def _whole_numbers(rows: pa.Table) -> dict[str, pd.Series[Any]]:

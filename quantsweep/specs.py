@@ -178,6 +178,17 @@ class ModelSpec:
         return plain if self.plant_outliers is None else {**plain, "plant_outliers": self.plant_outliers.identity()}
 
     @property
+    def checkpoint(self) -> tuple[str | None, ...]:
+        """Which weights these are, whatever is planted into them and whichever dtype they are computed in."""
+        return self.content or self.hub_id or self.path, self.gguf_file
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from, for people."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.path or self.hub_id}{revision}" + (f" ({self.gguf_file})" if self.gguf_file else "")
+
+    @property
     def label(self) -> str:
         """The name, and what was planted: `mini-neox-6.0m`, `mini-neox-6.0m planted 4×16`."""
         return self.name if self.plant_outliers is None else f"{self.name} {self.plant_outliers.label}"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 from quantsweep import filters, records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
-from quantsweep.errors import ConfigurationError, LockedError, did_you_mean
+from quantsweep.errors import ConfigurationError, LockedError
 from quantsweep.holds import cancelled
 from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.settle import write_cancelled
@@ -55,21 +56,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _num_named(folder: SweepFolder, chosen: filters.Filter) -> int:
-    """How many trials that are not done the filter names; raises ConfigurationError, with what there is, if it names none of any."""
+    """How many trials that are not done the filter names; raises ConfigurationError if it, or one of its values, names none of any."""
     done = records.read_done(folder.path)
     asked = read_asked(folder.plan)
+    there: dict[str, set[Any]] = {column: set() for column in chosen.columns}
+    for planned in asked:
+        for row in filters.planned_rows(planned):
+            for column, values in there.items():
+                values.add(row[column])
+    chosen.refuse_unmet(there, folder.name)
     named = [planned for planned in asked if chosen.matches_planned(planned)]
     if not named:
-        wrong = []
-        for term in chosen.terms:
-            known = {
-                str(value)
-                for planned in asked
-                for task in planned.tasks
-                if (value := {**records.identity_columns(planned.trial), **records.task_columns(task)}[term.column]) is not None
-            }
-            wrong += [did_you_mean(term.column, value, known) for value in term.values if value not in known]
-        raise ConfigurationError(f"no trial of {folder.name} matches {chosen}. {' '.join(wrong)}".rstrip())
+        raise ConfigurationError(f"no trial of {folder.name} matches {chosen}")
     return sum(bool(remaining_tasks(planned, done).tasks) for planned in named)
 
 

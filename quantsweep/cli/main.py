@@ -23,6 +23,8 @@ COMMANDS = {
     "prewarm": "fetch and pin a study's models and data, so that workers need no network",
     "doctor": "what this machine or cluster lacks, and the limits it has",
 }
+WORDS = ("overrides", "filters")
+"""Arguments of commands that take any number of key=value."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,10 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         if name in argv[:1]:
             importlib.import_module(f"quantsweep.cli.{name}").configure(sub)
     arguments, rest = parser.parse_known_args(argv)
-    if rest and (not hasattr(arguments, "overrides") or any(r.startswith("-") for r in rest)):
+    words = next((getattr(arguments, name) for name in WORDS if hasattr(arguments, name)), None)
+    if rest and (words is None or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # overrides after an option: argparse gives up on them, people do not
-        arguments.overrides += rest
+    if words is not None:  # words after an option: argparse gives up on them, people do not
+        words += rest
     try:
         return int(importlib.import_module(f"quantsweep.cli.{arguments.command}").run(arguments))
     except QuantsweepError as error:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +36,8 @@ from quantsweep.workers import read_records
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_sweep(parser)
-    parser.add_argument("overrides", nargs="*", metavar="column=value", help="what to forget: model=mini-* bit_width=3,4 status=failed")
-    parser.add_argument("--task", default=None, help="these tasks only: the same as task=…")
+    parser.add_argument("filters", nargs="*", metavar="column=value", help="what to forget: model=mini-* bit_width=3,4 status=failed")
+    parser.add_argument("--task", action="append", default=[], help="this task only (may be repeated): --task a --task b is task=a,b")
     parser.add_argument("--all", action="store_true", help="forget everything (needed where no column=value is given)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.epilog = __doc__.partition("\n\n")[2] if __doc__ else None
@@ -76,7 +78,7 @@ class Selection:
 
 
 def select(folder: SweepFolder, wanted: Filter) -> Selection:
-    """What a filter means in a sweep; raises ResultsError if that is nothing, ConfigurationError if it cannot be told."""
+    """What a filter means in a sweep; raises ResultsError if that is nothing, ConfigurationError if it cannot be."""
     outcome, task = wanted.columns & set(OUTCOME_COLUMNS), wanted.columns & set(TASK_COLUMNS)
     if outcome and task:
         raise ConfigurationError(
@@ -84,18 +86,21 @@ def select(folder: SweepFolder, wanted: Filter) -> Selection:
         )
     tables = ("trials",) if outcome else ("metrics", "samples") if task else ("metrics", "trials", "samples", "layers")
     stones: set[Tombstone] = set()
+    there: defaultdict[str, set[Any]] = defaultdict(set)
     for table in tables:
-        stones.update(_stones(_matching(folder, table, wanted), by_task=bool(task), by_outcome=bool(outcome)))
+        rows = _rows(folder, table, wanted.columns)
+        for column, values in wanted.values(rows).items():
+            there[column].update(values)
+        stones.update(_stones(rows.filter(pa.array(wanted.mask(rows))), by_task=bool(task), by_outcome=bool(outcome)))
+    wanted.refuse_unmet(there, folder.name)
     if not stones:
-        unmet = wanted.unmet(_matching(folder, "metrics" if task else "trials", Filter(terms=()), wanted.columns))
-        raise ResultsError("\n".join([f"nothing in {folder.name} matches {wanted}", *unmet]))
+        raise ResultsError(f"nothing in {folder.name} matches {wanted}")
     return _counted(folder, stones)
 
 
-def _matching(folder: SweepFolder, table: str, wanted: Filter, columns: Iterable[str] = ()) -> pa.Table:
+def _rows(folder: SweepFolder, table: str, columns: Iterable[str] = ()) -> pa.Table:
     extra = {"task_key"} if table in ("metrics", "samples") else {"status"} if table == "trials" else set()
-    rows = records.read_encoded(folder.path, table, sorted({"attempt", "trial_id", *extra, *wanted.columns, *columns}))
-    return rows.filter(pa.array(wanted.mask(rows)))
+    return records.read_encoded(folder.path, table, sorted({"attempt", "trial_id", *extra, *columns}))
 
 
 def _stones(rows: pa.Table, *, by_task: bool, by_outcome: bool) -> Iterable[Tombstone]:
@@ -112,9 +117,9 @@ def _stones(rows: pa.Table, *, by_task: bool, by_outcome: bool) -> Iterable[Tomb
 
 def _counted(folder: SweepFolder, stones: set[Tombstone]) -> Selection:
     forgotten = Forgotten(stones)
-    metrics = _matching(folder, "metrics", Filter(terms=()))
+    metrics = _rows(folder, "metrics")
     metrics = metrics.filter(pa.array(forgotten.mask("metrics", metrics)))
-    trials = _matching(folder, "trials", Filter(terms=()))
+    trials = _rows(folder, "trials")
     trials = trials.filter(pa.array(forgotten.mask("trials", trials)))
     evaluations = set(zip(metrics.column("trial_id").to_pylist(), metrics.column("task_key").to_pylist(), strict=True))
     return Selection(
@@ -126,7 +131,7 @@ def _counted(folder: SweepFolder, stones: set[Tombstone]) -> Selection:
 
 
 def _filter(arguments: argparse.Namespace) -> Filter:
-    texts = [*arguments.overrides, *([f"task={arguments.task}"] if arguments.task is not None else [])]
+    texts = [*arguments.filters, *([f"task={','.join(arguments.task)}"] if arguments.task else [])]
     if not texts and not arguments.all:
         raise ConfigurationError("what is to be forgotten? Give column=value (model=mini-*, code_commit=3f9c, status=failed), or --all")
     if texts and arguments.all:

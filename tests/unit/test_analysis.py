@@ -301,3 +301,8 @@ def test_what_the_command_cannot_show_is_said_without_a_traceback(
 def test_a_folder_that_is_no_sweep_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     assert "is not the folder of a sweep" in capsys.readouterr().err
+
+
+def test_a_misspelt_study_is_told_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["k_bit_inferense", str(tmp_path)]) == 1
+    assert "unknown study 'k_bit_inferense'. Did you mean 'k_bit_inference'?" in capsys.readouterr().err

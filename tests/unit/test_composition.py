@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -193,6 +194,25 @@ def test_a_study_is_refined_on_the_command_line() -> None:
 def schema_and_grids(*arguments: str) -> tuple[Any, Any]:
     asked = request(*arguments)
     return asked.schema, asked.grids
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["model=mini-neox-0.3m,mini-opt-0.4m"], ["model=pythia-70m", f"model.revision={'a' * 40},{'b' * 40}"]],
+    ids=["paths", "revisions"],
+)
+def test_different_models_of_one_name_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(ConfigurationErrors, match=r"are different models of one name, m, .*model\.name=…"):
+        expand(*schema_and_grids(*arguments, "model.name=m"))
+
+
+def test_variants_and_copies_of_one_model_may_bear_its_name(tmp_path: Path) -> None:
+    folders = [shutil.copytree(product_root() / "quantsweep/mini/models/mini-neox-0.3m", tmp_path / name / "m") for name in "ab"]
+    models = f"model={','.join(map(str, folders))}"
+    expansion = expand(
+        *schema_and_grids(models, "model.dtype=float16,float32", "model.plant_outliers.channels=2", "model.plant_outliers.scale=1,4")
+    )
+    assert (len(expansion.trials), expansion.duplicates) == (4, 4)
 
 
 def test_sixteen_bit_has_no_block_size_and_is_merged() -> None:

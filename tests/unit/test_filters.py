@@ -42,6 +42,8 @@ ROW = {
         (["symmetric=true", "status=failed"], True),
         (["symmetric=false"], False),
         (["plant_scale=16"], True),
+        (["plant_scale=16.0"], True),
+        (["bit_width=04"], True),
         (["plant_scale=1.6,1"], False),
     ],
 )
@@ -59,6 +61,7 @@ def test_a_row_matches(texts: list[str], matches: bool) -> None:
         ("model=", "the empty value of a table is null"),
         ("bit_width=four", "bit_width is a whole number or null, not 'four'"),
         ("block_size=channel", "values of granularity"),
+        ("plant_scale=large", "plant_scale is a number or null, not 'large'"),
         ("symmetric=yes", "true, false or null"),
         ("status=fialed", "Did you mean 'failed'"),
     ],
@@ -115,11 +118,12 @@ def test_planned_trials(texts: list[str], matches: bool) -> None:
     assert parse([f"trial_id={trial_id[:6]}"], PLAN_COLUMNS).matches_planned(planned())
 
 
-def test_values_that_no_row_has_are_told_with_the_nearest() -> None:
-    table = pa.table({"model": ["mini-neox-0.3m", "mini-opt-0.4m"], "bit_width": pa.array([4, None], pa.int32())})
-    assert parse(["model=mini-neox-0.3m,mini-*", "bit_width=4,null"]).unmet(table) == []
-    (sentence,) = parse(["model=mini-neox-0.3", "bit_width=4"]).unmet(table)
-    assert "Did you mean 'mini-neox-0.3m'?" in sentence
+def test_each_value_that_nothing_has_is_told_with_the_nearest() -> None:
+    there = {"model": ["mini-neox-0.3m", "mini-opt-0.4m"], "bit_width": [4, None], "plant_scale": [4.0]}
+    parse(["model=mini-neox-0.3m,mini-*", "bit_width=4,null", "plant_scale=4.0"]).refuse_unmet(there, "s")
+    with pytest.raises(ConfigurationError, match=r"(?s)s does not have .*Did you mean 'mini-neox-0\.3m'\?.*bit_width '3'") as caught:
+        parse(["model=mini-neox-0.3,mini-opt-0.4m", "bit_width=3,4"]).refuse_unmet(there, "s")
+    assert len(str(caught.value).splitlines()) == 3
 
 
 rows = st.fixed_dictionaries(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,29 @@ def test_rooms_are_closed_to_others_whatever_the_umask(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="not the folder of a sweep"):
         quantsweep.load_results(tmp_path)
+
+
+def test_a_folder_of_tables_is_said_how_to_read(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.parquet").touch()
+    with pytest.raises(ResultsError, match=r"no metrics/\).*pandas\.read_parquet"):
+        quantsweep.load_results(tmp_path)
+
+
+@pytest.mark.parametrize("load", [quantsweep.load_results, quantsweep.load_trials, quantsweep.load_samples, quantsweep.load_layers])
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ([], "no sweep to load: give the folder"),
+        (["sweep", "other/../sweep"], "given twice"),
+        (["sweep", "other/sweep"], "two sweeps of one name, sweep.*Rename"),
+    ],
+)
+def test_sweeps_that_would_be_mixed_up_are_refused(
+    folder: SweepFolder, load: Callable[[list[Path]], object], places: list[str], message: str
+) -> None:
+    SweepFolder(folder.path.parent / "other" / "sweep").create()
+    with pytest.raises(ResultsError, match=message):
+        load([folder.path.parent / place for place in places])
 
 
 def test_an_empty_sweep_is_an_empty_frame(folder: SweepFolder) -> None:

@@ -140,10 +140,19 @@ def test_without_yes_and_without_a_keyboard_nothing_is_forgotten(folder: SweepFo
     assert standing(folder)[0] == EVERYTHING
 
 
-def test_a_filter_that_matches_nothing_is_told_with_the_nearest(folder: SweepFolder) -> None:
+@pytest.mark.parametrize("text", ["model=mini-nexo", "model=a,mini-nexo", "task=t,tt", "bit_width=4,99"])
+def test_a_value_that_matches_nothing_is_told_with_the_nearest(folder: SweepFolder, text: str) -> None:
     attempt(folder, "mini-neox", "c1", ["t@1"])
-    with pytest.raises(ResultsError, match="Did you mean 'mini-neox'"):
-        select(folder, parse(["model=mini-nexo"]))
+    with pytest.raises(ConfigurationError, match=f"unknown {text.partition('=')[0]} '(mini-nexo'. Did you mean 'mini-neox'|tt'|99')"):
+        select(folder, parse([text]))
+
+
+def test_values_that_exist_apart_but_not_together_match_nothing(folder: SweepFolder) -> None:
+    with pytest.raises(ResultsError, match="nothing in sweep matches model=b status=failed"):
+        select(folder, parse(["model=b", "status=failed"]))
+
+
+def test_an_outcome_and_a_task_are_not_asked_together(folder: SweepFolder) -> None:
     with pytest.raises(ConfigurationError, match="give one of them"):
         select(folder, parse(["task=t", "status=failed"]))
 
@@ -164,6 +173,12 @@ def test_a_damaged_tombstone_is_said_since_its_rows_would_come_back(folder: Swee
     (folder.plan / "forgotten-1.parquet").write_bytes(b"nothing")
     with pytest.raises(ResultsError, match=r"forgotten-1\.parquet"):
         read_tombstones(folder.path)
+
+
+@pytest.mark.parametrize("options", [["--task", "t", "--task", "u"], ["--task", "t,u"]])
+def test_several_tasks(folder: SweepFolder, options: list[str]) -> None:
+    assert main(["rerun", str(folder.path), "--yes", *options, "model=b"]) == 0
+    assert standing(folder)[0] == EVERYTHING - {("b1", "t@1"), ("b1", "u@1")}
 
 
 def test_filters_may_follow_options(folder: SweepFolder) -> None:

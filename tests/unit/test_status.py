@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quantsweep import failures
 from quantsweep.cli import cancel, status
+from quantsweep.cli.main import main
 from quantsweep.cli.status import sweep_status
 from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.holds import cancelled, holding, read_holds
@@ -281,6 +282,12 @@ def test_cancel_by_filter_leaves_jobs_with_other_trials_alone(sweep: SweepFolder
     assert [argv[1:] for argv in site.asked if argv[0] == "scancel"] == [["102_0"], ["101_0"]], "only what is left counts"
 
 
+def test_filters_of_cancel_may_follow_options(sweep: SweepFolder, site: Site) -> None:
+    write(sweep, [trial(2), trial(3)])
+    assert main(["cancel", sweep.name, "task=t", "--results-dir", str(sweep.path.parent), "bit_width=2"]) == 0
+    assert [hold.filters for hold in read_holds(sweep)] == [("task=t", "bit_width=2")]
+
+
 def test_what_was_cancelled_before_it_ran_is_known_also_when_slurm_has_forgotten_it(sweep: SweepFolder, site: Site) -> None:
     write(sweep, [trial(2), trial(3)])
     submit(sweep)
@@ -303,8 +310,17 @@ def test_cancel_does_not_need_the_lock(sweep: SweepFolder, site: Site, capsys: p
     assert counts(sweep) == {"held": 2}
 
 
-def test_a_filter_that_is_no_filter_holds_nothing(sweep: SweepFolder, site: Site) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bit_widht=2", "unknown filter column 'bit_widht'"),
+        ("bit_width=2,99", "unknown bit_width '99'"),
+        ("plant_scale=null,16", "unknown plant_scale '16'. Available: null"),
+    ],
+)
+def test_a_filter_that_names_what_is_not_there_holds_nothing(sweep: SweepFolder, site: Site, text: str, message: str) -> None:
     write(sweep, [trial(2)])
-    with pytest.raises(ConfigurationError, match="bit_widht"):
-        run(cancel, sweep, filters=["bit_widht=2"])
+    with pytest.raises(ConfigurationError, match=message):
+        run(cancel, sweep, filters=[text])
+    assert not read_holds(sweep)
     assert counts(sweep) == {"to_launch": 1}
