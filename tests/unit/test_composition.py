@@ -27,6 +27,7 @@ from quantsweep.hydra_plugin.composition import (
     plain,
     search_folders,
 )
+from quantsweep.hydra_plugin.prepare import Prepared, prepare
 from quantsweep.paths import product_root
 from quantsweep.plan import expand
 from quantsweep.registry import DATA_TYPES, data_type_of
@@ -548,3 +549,39 @@ def test_unknown_keys_are_refused_with_a_plus_and_with_folders_of_ones_own(tmp_p
             check_command_line(arguments)
     with pytest.raises(ConfigurationErrors, match="missing is not a folder"):
         check_command_line([f"hydra.searchpath=[file://{tmp_path}/missing]"])
+
+
+def planned(*arguments: str, results: Path) -> Prepared:
+    typed = [f"results_dir={results}", "model=mini-neox-0.3m", *arguments]
+    cfg = compose_base(typed)
+    return prepare(cfg, search_folders(cfg.hydra), typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("assume_dead=no", "assume_dead must be true or false, got 'no'"),
+        ("block_axis=0", "block_axis must be 'flat' or 'input', got 0"),
+        ("block_size=99999999999", "block_size must be at most 2147483647"),
+        ("seed=abc", "seed must be a whole number; got 'abc'"),
+        ("budget.gpu_hours=nan", "budget.gpu_hours must be a number above 0, or null for none; got nan"),
+        ("budget=5", "write budget.gpu_hours="),
+        ("trial_timeout_minutes=0", "trial_timeout_minutes must be a number above 0, or null for the rule; got 0"),
+        ("shard_minutes=nan", "shard_minutes must be a number above 0; got nan"),
+        ("workers=0", "workers must be at least 1, or null"),
+        ("workers=two", "workers must be a whole number, or null"),
+        ("cluster=slurm cluster.minutes=-5", "cluster.minutes must be at least 1; got -5"),
+        ("cluster=slurm cluster.cpus=0", "cluster.cpus must be at least 1; got 0"),
+        ("cluster=slurm cluster.max_minutes=-1", "cluster.max_minutes must be at least 1; got -1"),
+        ("model.resources.minutes=0", "resources.minutes must be at least 1; got 0"),
+        ("results_dir=null", "results_dir must be text that is not empty, got null; write results_dir=FOLDER"),
+        ("results_dir=", "results_dir must be text that is not empty, got ''"),
+        ("sweep=null", "sweep must be text that is not empty, got null; write sweep=NAME"),
+        ("task_path=", "task_path must be text that is not empty, got ''; write task_path=FOLDER, or task_path=null for none"),
+        ("task_path=5", "is not a folder"),
+    ],
+)
+def test_values_that_only_pass_for_something_are_refused(tmp_path: Path, typed: str, said: str) -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        planned(*typed.split(), results=tmp_path)
+    assert [said in problem for problem in caught.value.problems] == [True]
