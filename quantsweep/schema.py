@@ -16,7 +16,7 @@ import copy
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -385,17 +385,17 @@ def build_task(config: Config, overrides: Config, task_path: str | None) -> Task
     return convert(TaskSpec, {**data, "own_content": own}, f"task {config.get('name')}")
 
 
-# --- one trial, typed by hand --------------------------------------------------------------------------------------------
+# --- what was typed by hand ----------------------------------------------------------------------------------------------
 
 
-def refuse_inapplicable(quantization: QuantizationSpec, typed: Config) -> None:
-    """For a single trial: refuse what was typed but would change nothing (an axis may; a person did not mean it)."""
-    if not quantization.is_baseline:
+def refuse_inapplicable(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> None:
+    """Refuse what was typed but changes nothing, since every trial is a baseline; beside others, a baseline merges it silently."""
+    if not trials or not all(trial.quantization.is_baseline for trial in trials):
         return
     keys = [
         key
         for key in typed
-        if key.split(".")[0] in ("data_type", *QUANTIZATION_KEYS) and not (key == "bit_width" and typed[key] == BASELINE_BITS)
+        if key.split(".")[0] in ("data_type", *QUANTIZATION_KEYS) and not (key == "bit_width" and typed[key] == str(BASELINE_BITS))
     ]
     if keys:
         shown = ", ".join(f"{key}={typed[key]}" for key in keys)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from quantsweep import checks, records
+from quantsweep import checks, identity, records
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.launching.local import num_gpus, num_workers
@@ -39,12 +39,9 @@ class Prepared:
     title: str
 
 
-def prepare(
-    cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, single: bool = False, seen: Observation | None = None
-) -> Prepared:
+def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, seen: Observation | None = None) -> Prepared:
     """Plan what a composed configuration and its overrides ask for; writes nothing.
 
-    single: one trial typed by hand, where a parameter that would change nothing is refused instead of merged.
     seen: how the sweep's jobs stand, if that is known already.
     """
     request = make_request(cfg, folders, arguments)
@@ -57,8 +54,9 @@ def prepare(
     _collect(problems, lambda: checks.whole_number("workers", base["workers"], otherwise=", or null for one a GPU or core"))
     launch = None if cluster is None else _collect(problems, lambda: launch_settings(base, cluster))
     expansion = _collect(problems, lambda: expand(request.schema, request.grids))
-    if single and expansion is not None:
-        _collect(problems, lambda: refuse_inapplicable(request.schema.quantization({})[0], request.typed))
+    if expansion is not None:
+        _collect(problems, lambda: refuse_inapplicable([planned.trial for planned in expansion.trials], _typed(arguments)))
+        _collect(problems, lambda: _refuse_foreign_tasks(_tasks(expansion), settings))
     if problems or folder is None or settings is None or launch is None or expansion is None or cluster is None or assume_dead is None:
         raise ConfigurationErrors(problems)
     workers = num_workers(base["workers"], settings.device)
@@ -110,6 +108,22 @@ def _offline_switches(expansion: Expansion, base: Mapping[str, Any]) -> tuple[tu
 def _tasks(expansion: Expansion) -> set[TaskSpec]:
     suites = {id(planned.tasks): planned.tasks for planned in expansion.trials}
     return {task for suite in suites.values() for task in suite}
+
+
+def _typed(arguments: Sequence[str]) -> dict[str, str]:
+    """What was typed, single values and lists alike, by key."""
+    return {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
+
+
+def _refuse_foreign_tasks(tasks: set[TaskSpec], settings: RunSettings | None) -> None:
+    """Who gives a folder of tasks means one of them: that none of those asked for is there is a slip in the folder or the names."""
+    if settings is None or settings.task_path is None or not tasks or any(task.own_content is not None for task in tasks):
+        return
+    defined = identity.own_tasks(Path(settings.task_path))
+    raise ConfigurationError(
+        f"task_path {settings.task_path} defines none of the tasks asked for ({', '.join(sorted({t.lm_eval_task for t in tasks}))}); "
+        f"its YAMLs define {', '.join(defined) or 'none'}. Give task=… of these (conf/task names them), or task_path=null"
+    )
 
 
 def _collect(problems: list[str], step: Callable[[], T]) -> T | None:

@@ -585,3 +585,34 @@ def test_values_that_only_pass_for_something_are_refused(tmp_path: Path, typed: 
     with pytest.raises(ConfigurationErrors) as caught:
         planned(*typed.split(), results=tmp_path)
     assert [said in problem for problem in caught.value.problems] == [True]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("method=none bit_width=3 data_type=fp", "has no bit_width, data_type: bit_width=3, data_type=fp would change nothing"),
+        ("method=none bit_width=3,4", "bit_width=3,4 would change nothing"),
+        ("bit_width=16 block_size=64,128 task=mini_ppl,mini", "has no block_size"),
+        ("+sweeps=quickstart method=none block_size=64", "has no block_size"),
+    ],
+)
+def test_settings_that_no_trial_of_a_launch_has_are_refused(tmp_path: Path, typed: str, said: str) -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        planned(*typed.split(), results=tmp_path)
+    assert [said in problem for problem in caught.value.problems] == [True]
+
+
+@pytest.mark.parametrize("typed", ["bit_width=16", "method=none,round_to_nearest bit_width=3", "+sweeps=quickstart method=none"])
+def test_baselines_alone_and_beside_others_are_planned(tmp_path: Path, typed: str) -> None:
+    assert any(p.trial.quantization.is_baseline for p in planned(*typed.split(), results=tmp_path).plan.expansion.trials)
+
+
+def test_a_folder_of_tasks_without_any_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: 'mine'  # of my own\n")
+    with pytest.raises(ConfigurationErrors) as caught:
+        planned(f"task_path={tmp_path}", "task=mini_ppl,mini_cloze", "limit=5,6", results=tmp_path)
+    said = f"task_path {tmp_path} defines none of the tasks asked for (mini_cloze, mini_ppl); its YAMLs define mine. Give task="
+    assert said in str(caught.value)
+    (tmp_path / "ppl.yaml").write_text("task: mini_ppl\n")
+    own = planned(f"task_path={tmp_path}", "task=mini_ppl,mini_cloze", results=tmp_path).plan.expansion.trials[0].tasks
+    assert [task.own_content is not None for task in own] == [True, False], "the others are the built-in ones"
