@@ -12,8 +12,8 @@ from quantsweep.errors import ConfigurationError
 
 LARGEST = 2**31 - 1
 """The largest whole number that the results' columns of counts hold: a row with a larger one would be lost after its trial ran."""
-LARGEST_SEED = 2**63 - 1
-"""The same of their columns of seeds."""
+LARGEST_LONG = 2**63 - 1
+"""The same of their columns of seeds and parameters."""
 
 
 def truth(name: str, value: object) -> bool:
@@ -53,8 +53,9 @@ def positive_number(name: str, value: float | None, *, otherwise: str = "") -> N
 
 def whole_seed(name: str, value: object) -> None:
     """Refuse a seed that is no whole number; null is left to who calls."""
-    whole_number(name, value, -LARGEST_SEED, LARGEST_SEED)
+    whole_number(name, value, -LARGEST_LONG, LARGEST_LONG)
 
 
 def _shown(value: object) -> str:
-    return "null" if value is None else repr(value)
+    """A value as it is typed: null, true, 'no'."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
-from quantsweep.checks import positive_number, whole_number, whole_seed
+from quantsweep.checks import LARGEST_LONG, positive_number, whole_number, whole_seed
 from quantsweep.errors import ConfigurationError
 
 Option = bool | int | float | str | None | tuple[Any, ...]
@@ -161,6 +161,7 @@ class ModelSpec:
         check_name("model", self.name)
         if (self.hub_id is None) == (self.path is None) and self.unavailable is None:
             raise ConfigurationError(f"model {self.name}: give exactly one of hub_id and path (hub_id={self.hub_id!r}, path={self.path!r})")
+        whole_number(f"model {self.name}: parameters", self.parameters, most=LARGEST_LONG, otherwise=", or null where it is not known")
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"model {self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.revision is not None and not _COMMIT.fullmatch(self.revision):

@@ -574,6 +574,8 @@ def planned(*arguments: str, results: Path) -> Prepared:
         ("cluster=slurm cluster.cpus=0", "cluster.cpus must be at least 1; got 0"),
         ("cluster=slurm cluster.max_minutes=-1", "cluster.max_minutes must be at least 1; got -1"),
         ("model.resources.minutes=0", "resources.minutes must be at least 1; got 0"),
+        ("model.parameters=-5", "model mini-neox-0.3m: parameters must be at least 1, or null where it is not known; got -5"),
+        ("sweep=true", "got true; write sweep=NAME"),
         ("results_dir=null", "results_dir must be text that is not empty, got null; write results_dir=FOLDER"),
         ("results_dir=", "results_dir must be text that is not empty, got ''"),
         ("sweep=null", "sweep must be text that is not empty, got null; write sweep=NAME"),
