@@ -53,7 +53,9 @@ class Child:
         Raises ChildDiedError if the child dies or is silent for too long, StoppedError between two tasks once `stop` is set
         (in the middle of one when it must not go on).
         """
-        timeout = settings.trial_timeout_minutes or max(MIN_TIMEOUT_MINUTES, TIMEOUT_FACTOR * predicted_minutes(planned))
+        timeout = settings.trial_timeout_minutes
+        if timeout is None:
+            timeout = max(MIN_TIMEOUT_MINUTES, TIMEOUT_FACTOR * predicted_minutes(planned))
         pipe = self._start(log)
         kills = oom_kills()
         try:

@@ -212,11 +212,22 @@ def own_task_content(folder: Path, task: str) -> str | None:
 
     None if no YAML in the folder defines the task: then it is the built-in one.
     """
-    defines = re.compile(rf"^task:\s*(['\"]?){re.escape(task)}\1\s*(#.*)?$", re.MULTILINE)
+    defines = _defining_line(re.escape(task))
     for path in sorted(folder.rglob("*.yaml")):
         if defines.search(path.read_text(errors="replace")):
             return hashlib.sha256("".join(_hash_of(file) for file in _definition(path)).encode()).hexdigest()[:8]
     return None
+
+
+def own_tasks(folder: Path) -> list[str]:
+    """Names of the tasks that the YAMLs of a folder define."""
+    defines = _defining_line(r"[^\s'\"\[#]\S*?")
+    return sorted({name for path in folder.rglob("*.yaml") for _, name, _ in defines.findall(path.read_text(errors="replace"))})
+
+
+def _defining_line(task: str) -> re.Pattern[str]:
+    """The line of a YAML that defines a task; `task`: a pattern of its name."""
+    return re.compile(rf"^task:\s*(['\"]?)({task})\1\s*(#.*)?$", re.MULTILINE)
 
 
 def _definition(path: Path, of: frozenset[Path] = frozenset()) -> list[Path]:

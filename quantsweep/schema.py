@@ -16,13 +16,14 @@ import copy
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from quantsweep import identity
+from quantsweep.checks import whole_seed
 from quantsweep.constraints import problem_of_levels, reason_to_skip
 from quantsweep.errors import ConfigurationError, ModelError, did_you_mean
 from quantsweep.pins import Pins
@@ -30,6 +31,7 @@ from quantsweep.specs import (
     BASELINE,
     CHANNEL_NEEDS_INPUT,
     LEVELS,
+    BlockAxis,
     BlockSize,
     CalibrationSpec,
     ModelSpec,
@@ -193,7 +195,7 @@ class Schema:
             model=model,
             quantization=quantization,
             calibration=self.calibration(candidate) if method["capabilities"]["needs_calibration"] else None,
-            seed=int(self._value("seed", candidate)) if method["capabilities"]["uses_seed"] else None,
+            seed=self._seed(candidate, method),
         )
         return Resolved(trial=None if reason else trial, tasks=tasks, reason=reason, description=trial.label)
 
@@ -220,6 +222,16 @@ class Schema:
         config = self.section("task", candidate)
         overrides = {key: self._value(key, candidate) for key in TASK_KEYS}
         return self._memoised(("tasks", id(config), *overrides.values()), lambda: self._build_tasks(config, overrides))
+
+    def _seed(self, candidate: Config, method: Config) -> int | None:
+        """The seed of a candidate where its method uses one; what is no seed is a mistake under any method."""
+        seed = self._value("seed", candidate)
+        whole_seed("seed", seed)
+        if not method["capabilities"]["uses_seed"]:
+            return None
+        if seed is None:
+            raise ConfigurationError(f"method {method['name']} needs a seed, got null; write seed=0")
+        return typing.cast("int", seed)
 
     def _build_tasks(self, config: Config, overrides: Config) -> tuple[TaskSpec, ...]:
         members = [self._options["task"][name] for name in config["suite"]] if "suite" in config else [config]
@@ -300,7 +312,7 @@ def build_quantization(method: Config, data_type: Config, scalars: Config, none:
         return QuantizationSpec(method=BASELINE, method_version=int(none["version"])), None
     caps = _capabilities(data_type)
     block_size = caps["block_size"] if scalars["block_size"] == AUTO else _block_size(scalars["block_size"])
-    axis = scalars["block_axis"] or caps["block_axis"]
+    axis = caps["block_axis"] if scalars["block_axis"] is None else _convert_value(BlockAxis, scalars["block_axis"], "block_axis")
     if block_size is None and axis == "flat":  # a combination that means nothing, like any other: what it would be, and why not
         described, _ = build_quantization(method, data_type, {**scalars, "block_axis": "input"}, none)
         return described, CHANNEL_NEEDS_INPUT
@@ -369,21 +381,21 @@ def _as_levels(value: Any, data_type: Config) -> tuple[float, ...]:
 def build_task(config: Config, overrides: Config, task_path: str | None) -> TaskSpec:
     """A TaskSpec from a task yaml; `limit` and `num_fewshot` of the run win over the yaml's where they are set."""
     data = {**config, **{key: value for key, value in overrides.items() if value is not None}}
-    own = None if task_path is None else identity.own_task_content(Path(task_path).expanduser(), str(config.get("lm_eval_task")))
+    own = None if not task_path else identity.own_task_content(Path(str(task_path)).expanduser(), str(config.get("lm_eval_task")))
     return convert(TaskSpec, {**data, "own_content": own}, f"task {config.get('name')}")
 
 
-# --- one trial, typed by hand --------------------------------------------------------------------------------------------
+# --- what was typed by hand ----------------------------------------------------------------------------------------------
 
 
-def refuse_inapplicable(quantization: QuantizationSpec, typed: Config) -> None:
-    """For a single trial: refuse what was typed but would change nothing (an axis may; a person did not mean it)."""
-    if not quantization.is_baseline:
+def refuse_inapplicable(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> None:
+    """Refuse what was typed but changes nothing, since every trial is a baseline; beside others, a baseline merges it silently."""
+    if not trials or not all(trial.quantization.is_baseline for trial in trials):
         return
     keys = [
         key
         for key in typed
-        if key.split(".")[0] in ("data_type", *QUANTIZATION_KEYS) and not (key == "bit_width" and typed[key] == BASELINE_BITS)
+        if key.split(".")[0] in ("data_type", *QUANTIZATION_KEYS) and not (key == "bit_width" and typed[key] == str(BASELINE_BITS))
     ]
     if keys:
         shown = ", ".join(f"{key}={typed[key]}" for key in keys)

@@ -23,8 +23,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from quantsweep.checks import LARGEST_LONG, positive_number, whole_number, whole_seed
 from quantsweep.errors import ConfigurationError
 
 Option = bool | int | float | str | None | tuple[Any, ...]
@@ -37,7 +38,9 @@ SCALE_DTYPES = (*DTYPES, "e8m0", "e4m3")
 """What scales may be stored in: a dtype, or one of the 8-bit types of MX (powers of two) and NVFP4."""
 LEVELS = "levels"
 """The option that makes a data type a codebook: see `quantsweep.registry.data_type_of`."""
-BLOCK_AXES = ("flat", "input")
+BlockAxis = Literal["flat", "input"]
+"""The direction in which blocks run."""
+BLOCK_AXES = get_args(BlockAxis)
 
 CHANNEL_NEEDS_INPUT = (
     "block_size=null means one scale an output channel, which needs block_axis=input; with block_axis=flat give a number or 'tensor'"
@@ -92,8 +95,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         for name, least in (("gpus", 0), ("cpus", 1), ("memory_gb", 1), ("minutes", 1)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"resources.{name} must be at least {least}, got {getattr(self, name)}")
+            whole_number(f"resources.{name}", getattr(self, name), least)
 
     @property
     def name(self) -> str:
@@ -113,8 +115,8 @@ class PlantedOutliers:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise ConfigurationError(f"plant_outliers.channels must be at least 1, got {self.channels}; leave it out for the plain model")
+        whole_number("plant_outliers.channels", self.channels, otherwise=", or left out for the plain model")
+        whole_seed("plant_outliers.seed", self.seed)
         if not 1 < self.scale < math.inf:
             raise ConfigurationError(f"plant_outliers.scale must be a number above 1, got {self.scale:g}; 1 is the plain model")
 
@@ -159,6 +161,7 @@ class ModelSpec:
         check_name("model", self.name)
         if (self.hub_id is None) == (self.path is None) and self.unavailable is None:
             raise ConfigurationError(f"model {self.name}: give exactly one of hub_id and path (hub_id={self.hub_id!r}, path={self.path!r})")
+        whole_number(f"model {self.name}: parameters", self.parameters, most=LARGEST_LONG, otherwise=", or null where it is not known")
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"model {self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.revision is not None and not _COMMIT.fullmatch(self.revision):
@@ -234,10 +237,8 @@ class QuantizationSpec:
             raise ConfigurationError(f"block_axis {self.block_axis!r} is not one of {', '.join(BLOCK_AXES)}")
         if self.scale_dtype not in SCALE_DTYPES:
             raise ConfigurationError(f"scale_dtype {self.scale_dtype!r} is not one of {', '.join(SCALE_DTYPES)}")
-        if isinstance(self.block_size, int) and self.block_size < 2:
-            raise ConfigurationError(
-                f"block_size must be at least 2, or 'tensor', or null (one scale an output channel); got {self.block_size}"
-            )
+        if isinstance(self.block_size, int):
+            whole_number("block_size", self.block_size, 2, otherwise=", or 'tensor', or null (one scale an output channel)")
         if isinstance(self.block_size, str) and self.block_size != "tensor":
             raise ConfigurationError(f"block_size {self.block_size!r} is neither a number, nor 'tensor', nor null")
         if self.block_size is None and self.block_axis == "flat":
@@ -282,10 +283,8 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         check_name("task", self.name)
-        if self.limit is not None and self.limit < 1:
-            raise ConfigurationError(f"limit must be at least 1, or null for all examples; got {self.limit}")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigurationError(f"num_fewshot must be 0 or more, got {self.num_fewshot}")
+        whole_number("limit", self.limit, otherwise=", or null for all examples")
+        whole_number("num_fewshot", self.num_fewshot, 0, otherwise=", or null for the task's own")
 
     @property
     def task_key(self) -> str:
@@ -422,14 +421,20 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigurationError(f"device {self.device!r} is not one of auto, cpu, cuda")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigurationError(f"batch_size must be at least 1, or null; got {self.batch_size}")
+        whole_number("batch_size", self.batch_size, otherwise=", or null")
+        positive_number("trial_timeout_minutes", self.trial_timeout_minutes, otherwise=", or null for the rule")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
         """The inverse of `dataclasses.asdict` after JSON; plans of earlier versions have no data_revisions."""
         revisions = tuple((str(name), str(revision)) for name, revision in data.get("data_revisions", ()))
         return cls(**{**data, "tracking": options_tuple(dict(data["tracking"])), "data_revisions": revisions})
+
+
+_CLUSTER_NUMBERS = (
+    *("minutes", "memory_gb", "cpus", "node_gpus", "node_cpus", "max_gpus", "max_memory_gb", "max_minutes"),
+    *("max_array_size", "max_parallel", "max_submitted", "signal_seconds"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -471,10 +476,8 @@ class ClusterSpec:
     def __post_init__(self) -> None:
         if self.allocation == "node" and not (self.node_gpus or self.node_cpus):
             raise ConfigurationError("cluster.allocation=node needs cluster.node_gpus (or cluster.node_cpus for nodes without GPUs)")
-        for name in ("max_array_size", "max_parallel", "max_submitted", "node_gpus", "node_cpus", "signal_seconds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"cluster.{name} must be at least 1, got {value}")
+        for name in _CLUSTER_NUMBERS:
+            whole_number(f"cluster.{name}", getattr(self, name))
 
     def resources(self, model: Resources) -> Resources:
         """What a shard asks for here: the model's resources, unless the cluster's configuration says otherwise."""
@@ -515,12 +518,10 @@ class LaunchSettings:
     variables: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.gpu_hours is not None and self.gpu_hours <= 0:
-            raise ConfigurationError(f"budget.gpu_hours must be above 0, or null for none; got {self.gpu_hours}")
-        if self.max_retries is not None and self.max_retries < 0:
-            raise ConfigurationError(f"max_retries must be 0 or more, or null; got {self.max_retries}")
-        if self.breaker_trials is not None and self.breaker_trials < 2:
-            raise ConfigurationError(f"breaker_trials must be at least 2, or null for never; got {self.breaker_trials}")
+        positive_number("budget.gpu_hours", self.gpu_hours, otherwise=", or null for none")
+        positive_number("shard_minutes", self.shard_minutes)
+        whole_number("max_retries", self.max_retries, 0, otherwise=", or null for each cause's own number")
+        whole_number("breaker_trials", self.breaker_trials, 2, otherwise=", or null for never")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LaunchSettings:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantsweep.doctor import Check, examine
 from quantsweep.hydra_plugin.composition import compose_base, expand_shorthand, plain
-from quantsweep.hydra_plugin.prepare import cluster_spec
+from quantsweep.hydra_plugin.prepare import cluster_spec, results_dir
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print every check; 1 if there is a problem."""
     base = plain(compose_base(expand_shorthand(arguments.overrides)))
-    checks = examine(cluster_spec(base["cluster"]), Path(str(base["results_dir"])))
+    checks = examine(cluster_spec(base["cluster"]), Path(results_dir(base)))
     if arguments.json:
         seen = list(checks)
         print(json.dumps([asdict(check) for check in seen], indent=2))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from quantsweep.hydra_plugin.composition import Request, compose_base, expand_shorthand, make_request, search_folders
+from quantsweep.hydra_plugin.prepare import results_dir, task_path
 from quantsweep.pins import pins_path
 from quantsweep.prewarm import Outcome, prewarm
 from quantsweep.schema import TASK_KEYS, build_model
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     cfg = compose_base(overrides)
     request = make_request(cfg, search_folders(cfg.hydra), overrides)
     models, tasks = wanted(request)
-    results_dir, task_path = str(request.base["results_dir"]), request.base["task_path"]
+    folder, own_tasks = results_dir(request.base), task_path(request.base)
     console = Console(stderr=True)
     counts: Counter[str] = Counter()
     with console.status("looking") as status:
@@ -40,11 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
         def report(text: str) -> None:
             status.update(text) if console.is_terminal else print(f"  … {text}", flush=True)
 
-        for outcome in prewarm(models, tasks, results_dir, task_path=task_path, update=arguments.update, report=report):
+        for outcome in prewarm(models, tasks, folder, task_path=own_tasks, update=arguments.update, report=report):
             print(outcome_text(outcome), flush=True)
             counts[outcome.state] += 1
     summary = "   ".join(f"{_WORDS[state]} {counts[state]}" for state in _WORDS if counts[state])
-    print(f"{summary or 'nothing is asked for'}   pins: {pins_path(results_dir)}")
+    print(f"{summary or 'nothing is asked for'}   pins: {pins_path(folder)}")
     return 1 if counts["failed"] else 0
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from quantsweep import records
+from quantsweep import checks, identity, records
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.launching.local import num_gpus, num_workers
@@ -39,29 +39,28 @@ class Prepared:
     title: str
 
 
-def prepare(
-    cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, single: bool = False, seen: Observation | None = None
-) -> Prepared:
+def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, seen: Observation | None = None) -> Prepared:
     """Plan what a composed configuration and its overrides ask for; writes nothing.
 
-    single: one trial typed by hand, where a parameter that would change nothing is refused instead of merged.
     seen: how the sweep's jobs stand, if that is known already.
     """
     request = make_request(cfg, folders, arguments)
     base = request.base
     problems: list[str] = []
-    folder = _collect(problems, lambda: _folder(base))
+    folder = _collect(problems, lambda: asked_folder(base))
     settings = _collect(problems, lambda: run_settings(base))
     cluster = _collect(problems, lambda: cluster_spec(base["cluster"]))
-    _collect(problems, lambda: _check_numbers(base))
+    assume_dead = _collect(problems, lambda: checks.truth("assume_dead", base["assume_dead"]))
+    _collect(problems, lambda: checks.whole_number("workers", base["workers"], otherwise=", or null for one a GPU or core"))
     launch = None if cluster is None else _collect(problems, lambda: launch_settings(base, cluster))
     expansion = _collect(problems, lambda: expand(request.schema, request.grids))
-    if single and expansion is not None:
-        _collect(problems, lambda: refuse_inapplicable(request.schema.quantization({})[0], request.typed))
-    if problems or folder is None or settings is None or cluster is None or launch is None or expansion is None:
+    if expansion is not None:
+        _collect(problems, lambda: refuse_inapplicable([planned.trial for planned in expansion.trials], _typed(arguments)))
+        _collect(problems, lambda: _refuse_foreign_tasks(_tasks(expansion), settings))
+    if problems or folder is None or settings is None or launch is None or expansion is None or cluster is None or assume_dead is None:
         raise ConfigurationErrors(problems)
     workers = num_workers(base["workers"], settings.device)
-    seen = seen or observe(folder, assume_dead=bool(base["assume_dead"]))
+    seen = seen or observe(folder, assume_dead=assume_dead)
     plan = _plan(base, folder, settings, launch, expansion, workers, seen)
     return Prepared(plan=plan, folder=folder, cluster=cluster, workers=workers, title=_title(request))
 
@@ -111,6 +110,22 @@ def _tasks(expansion: Expansion) -> set[TaskSpec]:
     return {task for suite in suites.values() for task in suite}
 
 
+def _typed(arguments: Sequence[str]) -> dict[str, str]:
+    """What was typed, single values and lists alike, by key."""
+    return {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
+
+
+def _refuse_foreign_tasks(tasks: set[TaskSpec], settings: RunSettings | None) -> None:
+    """Who gives a folder of tasks means one of them: that none of those asked for is there is a slip in the folder or the names."""
+    if settings is None or settings.task_path is None or not tasks or any(task.own_content is not None for task in tasks):
+        return
+    defined = identity.own_tasks(Path(settings.task_path))
+    raise ConfigurationError(
+        f"task_path {settings.task_path} defines none of the tasks asked for ({', '.join(sorted({t.lm_eval_task for t in tasks}))}); "
+        f"its YAMLs define {', '.join(defined) or 'none'}. Give task=… of these (conf/task names them), or task_path=null"
+    )
+
+
 def _collect(problems: list[str], step: Callable[[], T]) -> T | None:
     try:
         return step()
@@ -121,23 +136,36 @@ def _collect(problems: list[str], step: Callable[[], T]) -> T | None:
     return None
 
 
-def _folder(base: Mapping[str, Any]) -> SweepFolder:
-    folder = sweep_folder(str(base["results_dir"]), str(base["sweep"]))
+def asked_folder(base: Mapping[str, Any]) -> SweepFolder:
+    """The sweep's folder, from the composed configuration; one that cannot be written to is refused."""
+    sweep = checks.text("sweep", base["sweep"], "sweep=NAME, the name of the folder under results_dir")
+    folder = sweep_folder(results_dir(base), sweep)
     folder.check()
     return folder
 
 
+def results_dir(base: Mapping[str, Any]) -> str:
+    """Where sweeps lie, from the composed configuration."""
+    return checks.text("results_dir", base["results_dir"], "results_dir=FOLDER (results_dir=. for this one)")
+
+
+def task_path(base: Mapping[str, Any]) -> str | None:
+    """The folder of a user's own tasks, from the composed configuration; None for none."""
+    if base["task_path"] is None:
+        return None
+    typed = checks.text("task_path", base["task_path"], "task_path=FOLDER, or task_path=null for none")
+    folder = Path(typed).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigurationError(f"task_path {folder} is not a folder; give a folder of lm-eval task YAMLs")
+    return str(folder)
+
+
 def run_settings(base: Mapping[str, Any]) -> RunSettings:
-    """How trials are run, from the composed configuration; a `task_path` must be there."""
-    task_path = base["task_path"]
-    if task_path is not None:
-        task_path = str(Path(task_path).expanduser().resolve())
-        if not Path(task_path).is_dir():
-            raise ConfigurationError(f"task_path {task_path} is not a folder; give a folder of lm-eval task YAMLs")
+    """How trials are run, from the composed configuration."""
     data = {
         "device": base["device"],
         "batch_size": base["batch_size"],
-        "task_path": task_path,
+        "task_path": task_path(base),
         "trial_timeout_minutes": base["trial_timeout_minutes"],
     }
     settings = convert(RunSettings, data, "settings")
@@ -162,21 +190,12 @@ def cluster_spec(config: Mapping[str, Any]) -> ClusterSpec:
 
 def launch_settings(base: Mapping[str, Any], cluster: ClusterSpec) -> LaunchSettings:
     """Budget, retries, breaker and the length of shards, from the composed configuration."""
-    gpu_hours = base["budget"]["gpu_hours"]
-    data = {key: base[key] for key in ("max_retries", "breaker_trials")}
-    rest = convert(LaunchSettings, {**data, "gpu_hours": gpu_hours, "shard_minutes": base["shard_minutes"]}, "launch")
+    budget = base["budget"]
+    if not isinstance(budget, Mapping) or set(budget) != {"gpu_hours"}:
+        raise ConfigurationError(f"budget has one key, got budget={budget}; write budget.gpu_hours=HOURS, or null for no limit")
+    data = {key: base[key] for key in ("max_retries", "breaker_trials", "shard_minutes")}
+    rest = convert(LaunchSettings, {**data, "gpu_hours": budget["gpu_hours"]}, "launch")
     return replace(rest, cluster=cluster)
-
-
-def _check_numbers(base: Mapping[str, Any]) -> None:
-    problems = []
-    if not isinstance(base["shard_minutes"], (int, float)) or isinstance(base["shard_minutes"], bool) or base["shard_minutes"] <= 0:
-        problems.append(f"shard_minutes must be a number above 0, got {base['shard_minutes']!r}")
-    workers = base["workers"]
-    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
-        problems.append(f"workers must be a whole number, at least 1, or null; got {workers!r}")
-    if problems:
-        raise ConfigurationErrors(problems)
 
 
 def _title(request: Request) -> str:

@@ -19,17 +19,18 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from quantsweep import snapshot
+from quantsweep.checks import truth
 from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
 from quantsweep.hydra_plugin.launcher import wait_for_end
 from quantsweep.hydra_plugin.mistakes import shown_plainly
-from quantsweep.hydra_plugin.prepare import prepare, refuse_unpinned
+from quantsweep.hydra_plugin.prepare import asked_folder, prepare, refuse_unpinned
 from quantsweep.launching.cluster import within_nodes
 from quantsweep.launching.lock import RUN, launch_lock
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import Observation
 from quantsweep.messages import plan_text, submitted_text
-from quantsweep.paths import SweepFolder, sweep_folder
+from quantsweep.paths import SweepFolder
 from quantsweep.pins import own_switches
 from quantsweep.plan import write_plan
 from quantsweep.specs import LaunchSettings
@@ -58,7 +59,7 @@ class QuantsweepSweeper(Sweeper):
     def _sweep(self, arguments: list[str]) -> Sequence[Any]:
         assert self._config is not None
         assert self._launcher is not None
-        folder = sweep_folder(str(self._config.results_dir), str(self._config.sweep))
+        folder = asked_folder(self._config)
         is_new = not folder.path.exists()
         folder.create()
         try:
@@ -72,7 +73,7 @@ class QuantsweepSweeper(Sweeper):
         assert self._launcher is not None
         here = OmegaConf.select(self._config, "cluster.kind") == "local"
         with launch_lock(folder.plan / "launch.lock", purpose=RUN if here else "launch", wait_seconds=LOCK_SECONDS):
-            seen = settle(folder, assume_dead=bool(self._config.assume_dead))
+            seen = settle(folder, assume_dead=truth("assume_dead", self._config.assume_dead))
             prepared = prepare(self._config, search_folders(self._config.hydra), arguments, seen=seen)
             print(plan_text(prepared.plan, title=prepared.title, folder=folder.path), flush=True)
             refuse_unpinned(prepared.plan)

@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> Any:
 def _run_one(cfg: DictConfig) -> dict[str, int]:
     """One trial on this machine, whatever the cluster: plan it, run what is missing of it, print its rows."""
     hydra = HydraConfig.get()
-    prepared = prepare(cfg, search_folders(hydra), list(hydra.overrides.task), single=True)
+    prepared = prepare(cfg, search_folders(hydra), list(hydra.overrides.task))
     refuse_unpinned(prepared.plan)
     prepared.folder.create()
     with launch_lock(prepared.folder.plan / "launch.lock", purpose=RUN):

@@ -229,6 +229,8 @@ def test_a_local_folder_works_wherever_a_hub_id_does(tmp_path: Path, launch: Lau
         (("data_type=fp", "data_type.options.exponent_bits=2.0"), "got 2.0 (float)"),
         (("device=cpuu",), "device 'cpuu' is not one of auto"),
         (("-m", "device=cpuu", "bit_width=3,4"), "device 'cpuu' is not one of auto"),
+        (("-m", "assume_dead=no", "bit_width=3,4"), "assume_dead must be true or false, got 'no'"),
+        (("-m", "sweep=null", "bit_width=3,4"), "write sweep=NAME"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(launch: Launch, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "quantsweep"
 
 FORBIDDEN = {
     # (files, relative to the package) → third-party modules that they may not import, at any depth of the file
-    ("errors.py", "specs.py", "registry.py", "constraints.py", "failures.py", "slurm.py", "identity.py"): {
+    ("errors.py", "checks.py", "specs.py", "registry.py", "constraints.py", "failures.py", "slurm.py", "identity.py"): {
         "torch",
         "hydra",
         "pandas",
@@ -48,6 +48,7 @@ FORBIDDEN = {
 LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("words",),
     ("errors",),
+    ("checks",),
     ("specs", "registry"),
     ("constraints", "identity", "slurm", "failures", "files", "pins"),
     ("grid", "schema", "paths"),

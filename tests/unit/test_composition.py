@@ -28,6 +28,7 @@ from quantsweep.hydra_plugin.composition import (
     plain,
     search_folders,
 )
+from quantsweep.hydra_plugin.prepare import Prepared, prepare
 from quantsweep.paths import product_root
 from quantsweep.plan import expand
 from quantsweep.registry import DATA_TYPES, data_type_of
@@ -568,3 +569,72 @@ def test_unknown_keys_are_refused_with_a_plus_and_with_folders_of_ones_own(tmp_p
             check_command_line(arguments)
     with pytest.raises(ConfigurationErrors, match="missing is not a folder"):
         check_command_line([f"hydra.searchpath=[file://{tmp_path}/missing]"])
+
+
+def planned(*arguments: str, results: Path) -> Prepared:
+    typed = [f"results_dir={results}", "model=mini-neox-0.3m", *arguments]
+    cfg = compose_base(typed)
+    return prepare(cfg, search_folders(cfg.hydra), typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("assume_dead=no", "assume_dead must be true or false, got 'no'"),
+        ("block_axis=0", "block_axis must be 'flat' or 'input', got 0"),
+        ("block_size=99999999999", "block_size must be at most 2147483647"),
+        ("seed=abc", "seed must be a whole number; got 'abc'"),
+        ("budget.gpu_hours=nan", "budget.gpu_hours must be a number above 0, or null for none; got nan"),
+        ("budget=5", "write budget.gpu_hours="),
+        ("trial_timeout_minutes=0", "trial_timeout_minutes must be a number above 0, or null for the rule; got 0"),
+        ("shard_minutes=nan", "shard_minutes must be a number above 0; got nan"),
+        ("workers=0", "workers must be at least 1, or null"),
+        ("workers=two", "workers must be a whole number, or null"),
+        ("cluster=slurm cluster.minutes=-5", "cluster.minutes must be at least 1; got -5"),
+        ("cluster=slurm cluster.cpus=0", "cluster.cpus must be at least 1; got 0"),
+        ("cluster=slurm cluster.max_minutes=-1", "cluster.max_minutes must be at least 1; got -1"),
+        ("model.resources.minutes=0", "resources.minutes must be at least 1; got 0"),
+        ("model.parameters=-5", "model mini-neox-0.3m: parameters must be at least 1, or null where it is not known; got -5"),
+        ("sweep=true", "got true; write sweep=NAME"),
+        ("results_dir=null", "results_dir must be text that is not empty, got null; write results_dir=FOLDER"),
+        ("results_dir=", "results_dir must be text that is not empty, got ''"),
+        ("sweep=null", "sweep must be text that is not empty, got null; write sweep=NAME"),
+        ("task_path=", "task_path must be text that is not empty, got ''; write task_path=FOLDER, or task_path=null for none"),
+        ("task_path=5", "is not a folder"),
+    ],
+)
+def test_values_that_only_pass_for_something_are_refused(tmp_path: Path, typed: str, said: str) -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        planned(*typed.split(), results=tmp_path)
+    assert [said in problem for problem in caught.value.problems] == [True]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("method=none bit_width=3 data_type=fp", "has no bit_width, data_type: bit_width=3, data_type=fp would change nothing"),
+        ("method=none bit_width=3,4", "bit_width=3,4 would change nothing"),
+        ("bit_width=16 block_size=64,128 task=mini_ppl,mini", "has no block_size"),
+        ("+sweeps=quickstart method=none block_size=64", "has no block_size"),
+    ],
+)
+def test_settings_that_no_trial_of_a_launch_has_are_refused(tmp_path: Path, typed: str, said: str) -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        planned(*typed.split(), results=tmp_path)
+    assert [said in problem for problem in caught.value.problems] == [True]
+
+
+@pytest.mark.parametrize("typed", ["bit_width=16", "method=none,round_to_nearest bit_width=3", "+sweeps=quickstart method=none"])
+def test_baselines_alone_and_beside_others_are_planned(tmp_path: Path, typed: str) -> None:
+    assert any(p.trial.quantization.is_baseline for p in planned(*typed.split(), results=tmp_path).plan.expansion.trials)
+
+
+def test_a_folder_of_tasks_without_any_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: 'mine'  # of my own\n")
+    with pytest.raises(ConfigurationErrors) as caught:
+        planned(f"task_path={tmp_path}", "task=mini_ppl,mini_cloze", "limit=5,6", results=tmp_path)
+    said = f"task_path {tmp_path} defines none of the tasks asked for (mini_cloze, mini_ppl); its YAMLs define mine. Give task="
+    assert said in str(caught.value)
+    (tmp_path / "ppl.yaml").write_text("task: mini_ppl\n")
+    own = planned(f"task_path={tmp_path}", "task=mini_ppl,mini_cloze", results=tmp_path).plan.expansion.trials[0].tasks
+    assert [task.own_content is not None for task in own] == [True, False], "the others are the built-in ones"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep.identity import own_task_content
+from quantsweep.identity import own_task_content, own_tasks
 
 
 def test_own_definitions_are_told_apart_by_their_content_and_data(tmp_path: Path) -> None:
@@ -44,3 +44,9 @@ def test_what_an_own_definition_includes_is_part_of_it(tmp_path: Path, include: 
 def test_an_own_definition_is_found_behind_a_comment_too(tmp_path: Path) -> None:
     (tmp_path / "piqa.yaml").write_text("task: piqa  # with our prompt\n")
     assert own_task_content(tmp_path, "piqa") is not None
+
+
+def test_the_tasks_of_a_folder_are_listed(tmp_path: Path) -> None:
+    for number, line in enumerate(("piqa", "'mine'  # mine", '"my-own"', "[a, b]", "\n  - a")):
+        (tmp_path / f"{number}.yaml").write_text(f"# A task\ntask: {line}\nversion: 1\n")
+    assert own_tasks(tmp_path) == ["mine", "my-own", "piqa"]

@@ -116,7 +116,7 @@ def test_a_planted_model_says_so() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"channels": 0, "scale": 2.0}, r"plant_outliers\.channels must be at least 1, got 0; leave it out for the plain model"),
+        ({"channels": 0, "scale": 2.0}, r"plant_outliers\.channels must be at least 1, or left out for the plain model; got 0"),
         ({"channels": 1, "scale": 1.0}, r"plant_outliers\.scale must be a number above 1, got 1; 1 is the plain model"),
         ({"channels": 1, "scale": -3.0}, "above 1, got -3"),
         ({"channels": 1, "scale": float("inf")}, "above 1, got inf"),
