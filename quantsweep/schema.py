@@ -16,7 +16,7 @@ import copy
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -222,7 +222,7 @@ class Schema:
         return self._memoised(("tasks", id(config), *overrides.values()), lambda: self._build_tasks(config, overrides))
 
     def _build_tasks(self, config: Config, overrides: Config) -> tuple[TaskSpec, ...]:
-        members = [self._options["task"][name] for name in config["suite"]] if "suite" in config else [config]
+        members = [self._options["task"][name] for name in suite_members(config)] or [config]
         return tuple(build_task(member, overrides, self._base["task_path"]) for member in members)
 
     def _memoised(self, key: tuple[Any, ...], build: typing.Callable[[], T]) -> T:
@@ -234,12 +234,15 @@ class Schema:
 
 
 def _set_path(config: dict[str, Any], path: list[str], value: Any) -> bool:
-    """Set a nested value if its place exists; False (and nothing changed) if it does not."""
+    """Set a nested value if its place exists; False (and nothing changed) if it does not.  Mappings are merged, as Hydra does."""
     node: Any = config
     for part in path[:-1]:
         node = node.get(part) if isinstance(node, dict) else None
     if not isinstance(node, dict) or path[-1] not in node:
         return False
+    if isinstance(node[path[-1]], dict) and isinstance(value, Mapping):
+        applied = [_set_path(node[path[-1]], [str(key)], inner) for key, inner in value.items()]
+        return any(applied)
     node[path[-1]] = list(value) if isinstance(value, tuple) else value
     return True
 
@@ -364,6 +367,17 @@ def _as_levels(value: Any, data_type: Config) -> tuple[float, ...]:
     if problem := problem_of_levels(value):
         raise ConfigurationError(f"data_type {data_type['name']}: {problem}")
     return tuple(float(level) + 0.0 for level in value)
+
+
+def suite_members(config: Config) -> Sequence[str]:
+    """Names of a suite's tasks; none for a task of its own.  A suite has nothing else: what is set of it would reach no task."""
+    if "suite" not in config:
+        return ()
+    if not isinstance(config["suite"], list) or not config["suite"]:
+        raise ConfigurationError(f"task.suite must be a list of tasks: task.suite=[mini_ppl,mini_cloze]; got {config['suite']!r}")
+    if others := sorted(set(config) - {"suite"}):
+        raise ConfigurationError(f"task: a suite of tasks has no {', '.join(others)}; limit=5 and num_fewshot=2 hold for all its tasks")
+    return typing.cast("list[str]", config["suite"])
 
 
 def build_task(config: Config, overrides: Config, task_path: str | None) -> TaskSpec:
