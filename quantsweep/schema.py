@@ -234,15 +234,12 @@ class Schema:
 
 
 def _set_path(config: dict[str, Any], path: list[str], value: Any) -> bool:
-    """Set a nested value if its place exists; False (and nothing changed) if it does not.  Mappings are merged, as Hydra does."""
+    """Set a nested value if its place exists; False (and nothing changed) if it does not."""
     node: Any = config
     for part in path[:-1]:
         node = node.get(part) if isinstance(node, dict) else None
     if not isinstance(node, dict) or path[-1] not in node:
         return False
-    if isinstance(node[path[-1]], dict) and isinstance(value, Mapping):
-        applied = [_set_path(node[path[-1]], [str(key)], inner) for key, inner in value.items()]
-        return any(applied)
     node[path[-1]] = list(value) if isinstance(value, tuple) else value
     return True
 

@@ -211,13 +211,22 @@ def _given_twice(overrides: Iterable[Override]) -> list[str]:
     typed: dict[str, list[str]] = {}
     for override in overrides:
         if override.key_or_group != "sweeps":  # said in words of its own
-            typed.setdefault(override.key_or_group, []).append(str(override.input_line).partition("=")[2])
+            text = str(override.input_line).partition("=")[2]
+            for key, value in _settings(override):
+                typed.setdefault(key, []).append(text if key == override.key_or_group else str(value))
     return [
         f"{key} is given {'twice' if len(values) == 2 else f'{len(values)} times'} ({' and '.join(values)}): "
         + ("write its values with commas" if key.split(".")[0] in AXIS_KEYS else "give it once")
         for key, values in typed.items()
         if len(values) > 1
     ]
+
+
+def _settings(override: Override) -> list[tuple[str, Any]]:
+    """The keys that an override sets, and their values: `budget={gpu_hours: 5}` is `budget.gpu_hours=5`, since Hydra merges mappings."""
+    key, value = override.key_or_group, override.value()
+    is_mapping = isinstance(value, dict) and key not in AXIS_KEYS
+    return list(_leaves(value, key)) if is_mapping else [(key, value)]  # type: ignore[arg-type]
 
 
 def _own_folders(overrides: Iterable[Override]) -> tuple[list[Path], list[str]]:
@@ -277,11 +286,9 @@ def _unknown_names(overrides: Sequence[Override], studies: Sequence[str], folder
     known = _known_keys(folders, choices.options)
     for override in overrides:
         key = override.key_or_group
-        if key in (*GROUPS, "sweeps", "study") or override.is_hydra_override() or override.package is not None:
+        if key in (*GROUPS, "sweeps") or key.split(".")[0] == "study" or override.is_hydra_override() or override.package is not None:
             continue
-        value = None if override.is_delete() else override.value()
-        leaves = _leaves(value, key) if isinstance(value, dict) else [(key, value)]
-        problems += [p for leaf, inner in leaves if (p := _problem_of_key(leaf, inner, known, choices, folders)) is not None]
+        problems += [p for leaf, value in _settings(override) if (p := _problem_of_key(leaf, value, known, choices, folders)) is not None]
     in_base = _known_keys(folders, {group: [option] for group, option in choices.base.items()})
     for file in files:
         problems += [
@@ -321,7 +328,7 @@ def _choices(typed: Mapping[str, Sequence[str]], files: Sequence[Mapping[str, An
         base |= {str(key).removeprefix("override ").lstrip("/"): str(value) for entry in entries for key, value in entry.items()}
     base = {group: base[group] for group in GROUPS} | {group: names[0] for group, names in typed.items() if len(names) == 1}
     axes = {str(key) for file in files for grid in _grids_of(file) for key in grid}
-    options = {group: list(typed.get(group) or ([] if group in axes else [base[group]])) for group in GROUPS}
+    options = {group: list(typed.get(group, () if group in axes else (base[group],))) for group in GROUPS}
     if files:  # grids without the axis keep the base's
         options = {group: [*names, base[group]] if names else [] for group, names in options.items()}
     return _Choices(base=base, options=options)
@@ -382,11 +389,14 @@ def _leaves(value: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, An
 def _problem_of_key(key: str, value: Any, known: Mapping[str, Any], choices: _Choices, folders: Sequence[Path]) -> str | None:
     """Why a key cannot be set to a value; None if it can."""
     group, _, name = key.partition(".")
-    if key.startswith("cluster.additional_parameters.") and "cluster.additional_parameters" in known:
-        return None
+    if key.startswith("cluster.additional_parameters."):  # sbatch knows more options than we do
+        group, name, key, value = "cluster", "additional_parameters", "cluster.additional_parameters", {}
+    if group == "task" and "task.suite" in known and name != "suite":
+        instead = f"use {name}=…, which holds for all its tasks" if name in TASK_KEYS else "set it in the yaml of each task"
+        return f"a suite of tasks has no {name}: {instead} (task={choices.base['task']})"
     if key not in known:
         return _no_such_key(group, name, known, choices, folders) if name and group in GROUPS else unknown_key(key, known)
-    if isinstance(value, (Mapping, Sweep)):
+    if isinstance(value, (Mapping, Sweep, Glob)):
         return None
     if isinstance(known[key], Mapping):
         inner = next(iter(known[key]), "NAME")
@@ -400,10 +410,6 @@ def _no_such_key(group: str, name: str, known: Mapping[str, Any], choices: _Choi
     """The message for a key that the chosen option of a group does not have: who has it, or the nearest."""
     chosen = choices.base[group]
     key = f"{group}.{name}"
-    if "task.suite" in known and group == "task":
-        return f"task={chosen} is a suite of tasks and has no {name}; " + (
-            f"use {name}=…, which holds for all its tasks" if name in TASK_KEYS else "it would be set in the yaml of each task"
-        )
     if group in SECTIONS:
         return unknown_key(key, known)
     having = [option for option in _option_names(group, folders) if key in _known_keys(folders, {**choices.options, group: [option]})]
@@ -418,12 +424,12 @@ def _no_such_key(group: str, name: str, known: Mapping[str, Any], choices: _Choi
 
 def _study_names(override: Override) -> list[str]:
     """The studies that an override names: one, or several by comma (which is refused in words of its own)."""
-    if override.key_or_group != "sweeps" or override.is_delete():
-        return []
     value = override.value()
-    if isinstance(value, ChoiceSweep):
-        return [str(_element(name)) for name in value.list] if len(value.list) > 1 else []
-    return [] if isinstance(value, (Sweep, list, dict)) else [str(value)]
+    if override.key_or_group != "sweeps" or override.is_delete() or isinstance(value, (list, dict)):
+        return []
+    if not override.is_sweep_override():
+        return [str(value)]
+    return [str(_element(name)) for name in value.list] if isinstance(value, ChoiceSweep) and len(value.list) > 1 else []
 
 
 def _study_files(name: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -446,8 +452,8 @@ def _study_file_problems(name: str, folders: Sequence[Path]) -> list[str]:
         return [f"{path} must begin with the line `# @package _global_`: a study sets keys of the whole configuration"]
     if not isinstance(content, dict):
         return [f"{path} must hold keys and values: sweep, study, …"]
-    known = [*(key for key in _load(folders, CONFIG_NAME) if key not in ("plan_path", "shard_id")), *GROUPS]
-    problems = [f"{path}: {did_you_mean('key', key, known, limit=len(known))}" for key in content if key not in known]
+    known = {*_load(folders, CONFIG_NAME), *GROUPS} - {"plan_path", "shard_id"}
+    problems = [f"{path}: {did_you_mean('key', key, known)}" for key in content if key not in known]
     if not problems and all(file.get("study") is None for file in _study_files(name, folders)):
         problems.append(f"{path} has no `study:` with its grids, so that it would be one trial")
     return problems
@@ -462,7 +468,8 @@ def _problem_of_setting(key: str, value: Any, known: Mapping[str, Any], choices:
         return f"{key}: {value} is a choice, which stands on the defaults list: `- override /{key}: {value}`"
     if key in AXIS_KEYS and isinstance(value, list):
         return f"{key}: {value} is an axis, which stands in a grid of study.grids"
-    if key not in known and group in SECTIONS and key in _known_keys(folders, {each: [] for each in GROUPS}):
+    is_suite = group == "task" and "task.suite" in known
+    if key not in known and group in SECTIONS and not is_suite and key in _known_keys(folders, {each: [] for each in GROUPS}):
         return f"{group}={choices.base[group]} has no {key.partition('.')[2]}: write it as an axis, {key}: [{value}], where {group} varies"
     return _problem_of_key(key, value, known, choices, folders)
 
@@ -528,7 +535,7 @@ def _split(
     for override in overrides:
         key = override.key_or_group
         if not override.is_sweep_override():
-            typed[key] = None if override.is_delete() else override.value()
+            typed |= _settings(override)
             continue
         try:
             axes[key] = _values(override, _option_names(key, folders))
@@ -623,7 +630,7 @@ def _values(override: Override, known: Iterable[str]) -> tuple[Any, ...]:
             raise ConfigurationError(f"{override.input_line} matches no {key}. Available: {', '.join(sorted(known)) or '(none)'}")
         return tuple(names)
     values = [_element(value) for value in override.sweep_iterator()]
-    if any(isinstance(value, Sweep) for value in values):
+    if any(isinstance(value, (Sweep, Glob)) for value in values):
         raise ConfigurationError(
             f"{override.input_line}: a range, a choice or a glob cannot stand in a list with other values (Hydra's grammar); "
             f"write the values out: {key}=…,…"
