@@ -19,14 +19,14 @@ LARGEST_LONG = 2**63 - 1
 def truth(name: str, value: object) -> bool:
     """True or false, and nothing that only counts as such."""
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be true or false, got {_shown(value)}")
+        raise ConfigurationError(f"{name} must be true or false, got {shown(value)}")
     return value
 
 
 def text(name: str, value: object, remedy: str) -> str:
     """A name or a folder; a number is one too, but null and nothing are not."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise ConfigurationError(f"{name} must be text that is not empty, got {_shown(value)}; write {remedy}")
+        raise ConfigurationError(f"{name} must be text that is not empty, got {shown(value)}; write {remedy}")
     return str(value)
 
 
@@ -42,7 +42,7 @@ def whole_number(name: str, value: object, least: int = 1, most: int = LARGEST, 
         problem = f"at most {most}"
     else:
         return
-    raise ConfigurationError(f"{name} must be {problem}{otherwise}; got {_shown(value)}")
+    raise ConfigurationError(f"{name} must be {problem}{otherwise}; got {shown(value)}")
 
 
 def positive_number(name: str, value: float | None, *, otherwise: str = "") -> None:
@@ -56,6 +56,6 @@ def whole_seed(name: str, value: object) -> None:
     whole_number(name, value, -LARGEST_LONG, LARGEST_LONG)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as it is typed: null, true, 'no'."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

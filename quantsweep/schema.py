@@ -234,7 +234,7 @@ class Schema:
         return typing.cast("int", seed)
 
     def _build_tasks(self, config: Config, overrides: Config) -> tuple[TaskSpec, ...]:
-        members = [self._options["task"][name] for name in config["suite"]] if "suite" in config else [config]
+        members = [self._options["task"][name] for name in suite_members(config)] or [config]
         return tuple(build_task(member, overrides, self._base["task_path"]) for member in members)
 
     def _memoised(self, key: tuple[Any, ...], build: typing.Callable[[], T]) -> T:
@@ -376,6 +376,17 @@ def _as_levels(value: Any, data_type: Config) -> tuple[float, ...]:
     if problem := problem_of_levels(value):
         raise ConfigurationError(f"data_type {data_type['name']}: {problem}")
     return tuple(float(level) + 0.0 for level in value)
+
+
+def suite_members(config: Config) -> Sequence[str]:
+    """Names of a suite's tasks; none for a task of its own.  A suite has nothing else: what is set of it would reach no task."""
+    if "suite" not in config:
+        return ()
+    if not isinstance(config["suite"], list) or not config["suite"]:
+        raise ConfigurationError(f"task.suite must be a list of tasks: task.suite=[mini_ppl,mini_cloze]; got {config['suite']!r}")
+    if others := sorted(set(config) - {"suite"}):
+        raise ConfigurationError(f"task: a suite of tasks has no {', '.join(others)}; limit=5 and num_fewshot=2 hold for all its tasks")
+    return typing.cast("list[str]", config["suite"])
 
 
 def build_task(config: Config, overrides: Config, task_path: str | None) -> TaskSpec:

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quantsweep.doctor import Check, examine
-from quantsweep.hydra_plugin.composition import compose_base, expand_shorthand, plain
+from quantsweep.hydra_plugin.command_line import expand_shorthand
+from quantsweep.hydra_plugin.composition import compose_base, plain
 from quantsweep.hydra_plugin.prepare import cluster_spec, results_dir
 
 

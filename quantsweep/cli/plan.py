@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from quantsweep import slurm
 from quantsweep.errors import SlurmError
-from quantsweep.hydra_plugin.composition import compose_base, expand_shorthand, search_folders
+from quantsweep.hydra_plugin.command_line import expand_shorthand
+from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare
 from quantsweep.launching.refill import array_size
 from quantsweep.messages import plan_text

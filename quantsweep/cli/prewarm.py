@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from quantsweep.hydra_plugin.composition import Request, compose_base, expand_shorthand, make_request, search_folders
+from quantsweep.hydra_plugin.command_line import expand_shorthand
+from quantsweep.hydra_plugin.composition import Request, compose_base, make_request, search_folders
 from quantsweep.hydra_plugin.prepare import results_dir, task_path
 from quantsweep.pins import pins_path
 from quantsweep.prewarm import Outcome, prewarm

@@ -190,11 +190,8 @@ def cluster_spec(config: Mapping[str, Any]) -> ClusterSpec:
 
 def launch_settings(base: Mapping[str, Any], cluster: ClusterSpec) -> LaunchSettings:
     """Budget, retries, breaker and the length of shards, from the composed configuration."""
-    budget = base["budget"]
-    if not isinstance(budget, Mapping) or set(budget) != {"gpu_hours"}:
-        raise ConfigurationError(f"budget has one key, got budget={budget}; write budget.gpu_hours=HOURS, or null for no limit")
     data = {key: base[key] for key in ("max_retries", "breaker_trials", "shard_minutes")}
-    rest = convert(LaunchSettings, {**data, "gpu_hours": budget["gpu_hours"]}, "launch")
+    rest = convert(LaunchSettings, {**data, "gpu_hours": base["budget"]["gpu_hours"]}, "launch")
     return replace(rest, cluster=cluster)
 
 

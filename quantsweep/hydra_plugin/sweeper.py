@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from quantsweep import snapshot
 from quantsweep.checks import truth
-from quantsweep.hydra_plugin.composition import expand_shorthand, search_folders
+from quantsweep.hydra_plugin.command_line import expand_shorthand
+from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.launcher import wait_for_end
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import asked_folder, prepare, refuse_unpinned

@@ -10,14 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from quantsweep.errors import QuantsweepError, ResultsError
-from quantsweep.hydra_plugin.composition import (
-    check_command_line,
-    expand_shorthand,
-    help_text,
-    refuse_sweeps,
-    search_folders,
-    spread_options,
-)
+from quantsweep.hydra_plugin.command_line import check_command_line, expand_shorthand, help_text, refuse_sweeps, spread_options
+from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
 from quantsweep.launching.local import run_local

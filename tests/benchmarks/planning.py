@@ -198,11 +198,12 @@ def _cancel(plan: Sequence[str], folder: Path, env: dict[str, str], cluster: Clu
 
 def _breakdown(size: int, folder: Path, env: dict[str, str], overrides: Sequence[str], cluster: Cluster) -> list[str]:
     report = folder / "report.json"
+    again = [word for word in overrides if not word.startswith("sweep=")] + ["sweep=again"]
     code = (
         "import time; started = time.time(); import sys; from pathlib import Path; from tests.benchmarks.planning import timed_launch; "
         "timed_launch(Path(sys.argv[1]), started, sys.argv[2:])"
     )
-    run([sys.executable, "-c", code, str(report), "-m", *overrides, "sweep=again"], cwd=folder, env=env)
+    run([sys.executable, "-c", code, str(report), "-m", *again], cwd=folder, env=env)
     run(quantsweep_command("cancel", "again"), cwd=folder, env=env)
     cluster.cancel_all()
     said = json.loads(report.read_text())

@@ -222,7 +222,7 @@ def test_a_local_folder_works_wherever_a_hub_id_does(tmp_path: Path, launch: Lau
         (("-m", "sweep=../../etc", "bit_width=4,8"), "plain name"),
         (("model=/no/such/folder",), "does not exist"),
         (("task_path=/no/such/folder",), "not a folder"),
-        (("-m", "device=cpu,cuda"), "cannot be an axis"),
+        (("-m", "device=cpu,cuda"), "is set once a launch"),
         (("bit_width=3,4",), "add -m"),
         (("tracking=wandb", "+tracking.api_key=secret"), "wandb's own login"),
         (("data_type.version=2",), "unknown key"),

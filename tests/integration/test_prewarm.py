@@ -29,7 +29,8 @@ COMPANIONS = {name: content for name, content in MINI.items() if name != "model.
 
 PLAN = """
 import json, sys
-from quantsweep.hydra_plugin.composition import compose_base, expand_shorthand, search_folders
+from quantsweep.hydra_plugin.command_line import expand_shorthand
+from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import prepare
 from quantsweep.pins import offline_environment
 overrides = expand_shorthand(sys.argv[1:])

@@ -56,17 +56,10 @@ class Study:
         return SweepFolder(self.results / self.name)
 
     def command(self, *extra: str) -> list[str]:
-        """The launch command, as typed."""
+        """The launch command, as typed; a later word of a key replaces an earlier one."""
         fixed = ("cluster=slurm", f"cluster.partition={PAIR}", f"results_dir={self.results}", f"sweep={self.name}")
-        typed = {word.split("=")[0] for word in (*self.arguments, *extra)}
-        return [
-            sys.executable,
-            str(self.checkout / "launch.py"),
-            "-m",
-            *(word for word in (*SMALLEST, *fixed) if word.split("=")[0] not in typed),
-            *self.arguments,
-            *extra,
-        ]
+        words = {word.split("=")[0]: word for word in (*SMALLEST, *fixed, *self.arguments, *extra)}
+        return [sys.executable, str(self.checkout / "launch.py"), "-m", *words.values()]
 
     def variables(self, kill: Sequence[ledger.KillPoint] = ()) -> dict[str, str]:
         """The environment of a launch: the cluster, the ledger, faults, and where the launcher dies."""

@@ -217,7 +217,7 @@ FAULTS = {
 def test_faults_strike_in_the_child_and_a_retry_succeeds(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One trial a fault, all found by its beginning; the row says what happened, and the second time all goes well."""
     sweep = ("-m", "model=mini-neox-0.3m", "bit_width=range(3,9)", "task=mini_ppl", "limit=2", "sweep=faulty")
-    launch(*sweep, "sweep=ids")
+    launch(*sweep[:-1], "sweep=ids")
     ids = sorted(quantsweep.load_trials(tmp_path / "results" / "ids").trial_id)
     faults = tuple(Fault(kind=kind, trials=(trial,), megabytes=64, seconds=0) for kind, trial in zip(FAULTS, ids, strict=True))
     FaultPlan(faults=faults, state=tmp_path / "state").write(tmp_path / "faults")

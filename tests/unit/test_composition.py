@@ -19,15 +19,8 @@ from omegaconf import OmegaConf
 
 from quantsweep.data_types._base import fake_quantize
 from quantsweep.errors import ConfigurationError, ConfigurationErrors
-from quantsweep.hydra_plugin.composition import (
-    Request,
-    check_command_line,
-    compose_base,
-    expand_shorthand,
-    make_request,
-    plain,
-    search_folders,
-)
+from quantsweep.hydra_plugin.command_line import check_command_line, expand_shorthand
+from quantsweep.hydra_plugin.composition import Request, compose_base, make_request, plain, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare
 from quantsweep.paths import product_root
 from quantsweep.plan import expand
@@ -572,7 +565,8 @@ def test_unknown_keys_are_refused_with_a_plus_and_with_folders_of_ones_own(tmp_p
 
 
 def planned(*arguments: str, results: Path) -> Prepared:
-    typed = [f"results_dir={results}", "model=mini-neox-0.3m", *arguments]
+    own = [] if any(word.startswith("results_dir=") for word in arguments) else [f"results_dir={results}"]
+    typed = [*own, "model=mini-neox-0.3m", *arguments]
     cfg = compose_base(typed)
     return prepare(cfg, search_folders(cfg.hydra), typed)
 
@@ -585,7 +579,8 @@ def planned(*arguments: str, results: Path) -> Prepared:
         ("block_size=99999999999", "block_size must be at most 2147483647"),
         ("seed=abc", "seed must be a whole number; got 'abc'"),
         ("budget.gpu_hours=nan", "budget.gpu_hours must be a number above 0, or null for none; got nan"),
-        ("budget=5", "write budget.gpu_hours="),
+        ("budget=5", "budget has keys of its own: budget.gpu_hours=…; got 5"),
+        ("budget=null", "budget has keys of its own: budget.gpu_hours=…; got null"),
         ("trial_timeout_minutes=0", "trial_timeout_minutes must be a number above 0, or null for the rule; got 0"),
         ("shard_minutes=nan", "shard_minutes must be a number above 0; got nan"),
         ("workers=0", "workers must be at least 1, or null"),
@@ -638,3 +633,157 @@ def test_a_folder_of_tasks_without_any_that_was_asked_for_is_refused(tmp_path: P
     (tmp_path / "ppl.yaml").write_text("task: mini_ppl\n")
     own = planned(f"task_path={tmp_path}", "task=mini_ppl,mini_cloze", results=tmp_path).plan.expansion.trials[0].tasks
     assert [task.own_content is not None for task in own] == [True, False], "the others are the built-in ones"
+
+
+# --- nothing that is typed, or stands in a study's file, is dropped without a word ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["+sweeps=glob(quick*)"], "sweeps is set once a launch and cannot be a list"),
+        (["+sweeps=choice(quickstart)"], "sweeps is set once a launch and cannot be a list"),
+        (["+sweeps=quickstart,other", "hydra.searchpath=[pkg://conf]"], "one launch runs one study, got quickstart and other"),
+        (["cluster=slurm,local"], "cluster is set once"),
+        (["cluster=slurm", "cluster.partition=a,b"], "cluster.partition is set once"),
+        (["hydra.launcher.wait=true,false"], "hydra.launcher.wait is set once"),
+        (["plan_path=a,b"], "plan_path is set once"),
+        (["budget.gpu_hours=range(1,3)"], "budget.gpu_hours is set once"),
+        (["hydra.searchpath=[pkg://no_such_package]", "bitwidth=3"], "'bit_width'"),
+        (["hydra.searchpath=/my/conf"], "hydra.searchpath must be a list"),
+        (["+sweeps=quickstart", "study=null"], "study is set by a file in sweeps/"),
+        (["bit_width=3,4", "+bit_width=8"], "bit_width is given twice (3,4 and 8): write its values with commas"),
+        (["cluster=local", "cluster=slurm"], "cluster is given twice (local and slurm): give it once"),
+        (["model.resources={minutes: 3}", "model.resources.minutes=4"], "model.resources.minutes is given twice"),
+        (["+cluster.partition=gpu"], "cluster=local has no partition; give cluster=slurm first"),
+        (["+cluster.additional_parameters.hold=true"], "cluster=local has no additional_parameters; give cluster=slurm first"),
+        (["cluster=slurm", "+cluster.partiton=gpu"], "Did you mean 'partition'?"),
+        (["+tracking.project=mine"], "tracking=none has no project; give tracking=wandb first"),
+        (["+task.limit=5"], "a suite of tasks has no limit: use limit=…"),
+        (["task=mini,mini_ppl", "task.limit=5,7"], "a suite of tasks has no limit: use limit=…"),
+        (["bit_width=[3,4]"], "without brackets, as in bit_width=3,4"),
+        (["model=[gpt2,opt-13b]"], "without brackets"),
+        (["bit_width=(3,4)"], "no brackets (bit_width=3,4)"),
+        (["model=glob(mini-*),gpt2"], "cannot stand in a list with other values"),
+        (["~bit_width"], "cannot be deleted"),
+        (["model@other=gpt2"], "without a package (model=…)"),
+        (["budget=5"], "budget.gpu_hours=…"),
+        (["budget={gpu_hors: 5}"], "'budget.gpu_hours'"),
+        (["task.suite=mini_ppl"], "task.suite must be a list"),
+        (["model=null"], "unknown model 'null'"),
+        (["--config-dir", "/my/conf", "cluster=mine"], "hydra.searchpath=[file:///my/conf]"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_would_be_dropped_is_refused(typed: list[str], said: str) -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        check_command_line(typed)
+    assert said in str(caught.value)
+    assert len(caught.value.problems) <= 2
+
+
+def test_a_choice_in_a_list_of_an_axis_is_said_in_words() -> None:
+    with pytest.raises(ConfigurationErrors, match="a choice or a glob cannot stand in a list"):
+        schema_and_grids("bit_width=choice(3,4),8")
+
+
+def test_what_a_cluster_of_ones_own_leaves_out_may_be_typed(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "mine.yaml").write_text("kind: slurm\npartition: gpu\n")
+    check_command_line(
+        [f"hydra.searchpath=[file://{tmp_path}]", "cluster=mine", "+cluster.qos=long", "+cluster.additional_parameters.hold=1"]
+    )
+
+
+def test_a_folder_of_a_package_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_codebook(tmp_path, "mine", "[-1, 0, 1]")
+    (tmp_path / "own_conf").mkdir()
+    (tmp_path / "own_conf" / "__init__.py").touch()
+    (tmp_path / "data_type").rename(tmp_path / "own_conf" / "data_type")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert len(quantizations("hydra.searchpath=[pkg://own_conf]", "data_type=int,mine", "bit_width=2")) == 2
+
+
+@pytest.mark.parametrize("typed", [["limit=5", "task=mini_ppl", "task.limit=7"], ["+sweeps=quickstart", "task=mini_ppl", "task.limit=7"]])
+def test_a_limit_of_the_task_beside_a_limit_is_refused(typed: list[str]) -> None:
+    with pytest.raises(ConfigurationErrors, match=r"task\.limit and limit are both given"):
+        schema_and_grids(*typed)
+
+
+def test_a_typed_mapping_is_merged() -> None:
+    trials = expand(*schema_and_grids("model=gpt2-xl,opt-13b", "model.resources={minutes: 30}")).trials
+    assert [(r.gpus, r.memory_gb, r.minutes) for r in (p.trial.model.resources for p in trials)] == [(1, 24, 30), (1, 48, 30)]
+    planted = "model.plant_outliers={channels: 3, scale: 4}"  # two axes of the study, one of them of two values
+    asked = expand(*schema_and_grids("+sweeps=k_bit_inference_mini", "model=mini-neox-0.3m", "method=none", planted)).trials
+    assert {p.trial.model.plant_outliers for p in asked} <= {None, PlantedOutliers(channels=3, scale=4.0)}
+
+
+def test_a_path_in_quotes_of_its_own_is_a_path() -> None:
+    assert expand_shorthand(["model='/some/path'", '+model="org/name"']) == [
+        "model=local", "model.path=/some/path", "model=hub", "model.hub_id=org/name"
+    ]  # fmt: skip
+
+
+GRID = "study: {grids: [{axes: {model: [mini-neox-0.3m], data_type: [int]}}]}\n"
+
+
+def study(folder: Path, text: str) -> list[str]:
+    """The words that name a study with this text."""
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "own.yaml").write_text(f"# @package _global_\n{text}")
+    return ["+sweeps=own", f"hydra.searchpath=[file://{folder}]"]
+
+
+def test_what_a_study_sets_of_a_component_holds_for_its_axes_too(tmp_path: Path) -> None:
+    settings_ = "model: {plant_outliers: {channels: 4, scale: 16}, dtype: bfloat16}\ndata_type: {options: {convention: gptq}}\n"
+    words = study(tmp_path, settings_ + GRID)
+    [planned] = expand(*schema_and_grids(*words)).trials
+    assert planned.trial.model.plant_outliers == PlantedOutliers(channels=4, scale=16.0)
+    assert planned.trial.model.dtype == "bfloat16"
+    assert dict(planned.trial.quantization.data_type_options) == {"convention": "gptq"}
+    [typed] = expand(*schema_and_grids(*words, "model.dtype=float16", "data_type.options.convention=awq")).trials
+    assert (typed.trial.model.dtype, dict(typed.trial.quantization.data_type_options)) == ("float16", {"convention": "awq"})
+    swept = expand(*schema_and_grids(*words, "model.dtype=float16,float32")).trials
+    assert [p.trial.model.dtype for p in swept] == ["float16", "float32"]
+
+
+def test_an_axis_of_a_grid_wins_over_what_the_study_sets(tmp_path: Path) -> None:
+    grids = "study: {grids: [{axes: {model: [mini-neox-0.3m], model.dtype: [float32]}}, {axes: {model: [mini-opt-0.4m]}}]}\n"
+    expansion = expand(*schema_and_grids(*study(tmp_path, "model: {dtype: bfloat16}\n" + grids)))
+    assert [p.trial.model.dtype for p in expansion.trials] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("limt: 30\n" + GRID, "'limit'"),
+        ("stduy: {}\n", "'study'"),
+        ("grids: []\n", "unknown key 'grids'"),
+        ("sweep: own\n", "has no `study:`"),
+        ("model.dtype: float16\n" + GRID, "unknown key 'model.dtype'"),
+        ("model: {dtpye: float16}\n" + GRID, "'model.dtype'"),
+        ("model: gpt2\n" + GRID, "`- override /model: gpt2`"),
+        ("bit_width: [3, 4]\n" + GRID, "is an axis, which stands in a grid"),
+        ("data_type: {options: {exponent_bits: 3}}\n" + GRID, "write it as an axis, data_type.options.exponent_bits: [3]"),
+        ("budget: 5\n" + GRID, "budget has keys of its own"),
+        ("cluster: {partition: gpu}\n" + GRID, "give cluster=slurm first"),
+        ("task: {limit: 5}\n" + GRID, "use limit=…"),
+    ],
+)
+def test_what_a_study_sets_to_no_effect_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationErrors) as caught:
+        check_command_line(study(tmp_path, text), [product_root() / "conf", product_root()])
+    assert said in str(caught.value)
+
+
+def test_what_a_study_sets_that_reaches_none_of_its_components_is_refused(tmp_path: Path) -> None:
+    text = "method: {options: {fraction: 0.1}}\nstudy: {grids: [{axes: {method: [centering, none]}}]}\n"
+    words = study(tmp_path, "defaults:\n  - override /method: outlier_dependent\n" + text)
+    with pytest.raises(ConfigurationErrors, match=r"no candidate of this grid has the key 'method\.options\.fraction'"):
+        expand(*schema_and_grids(*words))
+
+
+def test_a_study_may_stand_on_another(tmp_path: Path) -> None:
+    expansion = expand(*schema_and_grids(*study(tmp_path, "defaults: [quickstart]\nlimit: 3\n"), "model=mini-neox-0.3m"))
+    assert len(expansion.trials) == 25
+    assert {task.limit for p in expansion.trials for task in p.tasks} == {3}

@@ -1,0 +1,436 @@
+"""What was typed: shorthand written out, and mistakes found before Hydra meets them, all at once, with the nearest name.
+
+Hydra drops what it has no use for: lists of keys that are no axis are split off before it composes, of a key given twice one
+value stays, keys of a study's file that no component has are added beside them.  Whatever nothing would read is refused here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Sweep
+from hydra.errors import HydraException
+
+from quantsweep.checks import shown
+from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean
+from quantsweep.hydra_plugin.axis_values import override_values, plain_element
+from quantsweep.hydra_plugin.components import (
+    CONFIG_NAME,
+    GROUPS,
+    dotted_keys,
+    find_yaml,
+    has_option,
+    is_source,
+    leaf_settings,
+    load_component,
+    load_yaml,
+    option_names,
+    source_of,
+)
+from quantsweep.paths import product_root
+from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, unknown_key
+
+FIXED_KEYS = dict.fromkeys(("method", "data_type"), ("name", "version", "capabilities"))
+"""What a component is, as opposed to what may be chosen."""
+
+
+def expand_shorthand(arguments: Sequence[str]) -> list[str]:
+    """`model=/a/folder` and `model=organisation/name`, which no yaml is named after, as overrides that Hydra understands.
+
+    >>> expand_shorthand(["model=org/name", "bit_width=4"])
+    ['model=hub', 'model.hub_id=org/name', 'bit_width=4']
+    """
+    expanded: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        value = _unquoted(value)
+        if key == "model" and is_source(value):
+            option, field = source_of(value)
+            expanded += [f"model={option}", f"model.{field}={_quoted(value)}"]
+        else:
+            expanded.append(argument)
+    return expanded
+
+
+def spread_options(arguments: Sequence[str]) -> list[str]:
+    """In a sweep over methods or data types, one value of an option becomes an axis: it reaches the components that have the option.
+
+    Hydra would look for it in the default component, which may have no such option, and advise to add it there.  The value is said
+    twice since Hydra's grammar has no sweep of one (equal values of an axis are one).
+
+    >>> spread_options(["method=centering,outlier_dependent", "method.options.fraction=0.05"])
+    ['method=centering,outlier_dependent', 'method.options.fraction=0.05,0.05']
+    """
+    parsed = [None if a.startswith("-") else OverridesParser.create().parse_override(a) for a in arguments]
+    is_study = any(o is not None and o.key_or_group == "sweeps" for o in parsed)
+    swept = {o.key_or_group for o in parsed if o is not None and o.is_sweep_override()}
+    spread: list[str] = []
+    for argument, override in zip(arguments, parsed, strict=True):
+        key, _, value = argument.lstrip("+").partition("=")
+        section, _, rest = key.partition(".")
+        is_option = section in ("method", "data_type") and rest.startswith("options.") and (is_study or section in swept)
+        if override is None or not is_option or override.is_sweep_override() or override.is_delete():
+            spread.append(argument)
+        else:
+            spread.append(f"{key}={value},{value}")
+    return spread
+
+
+def _unquoted(value: str) -> str:
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if is_quoted else value
+
+
+def _quoted(value: str) -> str:
+    plain = all(c.isalnum() or c in "/._-" for c in value)
+    return value if plain else "'" + value.replace("'", "\\'") + "'"
+
+
+def refuse_sweeps(arguments: Sequence[str]) -> None:
+    """Without -m one trial is meant: several values are a slip that everybody makes once."""
+    studies = [a for a in arguments if a.lstrip("+").startswith("sweeps=")]
+    if studies:
+        raise ConfigurationErrors([f"{argument} is a study of many trials: add -m (python launch.py -m …)" for argument in studies])
+    swept = [a for a in arguments if not a.startswith("-") and OverridesParser.create().parse_override(a).is_sweep_override()]
+    if swept:
+        raise ConfigurationErrors(
+            [f"{argument} has several values, which makes a sweep: add -m (python launch.py -m …)" for argument in swept]
+        )
+
+
+def help_text() -> str:
+    """What can be typed: examples, the groups with their choices, and the keys with the comments of conf/config.yaml."""
+    root = product_root()
+    folders = [root / "conf", root]
+    groups = [f"  {group:<12} {', '.join(option_names(group, folders))}" for group in (*GROUPS, "sweeps")]
+    lines = (root / "conf" / f"{CONFIG_NAME}.yaml").read_text().splitlines()
+    keys = lines[next(n for n, line in enumerate(lines) if line.startswith("# --- the trial")) : lines.index("hydra:")]
+    keys = keys[: next(n for n, line in enumerate(keys) if "set by the sweeper" in line)]
+    return "\n".join(
+        [
+            "One trial here and now, a grid (-m), or a study (-m +sweeps=NAME).  The same command again runs only what is missing.",
+            "",
+            *(line.removeprefix("#   ") for line in lines if line.startswith("#   python")),
+            "  quantsweep plan +sweeps=quickstart        the dry run: what would run, what is done, what is skipped and why",
+            "",
+            "Groups (GROUP=CHOICE; with -m several choices by comma, or glob(mini-*)):",
+            *groups,
+            "",
+            "Keys (KEY=VALUE; with -m several values by comma, or range(3,9)):",
+            *(f"  {line}" for line in keys),
+            "Options of a choice: data_type.options.exponent_bits=3, model.dtype=float16, cluster.partition=gpu; see the file in conf/.",
+        ]
+    )
+
+
+def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None = None) -> None:
+    """Raise ConfigurationErrors with all that was typed which is unknown, which Hydra would drop, or which nothing would read."""
+    folders = folders or [product_root() / "conf", product_root()]
+    overrides, problems = _parsed(arguments)
+    roots = {*load_yaml(folders, CONFIG_NAME), *GROUPS, "sweeps"}
+    problems += [problem for override in overrides if (problem := _problem_of_form(override, roots)) is not None]
+    problems += _given_twice(overrides)
+    own, missing = _own_folders(overrides)
+    studies = [name for override in overrides for name in study_names(override)]
+    if len(studies) > 1:
+        problems.append(f"one launch runs one study, got {' and '.join(studies)}: launch them one after the other")
+    problems += missing + _unknown_names(overrides, studies, [*folders, *own])
+    if problems:
+        raise ConfigurationErrors(problems)
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The overrides of a command line, and what cannot be read of it."""
+    overrides: list[Override] = []
+    problems: list[str] = []
+    for argument in arguments:
+        if argument.split("=")[0] in ("--config-dir", "-cd"):
+            problems = [f"{argument}: name your folder with 'hydra.searchpath=[file:///my/conf]', which every command reads"]
+            return [], problems
+        if argument.startswith("-"):
+            continue
+        try:
+            overrides.append(OverridesParser.create().parse_override(argument))
+        except HydraException:
+            problems.append(
+                f"cannot read '{argument}': settings are key=value; lists have no spaces and no brackets (bit_width=3,4); "
+                "text with other signs than letters, digits, _ - . / stands in quotes inside those of the shell (\"key='a, b'\")"
+            )
+    return overrides, problems
+
+
+def _problem_of_form(override: Override, roots: Iterable[str]) -> str | None:
+    """What is wrong with how something is set, whatever its value means; None if nothing is.
+
+    Hydra splits lists off before it composes, so that a list of a key that is no axis would leave that key at its default.
+    """
+    key, line = override.key_or_group, override.input_line
+    root = key.replace("/", ".").split(".")[0]
+    if override.is_sweep_override():
+        is_once = root in roots and root not in AXIS_KEYS and not study_names(override)
+        return f"{key} is set once a launch and cannot be a list; got '{line}'" if is_once else None
+    if root == "hydra":
+        return None
+    if override.package is not None:
+        return f"{line}: a group is chosen without a package ({key}=…)"
+    if override.is_delete() and not key.startswith("cluster.additional_parameters."):
+        return f"{line}: keys of conf/config.yaml cannot be deleted; leave it out for the default"
+    if root == "study":
+        return f"{line}: study is set by a file in sweeps/ (+sweeps=NAME), and its axes are replaced by their own keys (bit_width=3,4)"
+    if key in (*AXIS_KEYS, "sweeps") and isinstance(override.value(), (list, dict)):
+        return f"{line}: values of an axis are written without brackets, as in bit_width=3,4"
+    return None
+
+
+def _given_twice(overrides: Iterable[Override]) -> list[str]:
+    """Of a key that is typed twice, one value would be dropped."""
+    typed: dict[str, list[str]] = {}
+    for override in overrides:
+        if override.key_or_group != "sweeps":  # said in words of its own
+            text = str(override.input_line).partition("=")[2]
+            for key, value in dotted_settings(override):
+                typed.setdefault(key, []).append(text if key == override.key_or_group else str(value))
+    return [
+        f"{key} is given {'twice' if len(values) == 2 else f'{len(values)} times'} ({' and '.join(values)}): "
+        + ("write its values with commas" if key.split(".")[0] in AXIS_KEYS else "give it once")
+        for key, values in typed.items()
+        if len(values) > 1
+    ]
+
+
+def dotted_settings(override: Override) -> list[tuple[str, Any]]:
+    """The keys that an override sets, and their values: `budget={gpu_hours: 5}` is `budget.gpu_hours=5`, since Hydra merges mappings."""
+    key, value = override.key_or_group, override.value()
+    is_mapping = isinstance(value, dict) and key not in AXIS_KEYS
+    return list(leaf_settings(value, key)) if is_mapping else [(key, value)]  # type: ignore[arg-type]
+
+
+def _own_folders(overrides: Iterable[Override]) -> tuple[list[Path], list[str]]:
+    """The folders of `hydra.searchpath=[file:///my/conf]`, and what is wrong with them."""
+    found: dict[str, Path | None] = {}
+    for override in overrides:
+        if override.key_or_group == "hydra.searchpath" and not override.is_sweep_override():
+            places = override.value()
+            if not isinstance(places, list):
+                return [], ["hydra.searchpath must be a list: 'hydra.searchpath=[file:///my/conf]'"]
+            found |= {str(place): search_folder(str(place)) for place in places}
+    folders = [folder for folder in found.values() if folder is not None and folder.is_dir()]
+    return folders, [
+        f"hydra.searchpath: {text.removeprefix('file://')} is not a folder"
+        for text, folder in found.items()
+        if folder is None or not folder.is_dir()
+    ]
+
+
+def search_folder(place: str) -> Path | None:
+    """The folder of an entry of Hydra's search path; None for one that is no folder."""
+    scheme, _, rest = place.rpartition("://")
+    if scheme != "pkg":
+        return Path(rest) if scheme in ("", "file") else None
+    try:
+        spec = importlib.util.find_spec(rest.replace("/", "."))
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None or not spec.submodule_search_locations else Path(next(iter(spec.submodule_search_locations)))
+
+
+# --- names and keys, typed or in a study's file -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choices:
+    """What each group may come to.
+
+    base: the option of each group that Hydra composes.  options: those that its axes name, or the base's.
+    """
+
+    base: Mapping[str, str]
+    options: Mapping[str, Sequence[str]]
+
+
+def _unknown_names(overrides: Sequence[Override], studies: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Every choice and every key that does not exist or that nothing would read, typed or in the study's file."""
+    there = option_names("sweeps", folders)
+    problems = [did_you_mean("sweeps", name, there) for name in studies if not has_option(folders, "sweeps", name)]
+    files: list[dict[str, Any]] = []
+    for name in studies:
+        if has_option(folders, "sweeps", name):
+            broken = _study_file_problems(name, folders)
+            problems += broken
+            files += [] if broken else study_files(name, folders)
+    typed = _typed_choices(overrides, folders, problems)
+    choices = _choices(typed, files, load_yaml(folders, CONFIG_NAME))
+    known = _known_keys(folders, choices.options)
+    for override in overrides:
+        key = override.key_or_group
+        if key in (*GROUPS, "sweeps") or key.split(".")[0] == "study" or override.is_hydra_override() or override.package is not None:
+            continue
+        found = (_problem_of_key(leaf, value, known, choices, folders) for leaf, value in dotted_settings(override))
+        problems += [problem for problem in found if problem is not None]
+    in_base = _known_keys(folders, {group: [option] for group, option in choices.base.items()})
+    for file in files:
+        problems += [
+            f"sweeps/{studies[0]}.yaml: {problem}"
+            for key, value in leaf_settings(file)
+            if (problem := _problem_of_setting(key, value, in_base, choices, folders)) is not None
+        ]
+    return problems
+
+
+def _typed_choices(overrides: Iterable[Override], folders: Sequence[Path], problems: list[str]) -> dict[str, list[str]]:
+    """The options that were typed for each group; unknown ones are `problems`."""
+    chosen: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.key_or_group
+        if key not in GROUPS or override.is_delete() or override.package is not None or isinstance(override.value(), (list, dict)):
+            continue
+        if key not in SECTIONS and override.is_sweep_override():
+            continue
+        known = option_names(key, folders)
+        try:
+            names = ["null" if value is None else str(value) for value in override_values(override, known)]
+        except ConfigurationError as error:
+            problems.append(str(error))
+            continue
+        options = [source_of(name)[0] if key == "model" and is_source(name) else name for name in names]
+        problems += [did_you_mean(key, name, known) for name in options if not has_option(folders, key, name)]
+        chosen[key] = [name for name in options if has_option(folders, key, name)]
+    return chosen
+
+
+def _choices(typed: Mapping[str, Sequence[str]], files: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> _Choices:
+    """What each group may come to: typed, else on the study's defaults list, else on that of config.yaml."""
+    base: dict[str, str] = {}
+    for file in (config, *reversed(files)):
+        entries = [entry for entry in file.get("defaults") or () if isinstance(entry, Mapping)]
+        base |= {str(key).removeprefix("override ").lstrip("/"): str(value) for entry in entries for key, value in entry.items()}
+    base = {group: base[group] for group in GROUPS} | {group: names[0] for group, names in typed.items() if len(names) == 1}
+    axes = {str(key) for file in files for grid in _grids_of(file) for key in grid}
+    options = {group: list(typed.get(group, () if group in axes else (base[group],))) for group in GROUPS}
+    if files:  # grids without the axis keep the base's
+        options = {group: [*names, base[group]] if names else [] for group, names in options.items()}
+    return _Choices(base=base, options=options)
+
+
+def _grids_of(file: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The axes of each grid of a study's file, as far as it is well formed."""
+    study = file.get("study")
+    grids = study.get("grids") if isinstance(study, Mapping) else None
+    axes = [grid.get("axes") for grid in grids if isinstance(grid, Mapping)] if isinstance(grids, list) else []
+    return [each for each in axes if isinstance(each, Mapping)]
+
+
+def _known_keys(folders: Sequence[Path], options: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Each key that may be set, with a value that it has in a yaml; a group without `options` may come to any."""
+    config = load_yaml(folders, CONFIG_NAME)
+    known = dict.fromkeys(AXIS_KEYS) | {key: value for key, value in config.items() if key not in ("defaults", "hydra")}
+    known |= {f"budget.{key}": value for key, value in config["budget"].items()}
+    for group in GROUPS:
+        for option in options[group] or option_names(group, folders):
+            for component in _components(folders, group, option, config):
+                fixed = FIXED_KEYS.get(group, ())
+                known |= {f"{group}.{key}": value for key, value in dotted_keys(component).items() if key.split(".")[0] not in fixed}
+    return known
+
+
+def _components(folders: Sequence[Path], group: str, option: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The yaml of an option; a cluster or tracking of one's own may leave keys of its kind at their defaults, or stand on another."""
+    own = load_component(folders, group, option, config)
+    if group in SECTIONS:
+        return [own]
+    kinds = [own["kind"]] if "kind" in own else option_names(group, folders)
+    return [own, *(load_yaml(folders, f"{group}/{kind}") for kind in kinds if has_option(folders, group, kind))]
+
+
+def _problem_of_key(key: str, value: Any, known: Mapping[str, Any], choices: _Choices, folders: Sequence[Path]) -> str | None:
+    """Why a key cannot be set to a value; None if it can."""
+    group, _, name = key.partition(".")
+    if key.startswith("cluster.additional_parameters."):  # sbatch knows more options than we do
+        group, name, key, value = "cluster", "additional_parameters", "cluster.additional_parameters", {}
+    if group == "task" and "task.suite" in known and name != "suite":
+        instead = f"use {name}=…, which holds for all its tasks" if name in TASK_KEYS else "set it in the yaml of each task"
+        return f"a suite of tasks has no {name}: {instead} (task={choices.base['task']})"
+    if key not in known:
+        return _no_such_key(group, name, known, choices, folders) if name and group in GROUPS else unknown_key(key, known)
+    if isinstance(value, (Mapping, Sweep, Glob)):
+        return None
+    if isinstance(known[key], Mapping):
+        inner = next(iter(known[key]), "NAME")
+        return f"{key} has keys of its own: {key}.{inner}=…; got {shown(value)}"
+    if isinstance(known[key], list) and not isinstance(value, list):
+        return f"{key} must be a list: '{key}=[…,…]'; got {value!r}"
+    return None
+
+
+def _no_such_key(group: str, name: str, known: Mapping[str, Any], choices: _Choices, folders: Sequence[Path]) -> str:
+    """The message for a key that the chosen option of a group does not have: who has it, or the nearest."""
+    chosen = choices.base[group]
+    key = f"{group}.{name}"
+    if group in SECTIONS:
+        return unknown_key(key, known)
+    having = [option for option in option_names(group, folders) if key in _known_keys(folders, {**choices.options, group: [option]})]
+    if having:
+        return f"{group}={chosen} has no {name}; give {group}={' or '.join(having)} first"
+    message = did_you_mean(f"key of {group}={chosen}", name, [each.partition(".")[2] for each in known if each.startswith(f"{group}.")])
+    return f"{message}. Keys and passwords belong into wandb's own login" if group == "tracking" else message
+
+
+# --- the file of a study ----------------------------------------------------------------------------------------------
+
+
+def study_names(override: Override) -> list[str]:
+    """The studies that an override names: one, or several by comma (which is refused in words of its own)."""
+    value = override.value()
+    if override.key_or_group != "sweeps" or override.is_delete() or isinstance(value, (list, dict)):
+        return []
+    if not override.is_sweep_override():
+        return [str(value)]
+    return [str(plain_element(name)) for name in value.list] if isinstance(value, ChoiceSweep) and len(value.list) > 1 else []
+
+
+def study_files(name: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What a study's file says, and before it comes what the studies on its defaults list say."""
+    own = yaml.safe_load(find_yaml(folders, f"sweeps/{name}").read_text())
+    above = [entry for entry in own.get("defaults") or () if isinstance(entry, str) and entry != "_self_"]
+    return [own, *(file for entry in above for file in study_files(entry.rpartition("/")[2], folders))]
+
+
+def _study_file_problems(name: str, folders: Sequence[Path]) -> list[str]:
+    """What Hydra would say of a study's file in words that do not help, or not at all."""
+    path = find_yaml(folders, f"sweeps/{name}")
+    text = path.read_text(errors="replace")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        return [f"{path}, line {line}: {error.problem or error}"]
+    if not text.lstrip().startswith("# @package _global_"):
+        return [f"{path} must begin with the line `# @package _global_`: a study sets keys of the whole configuration"]
+    if not isinstance(content, dict):
+        return [f"{path} must hold keys and values: sweep, study, …"]
+    known = {*load_yaml(folders, CONFIG_NAME), *GROUPS} - {"plan_path", "shard_id"}
+    problems = [f"{path}: {did_you_mean('key', key, known)}" for key in content if key not in known]
+    if not problems and all(file.get("study") is None for file in study_files(name, folders)):
+        problems.append(f"{path} has no `study:` with its grids, so that it would be one trial")
+    return problems
+
+
+def _problem_of_setting(key: str, value: Any, known: Mapping[str, Any], choices: _Choices, folders: Sequence[Path]) -> str | None:
+    """Why a study's file cannot set a key to a value; None if it can.  What the base's component lacks, Hydra would only add to that."""
+    group = key.partition(".")[0]
+    if group == "hydra":
+        return None
+    if key in GROUPS:
+        return f"{key}: {value} is a choice, which stands on the defaults list: `- override /{key}: {value}`"
+    if key in AXIS_KEYS and isinstance(value, list):
+        return f"{key}: {value} is an axis, which stands in a grid of study.grids"
+    is_suite = group == "task" and "task.suite" in known
+    if key not in known and group in SECTIONS and not is_suite and key in _known_keys(folders, {each: [] for each in GROUPS}):
+        return f"{group}={choices.base[group]} has no {key.partition('.')[2]}: write it as an axis, {key}: [{value}], where {group} varies"
+    return _problem_of_key(key, value, known, choices, folders)

@@ -1,0 +1,131 @@
+"""The yaml files behind a launch: which there are, and what is in them, read as Hydra would merge them.
+
+A component is one option of a group (`conf/data_type/int.yaml`); a grid composes each that its axes name once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from quantsweep.errors import ConfigurationError, did_you_mean
+from quantsweep.grid import Grid
+from quantsweep.schema import SECTIONS, suite_members
+
+GROUPS = (*SECTIONS, "cluster", "tracking")
+
+
+CONFIG_NAME = "config"
+
+
+def load_options(grids: Iterable[Grid], base: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The yaml of every option that an axis names, of the baseline method, and of every member of a suite."""
+    wanted: dict[str, set[str]] = {section: set() for section in SECTIONS}
+    wanted["method"].add("none")
+    for grid in grids:
+        for axis in grid.axes:
+            if axis.key in SECTIONS:
+                wanted[axis.key] |= set(axis.values)
+    primary = load_yaml(folders, CONFIG_NAME)
+    options = {
+        section: {name: _load_option(folders, section, name, primary) for name in sorted(names)} for section, names in wanted.items()
+    }
+    for config in (base["task"], *list(options["task"].values())):
+        for member in suite_members(config):
+            options["task"].setdefault(member, _load_option(folders, "task", member, primary))
+    return options
+
+
+def is_source(value: Any) -> bool:
+    """True for a path or a hub id, as opposed to the name of a yaml."""
+    return isinstance(value, str) and ("/" in value or value.startswith(("~", "package:"))) and not any(c in value for c in ",()[]{}")
+
+
+def source_of(value: str) -> tuple[str, str]:
+    """The yaml of `conf/model` for a path or a hub id, and the key that takes it."""
+    is_path = value.startswith(("/", "~", ".", "package:")) or Path(value).is_dir()
+    return ("local", "path") if is_path else ("hub", "hub_id")
+
+
+def dotted_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a nested mapping with its path, and its value."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found[str(key)] = value
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{inner}": each for inner, each in dotted_keys(value).items()}
+    return found
+
+
+def leaf_settings(value: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a nested mapping: dotted keys and values; of a study's file those that are neither its list nor its axes."""
+    for name, inner in value.items():
+        key = f"{above}.{name}" if above else str(name)
+        if key in ("defaults", "study"):
+            continue
+        if isinstance(inner, Mapping):
+            yield from leaf_settings(inner, key)
+        else:
+            yield key, inner
+
+
+def _load_option(folders: Sequence[Path], section: str, name: str, primary: Mapping[str, Any]) -> dict[str, Any]:
+    if section == "model" and is_source(name):
+        option, field = source_of(name)
+        return {**load_component(folders, "model", option, primary), field: name}
+    known = option_names(section, folders)
+    if name not in known:
+        raise ConfigurationError(did_you_mean(section, name, known))
+    config = load_component(folders, section, name, primary)
+    if section == "data_type":
+        refuse_other_name(section, name, config)
+    if "defaults" in config:
+        raise ConfigurationError(
+            f"conf/{section}/{name}.yaml has a defaults list; components are plain files, so that a grid composes each of them once"
+        )
+    return config
+
+
+def load_component(folders: Sequence[Path], section: str, name: str, primary: Mapping[str, Any]) -> dict[str, Any]:
+    """The yaml of one option over what the primary config says of all options of its section, as Hydra merges them."""
+    config = load_yaml(folders, f"{section}/{name}")
+    common = primary.get(section)
+    return OmegaConf.to_container(OmegaConf.merge(common, config)) if common else config  # type: ignore[return-value]
+
+
+def refuse_other_name(section: str, stem: str, config: Mapping[str, Any]) -> None:
+    """A copied yaml that kept its old name would label its rows as the original's."""
+    if config.get("name") != stem:
+        raise ConfigurationError(
+            f"{section}/{stem}.yaml says name: {config.get('name')}; write name: {stem}, which its rows are labelled with"
+        )
+
+
+def load_yaml(folders: Sequence[Path], name: str) -> dict[str, Any]:
+    """What one yaml holds; the first of the folders that has it."""
+    resolve = name != CONFIG_NAME  # the primary config refers to Hydra's own keys
+    return OmegaConf.to_container(OmegaConf.load(find_yaml(folders, name)), resolve=resolve)  # type: ignore[return-value]
+
+
+def find_yaml(folders: Sequence[Path], name: str) -> Path:
+    """Where a yaml lies; raises ConfigurationError if none of the folders has it."""
+    for folder in folders:
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    raise ConfigurationError(f"no file {name}.yaml in {', '.join(str(f) for f in folders)}")
+
+
+def option_names(group: str, folders: Sequence[Path]) -> list[str]:
+    """Names of a group's options in all folders of the search path; empty for a key that is no group."""
+    if not group.replace("_", "").isalnum():
+        return []
+    found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    return sorted(found)
+
+
+def has_option(folders: Sequence[Path], group: str, name: str) -> bool:
+    """True if a group has a yaml of this name."""
+    return any((folder / group / f"{name}.yaml").is_file() for folder in folders)
