@@ -40,7 +40,7 @@ ROW_COLUMNS = (*PLAN_COLUMNS, *RUN_COLUMNS, *OUTCOME_COLUMNS)
 _TYPES = {column.name: column.type for table in records.COLUMNS.values() for column in table}
 _HASHES = frozenset({"trial_id", "model_content", "failure_fingerprint", "attempt", "code_commit", "code_diff"})
 _PATTERN = re.compile(r"[*?\[]")
-_NUMBER = re.compile(r"-?\d+")
+_NUMBER = re.compile(r"-?\d+(\.0+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,8 @@ class Filter:
         unmet = []
         for term in self.terms:
             known = {_text(value) for value in there[term.column]}
-            unmet += [did_you_mean(term.column, one, known) for one in term.values if not any(term.is_met(text, one) for text in known)]
+            missing = [one for one in term.values if not any(term.is_met(text, one) for text in known)]
+            unmet += [did_you_mean(term.column, one, known) if known else f"nothing has a {term.column} there" for one in missing]
         if unmet:
             raise ConfigurationError("\n".join([f"nothing was done, since {where} does not have all that {self} names:", *unmet]))
 
@@ -143,7 +144,7 @@ def _checked(text: str, column: str, value: str) -> str:
         if not _NUMBER.fullmatch(value):
             hint = " (channel and tensor are values of granularity)" if column == "block_size" else ""
             raise ConfigurationError(f"filter '{text}': {column} is a whole number or null, not '{value}'{hint}")
-        return _text(int(value))
+        return _text(int(value.partition(".")[0]))
     if pa.types.is_floating(_TYPES[column]):
         try:
             return _text(float(value))

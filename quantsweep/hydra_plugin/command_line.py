@@ -7,7 +7,7 @@ value stays, keys of a study's file that no component has are added beside them.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from quantsweep.hydra_plugin.components import (
 from quantsweep.paths import product_root
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, unknown_key
 
+FREE_KEYS = "cluster.additional_parameters"
+"""Below it anything goes: sbatch knows more options than we do."""
 FIXED_KEYS = dict.fromkeys(("method", "data_type"), ("name", "version", "capabilities"))
 """What a component is, as opposed to what may be chosen."""
 
@@ -59,27 +61,50 @@ def expand_shorthand(arguments: Sequence[str]) -> list[str]:
 
 
 def spread_options(arguments: Sequence[str]) -> list[str]:
-    """In a sweep over methods or data types, one value of an option becomes an axis: it reaches the components that have the option.
+    """One value becomes an axis where Hydra would put it where it does not belong; it is said twice, since a sweep of one is none.
 
-    Hydra would look for it in the default component, which may have no such option, and advise to add it there.  The value is said
-    twice since Hydra's grammar has no sweep of one (equal values of an axis are one).
+    An option, in a sweep over methods or data types, reaches the components that have it; Hydra would look for it in the default
+    component.  In a study, a component, or a value of one of its axes, replaces that axis; Hydra would also change the grids without it.
 
     >>> spread_options(["method=centering,outlier_dependent", "method.options.fraction=0.05"])
     ['method=centering,outlier_dependent', 'method.options.fraction=0.05,0.05']
     """
     parsed = [None if a.startswith("-") else OverridesParser.create().parse_override(a) for a in arguments]
-    is_study = any(o is not None and o.key_or_group == "sweeps" for o in parsed)
-    swept = {o.key_or_group for o in parsed if o is not None and o.is_sweep_override()}
+    axes = _spread_keys([override for override in parsed if override is not None])
     spread: list[str] = []
     for argument, override in zip(arguments, parsed, strict=True):
         key, _, value = argument.lstrip("+").partition("=")
-        section, _, rest = key.partition(".")
-        is_option = section in ("method", "data_type") and rest.startswith("options.") and (is_study or section in swept)
-        if override is None or not is_option or override.is_sweep_override() or override.is_delete():
-            spread.append(argument)
-        else:
+        is_one = override is not None and not override.is_sweep_override() and not override.is_delete()
+        if override is not None and is_one and axes(override.key_or_group) and not isinstance(override.value(), dict):
             spread.append(f"{key}={value},{value}")
+        else:
+            spread.append(argument)
     return spread
+
+
+def as_typed(argument: str) -> str:
+    """Undo `spread_options` for people: `bit_width=4,4` is `bit_width=4`."""
+    key, _, value = argument.partition("=")
+    half = value[: len(value) // 2]
+    return f"{key}={half}" if value == f"{half},{half}" else argument
+
+
+def _spread_keys(overrides: Sequence[Override]) -> Callable[[str], bool]:
+    """Which keys are to be axes though one value of them is typed."""
+    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    studies = [name for override in overrides for name in study_names(override)]
+    if not studies:
+        return lambda key: _is_option(key) and key.partition(".")[0] in swept
+    folders = [product_root() / "conf", product_root(), *_own_folders(overrides)[0]]
+    whole = [name for name in studies if has_option(folders, "sweeps", name) and not _study_file_problems(name, folders)]
+    files = [file for name in whole for file in study_files(name, folders)]
+    axes = {str(key) for file in files for axes in _grids_of(file) for key in axes}
+    chosen = {override.key_or_group for override in overrides} & set(SECTIONS)  # what is said of these is not for the file's
+    return lambda key: _is_option(key) or key in axes or key.partition(".")[0] in chosen
+
+
+def _is_option(key: str) -> bool:
+    return key.startswith(("method.options.", "data_type.options."))
 
 
 def _unquoted(value: str) -> str:
@@ -174,12 +199,14 @@ def _problem_of_form(override: Override, roots: Iterable[str]) -> str | None:
     root = key.replace("/", ".").split(".")[0]
     if override.is_sweep_override():
         is_once = root in roots and root not in AXIS_KEYS and not study_names(override)
-        return f"{key} is set once a launch and cannot be a list; got '{line}'" if is_once else None
+        text = line.partition("=")[2] if line is not None else ""
+        hint = f" (a text with a comma: '{key}=\"{text}\"')" if root == "cluster" and "," in text else ""
+        return f"{key} is set once a launch and cannot be a list; got '{line}'{hint}" if is_once else None
     if root == "hydra":
         return None
     if override.package is not None:
         return f"{line}: a group is chosen without a package ({key}=…)"
-    if override.is_delete() and not key.startswith("cluster.additional_parameters."):
+    if override.is_delete() and not f"{key}.".startswith(f"{FREE_KEYS}."):
         return f"{line}: keys of conf/config.yaml cannot be deleted; leave it out for the default"
     if root == "study":
         return f"{line}: study is set by a file in sweeps/ (+sweeps=NAME), and its axes are replaced by their own keys (bit_width=3,4)"
@@ -273,14 +300,20 @@ def _unknown_names(overrides: Sequence[Override], studies: Sequence[str], folder
             continue
         found = (_problem_of_key(leaf, value, known, choices, folders) for leaf, value in dotted_settings(override))
         problems += [problem for problem in found if problem is not None]
-    in_base = _known_keys(folders, {group: [option] for group, option in choices.base.items()})
-    for file in files:
-        problems += [
-            f"sweeps/{studies[0]}.yaml: {problem}"
-            for key, value in leaf_settings(file)
-            if (problem := _problem_of_setting(key, value, in_base, choices, folders)) is not None
-        ]
+    for number in range(len(files)):
+        problems += [f"sweeps/{studies[0]}.yaml: {problem}" for problem in _problems_of_settings(files[number:], folders)]
     return problems
+
+
+def _problems_of_settings(files: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
+    """What the first of a study's files sets to no effect in the components that it, or what it stands on, has chosen.
+
+    Whoever types others on top leaves behind what these do not have.
+    """
+    choices = _choices({}, files, load_yaml(folders, CONFIG_NAME))
+    known = _known_keys(folders, {group: [option] for group, option in choices.base.items()})
+    found = (_problem_of_setting(key, value, known, choices, folders) for key, value in leaf_settings(files[0]))
+    return [problem for problem in found if problem is not None]
 
 
 def _typed_choices(overrides: Iterable[Override], folders: Sequence[Path], problems: list[str]) -> dict[str, list[str]]:
@@ -351,8 +384,8 @@ def _components(folders: Sequence[Path], group: str, option: str, config: Mappin
 def _problem_of_key(key: str, value: Any, known: Mapping[str, Any], choices: _Choices, folders: Sequence[Path]) -> str | None:
     """Why a key cannot be set to a value; None if it can."""
     group, _, name = key.partition(".")
-    if key.startswith("cluster.additional_parameters."):  # sbatch knows more options than we do
-        group, name, key, value = "cluster", "additional_parameters", "cluster.additional_parameters", {}
+    if key.startswith(f"{FREE_KEYS}.") or (key == FREE_KEYS and value is None):  # null: none of those that the yaml has
+        group, name, key, value = "cluster", "additional_parameters", FREE_KEYS, {}
     if group == "task" and "task.suite" in known and name != "suite":
         instead = f"use {name}=…, which holds for all its tasks" if name in TASK_KEYS else "set it in the yaml of each task"
         return f"a suite of tasks has no {name}: {instead} (task={choices.base['task']})"

@@ -36,6 +36,11 @@ from quantsweep.paths import product_root
 from quantsweep.pins import read_pins
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, Schema
 
+WHICH_MODEL = frozenset(
+    f"model.{key}" for key in ("name", "family", "path", "hub_id", "revision", "gguf_file", "parameters", "unavailable")
+)
+"""Keys of one model and of no other."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -127,9 +132,11 @@ def _command_line_grid(axes: Mapping[str, tuple[Any, ...]]) -> tuple[Grid, ...]:
 def _with_settings(grids: tuple[Grid, ...], base: Mapping[str, Any], files: Iterable[Mapping[str, Any]]) -> tuple[Grid, ...]:
     """What a study's file sets of components holds for those that an axis names too, as an axis of one value in grids that do not vary it.
 
-    The value is the composed one: what was typed for the same key has replaced the file's.
+    The value is the composed one: what was typed for the same key has replaced the file's.  What says which weights a model is
+    stays with the model that the file chose.
     """
-    keys = dict.fromkeys(key for file in files for key, _ in leaf_settings(file) if "." in key and key.split(".")[0] in SECTIONS)
+    found = (key for file in files for key, _ in leaf_settings(file) if "." in key and key.split(".")[0] in SECTIONS)
+    keys = dict.fromkeys(key for key in found if key not in WHICH_MODEL)
     fixed = [Axis(key=key, values=(hashable(OmegaConf.select(OmegaConf.create(dict(base)), key)),)) for key in keys]
     return tuple(replace(grid, axes=(*grid.axes, *(axis for axis in fixed if axis.key not in grid.keys))) for grid in grids)
 

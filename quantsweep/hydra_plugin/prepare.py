@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from quantsweep import checks, identity, records
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
+from quantsweep.hydra_plugin.command_line import as_typed
 from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.launching.local import num_gpus, num_workers
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
@@ -112,7 +113,7 @@ def _tasks(expansion: Expansion) -> set[TaskSpec]:
 
 def _typed(arguments: Sequence[str]) -> dict[str, str]:
     """What was typed, single values and lists alike, by key."""
-    return {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
+    return {key.lstrip("+"): value for key, _, value in (as_typed(argument).partition("=") for argument in arguments)}
 
 
 def _refuse_foreign_tasks(tasks: set[TaskSpec], settings: RunSettings | None) -> None:

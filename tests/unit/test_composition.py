@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
+from collections import Counter
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -26,7 +28,7 @@ from quantsweep.paths import product_root
 from quantsweep.plan import expand
 from quantsweep.registry import DATA_TYPES, data_type_of
 from quantsweep.schema import SECTIONS, Schema
-from quantsweep.specs import PlannedTrial, PlantedOutliers, QuantizationSpec
+from quantsweep.specs import PlannedTrial, PlantedOutliers, QuantizationSpec, Resources
 
 GRIDS = [
     ["model=mini-neox-0.3m,mini-opt-1.1m", "data_type=int,fp,quantile", "bit_width=range(3,9)", "block_size=64,1024,tensor"],
@@ -610,7 +612,6 @@ def test_values_that_only_pass_for_something_are_refused(tmp_path: Path, typed: 
         ("method=none bit_width=3 data_type=fp", "has no bit_width, data_type: bit_width=3, data_type=fp would change nothing"),
         ("method=none bit_width=3,4", "bit_width=3,4 would change nothing"),
         ("bit_width=16 block_size=64,128 task=mini_ppl,mini", "has no block_size"),
-        ("+sweeps=quickstart method=none block_size=64", "has no block_size"),
     ],
 )
 def test_settings_that_no_trial_of_a_launch_has_are_refused(tmp_path: Path, typed: str, said: str) -> None:
@@ -745,6 +746,81 @@ def test_what_a_study_sets_of_a_component_holds_for_its_axes_too(tmp_path: Path)
     assert (typed.trial.model.dtype, dict(typed.trial.quantization.data_type_options)) == ("float16", {"convention": "awq"})
     swept = expand(*schema_and_grids(*words, "model.dtype=float16,float32")).trials
     assert [p.trial.model.dtype for p in swept] == ["float16", "float32"]
+
+
+LOCAL = "defaults:\n  - override /model: local\nmodel: {path: package:quantsweep/mini/models/mini-opt-0.4m, dtype: bfloat16}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "models"),
+    [
+        ([], ["mini-opt-0.4m"]),
+        (["model=mini-neox-0.3m"], ["mini-neox-0.3m"]),
+        (["model=mini-neox-0.3m,mini-opt-1.1m"], ["mini-neox-0.3m", "mini-opt-1.1m"]),
+        (["model=package:quantsweep/mini/models/mini-neox-0.9m"], ["mini-neox-0.9m"]),
+    ],
+)
+def test_the_weights_that_a_study_names_are_those_of_its_own_model_only(tmp_path: Path, typed: list[str], models: list[str]) -> None:
+    words = [*study(tmp_path, LOCAL + "study: {grids: [{axes: {bit_width: [3, 4]}}]}\n"), *expand_shorthand(typed)]
+    check_command_line(words)
+    found = {p.trial.model for p in expand(*schema_and_grids(*words)).trials}
+    assert sorted((m.name, Path(m.path or "").name, m.dtype) for m in found) == [(name, name, "bfloat16") for name in models]
+
+
+@pytest.mark.parametrize(
+    ("typed", "options"),
+    [
+        (["cluster=local"], {"exponent_bits": 2, "subnormal": "appendix"}),
+        (["tracking=none", "cluster=local"], {"exponent_bits": 2, "subnormal": "appendix"}),
+        (["data_type=int"], {"convention": "kbit"}),
+        (["method=none"], {}),
+    ],
+)
+def test_other_components_than_the_studys_leave_behind_what_they_do_not_have(
+    tmp_path: Path, typed: list[str], options: dict[str, Any]
+) -> None:
+    text = (
+        "defaults:\n  - override /cluster: slurm\n  - override /tracking: wandb\n  - override /data_type: fp\n"
+        "cluster: {partition: gpu}\ntracking: {project: p}\ndata_type: {options: {exponent_bits: 2}}\n"
+        "study: {grids: [{axes: {model: [mini-neox-0.3m], bit_width: [4]}}]}\n"
+    )
+    words = [*study(tmp_path, text), *typed]
+    check_command_line(words)
+    [planned] = expand(*schema_and_grids(*words)).trials
+    assert dict(planned.trial.quantization.data_type_options) == options
+    cfg = compose_base([*words, f"results_dir={tmp_path}"])
+    assert prepare(cfg, search_folders(cfg.hydra), words).cluster.kind == ("local" if "cluster=local" in typed else "slurm")
+
+
+def test_one_value_of_a_studys_axis_changes_only_the_grids_that_have_it() -> None:
+    """`method` is an axis of the baselines' grid alone, planting of one grid of three."""
+    trials = expand(*schema_and_grids("+sweeps=quickstart", "model=mini-neox-0.3m", "method=centering")).trials
+    methods = Counter(p.trial.quantization.method for p in trials)
+    assert methods["round_to_nearest"] == 24
+    words = ["+sweeps=k_bit_inference_mini", "model=mini-neox-0.3m", "model.plant_outliers.channels=4", "model.plant_outliers.scale=4,16"]
+    planted = {p.trial.model.plant_outliers for p in expand(*schema_and_grids(*words)).trials}
+    assert {p and (p.channels, p.scale) for p in planted} == {None, (4, 4.0), (4, 16.0)}
+
+
+def test_what_all_models_need_of_a_cluster_is_what_the_code_assumes(tmp_path: Path) -> None:
+    assert yaml.safe_load((product_root() / "conf" / "config.yaml").read_text())["model"]["resources"] == {
+        key: value for key, value in dataclasses.asdict(Resources()).items() if key != "raised"
+    }
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(
+        "name: mine\nfamily: f\npath: package:quantsweep/mini/models/mini-opt-0.4m\ndtype: float32\n"
+    )
+    words = study(tmp_path, "model: {resources: {minutes: 30}}\nstudy: {grids: [{axes: {model: [mine], bit_width: [4]}}]}\n")
+    check_command_line(words)
+    [planned] = expand(*schema_and_grids(*words)).trials
+    assert (planned.trial.model.resources.minutes, planned.trial.model.resources.cpus) == (30, 1)
+
+
+@pytest.mark.parametrize(
+    "typed", ["~cluster.additional_parameters", "cluster.additional_parameters=null", "+cluster.additional_parameters.x=1"]
+)
+def test_what_a_site_adds_to_sbatch_may_be_taken_away(typed: str) -> None:
+    check_command_line(["cluster=slurm", typed])
 
 
 def test_an_axis_of_a_grid_wins_over_what_the_study_sets(tmp_path: Path) -> None:
