@@ -39,13 +39,13 @@ def small_group() -> Iterator[Path]:
 
 
 def test_the_kernel_kills_the_trial_and_the_row_says_so(tmp_path: Path, small_group: Path) -> None:
-    arguments = ("model=mini-neox-0.3m", "data_type=int,fp", "bit_width=4,8", "task=mini_ppl", "limit=1", "workers=1", "sweep=memory")
+    arguments = ("model=mini-neox-0.3m", "data_type=int,fp", "bit_width=4,8", "task=mini_ppl", "limit=1", "workers=1")
     command = [sys.executable, str(ROOT / "launch.py"), "-m", *arguments, f"results_dir={tmp_path / 'results'}"]
 
-    def run(*extra: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(sweep: str, **variables: str) -> subprocess.CompletedProcess[str]:
         inside = f'echo $$ > {small_group / "cgroup.procs"} && exec "$@"'
         return subprocess.run(
-            ["sh", "-c", inside, "sh", *command, *extra],
+            ["sh", "-c", inside, "sh", *command, f"sweep={sweep}"],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -54,11 +54,11 @@ def test_the_kernel_kills_the_trial_and_the_row_says_so(tmp_path: Path, small_gr
             env={**os.environ, **variables},
         )
 
-    run("sweep=calm")
+    run("calm")
     hungry = sorted(quantsweep.load_trials(tmp_path / "results" / "calm").trial_id)[1]
     faults = FaultPlan(faults=(Fault(kind="host_memory", trials=(hungry,), megabytes=4_000),), state=tmp_path / "struck")
     faults.write(tmp_path / "faults")
-    run(**ledger.environment(record=tmp_path / "ledger", faults=tmp_path / "faults"))
+    run("memory", **ledger.environment(record=tmp_path / "ledger", faults=tmp_path / "faults"))
     trials = quantsweep.load_trials(tmp_path / "results" / "memory").set_index("trial_id")
     assert dict(trials[trials.status == "failed"].failure_class) == {hungry: failures.OUT_OF_HOST_MEMORY}
     assert (trials.status == "done").sum() == 3
