@@ -491,7 +491,7 @@ def partition_limits(name: str | None = None) -> PartitionLimits:
     """Return what a partition allows, in one call; None stands for the cluster's default partition.
 
     Raises SlurmError when there is no such partition (it names those that exist), SlurmUnavailable
-    when the controller does not answer.  A hidden partition counts as absent.
+    when the controller does not answer.
     """
     listed = _partitions()
     fields = _chosen_partition(listed, name)
@@ -552,7 +552,7 @@ def _names(text: str) -> tuple[str, ...] | None:
 
 
 def _partitions() -> list[dict[str, str]]:
-    lines = _ask(["scontrol", "--oneliner", "show", "partition"]).splitlines()
+    lines = _ask(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines()  # --all: hidden ones too
     rows = [dict(field.partition("=")[::2] for field in line.split()) for line in lines]
     return [row for row in rows if "PartitionName" in row]  # "No partitions in the system" is a line too
 

@@ -78,7 +78,7 @@ class Selection:
 
 
 def select(folder: SweepFolder, wanted: Filter) -> Selection:
-    """What a filter means in a sweep; raises ResultsError if that is nothing, ConfigurationError if it cannot be."""
+    """What a filter means in a sweep; ResultsError: nothing.  ConfigurationError: it cannot be told, or names what is not there."""
     outcome, task = wanted.columns & set(OUTCOME_COLUMNS), wanted.columns & set(TASK_COLUMNS)
     if outcome and task:
         raise ConfigurationError(

@@ -17,6 +17,7 @@ depend on the tensor; padding of short blocks is not stored, their scales are.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,7 +128,7 @@ def options_of(name: str, spec: QuantizationSpec, known: Mapping[str, Sequence[O
     return {option: given.get(option, allowed[0] if allowed else None) for option, allowed in known.items()}
 
 
-class CodebookDataType:
+class CodebookDataType(ABC):
     """Formats that are a list of levels within [-1, 1], scaled by the absolute maximum of each block.
 
         m_b = stored(max |T_b|),   code = argmin_j |c_j - T_bi / m_b|,   decoded = c_code · m_b
@@ -138,9 +139,9 @@ class CodebookDataType:
     name: str
     support: Support
 
+    @abstractmethod
     def levels(self, blocks: Blocks, spec: QuantizationSpec) -> Tensor:
         """Sorted levels (L,), L <= 2^k, float32 on the device of the blocks; 0 is one of them."""
-        raise NotImplementedError
 
     def codebook_bits(self, spec: QuantizationSpec) -> int:
         """Stored bits of the levels: none where they are the same for every tensor."""

@@ -73,13 +73,18 @@ def spread_options(arguments: Sequence[str]) -> list[str]:
     axes = _spread_keys([override for override in parsed if override is not None])
     spread: list[str] = []
     for argument, override in zip(arguments, parsed, strict=True):
-        key, _, value = argument.lstrip("+").partition("=")
         is_one = override is not None and not override.is_sweep_override() and not override.is_delete()
-        if override is not None and is_one and axes(override.key_or_group) and not isinstance(override.value(), dict):
-            spread.append(f"{key}={value},{value}")
-        else:
-            spread.append(argument)
+        settings = _texts(argument, override) if override is not None and is_one else {}
+        spread += [f"{key}={value},{value}" for key, value in settings.items()] if any(map(axes, settings)) else [argument]
     return spread
+
+
+def _texts(argument: str, override: Override) -> dict[str, str]:
+    """What one override sets, as it would be typed: `model.resources={gpus: 1, cpus: 4}` sets two keys."""
+    if isinstance(override.value(), dict):
+        return {key: shown(plain_element(value)) for key, value in dotted_settings(override) if not isinstance(value, dict)}
+    key, _, value = argument.lstrip("+").partition("=")
+    return {key: value}
 
 
 def as_typed(argument: str) -> str:

@@ -16,8 +16,6 @@ from quantsweep.grid import Grid
 from quantsweep.schema import SECTIONS, suite_members
 
 GROUPS = (*SECTIONS, "cluster", "tracking")
-
-
 CONFIG_NAME = "config"
 
 

@@ -49,7 +49,6 @@ class Request:
     base: Mapping[str, Any]
     schema: Schema
     grids: tuple[Grid, ...]
-    typed: Mapping[str, Any]
 
 
 def compose_base(arguments: Sequence[str]) -> DictConfig:
@@ -83,7 +82,7 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
         grids = _command_line_grid(axes)
     else:
         origin = "study" if study is None else f"sweeps/{study}.yaml"
-        grids = _fix_typed(refine(_study_grids(base, origin, folders, problems), axes), typed)
+        grids = refine(_study_grids(base, origin, folders, problems), axes)
         grids = _with_settings(grids, base, [] if study is None else study_files(study, folders))
     problems += _tasks_set_twice(base, {*typed, *(key for grid in grids for key in grid.keys)})
     if problems:
@@ -92,7 +91,7 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
     if "data_type" in typed:
         refuse_other_name("data_type", typed["data_type"], base["data_type"])
     pins = read_pins(str(base["results_dir"]))
-    return Request(base=base, schema=Schema(base, options, typed, pins), grids=grids, typed=typed)
+    return Request(base=base, schema=Schema(base, options, typed, pins), grids=grids)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -117,12 +116,6 @@ def _split(
         except ConfigurationError as error:
             problems.append(str(error))
     return axes, typed
-
-
-def _fix_typed(grids: tuple[Grid, ...], typed: Mapping[str, Any]) -> tuple[Grid, ...]:
-    """A single value typed for an axis of the study replaces that axis (elsewhere Hydra has composed it already)."""
-    axis_keys = {key for grid in grids for key in grid.keys}
-    return refine(grids, {key: (hashable(value),) for key, value in typed.items() if key in axis_keys})
 
 
 def _command_line_grid(axes: Mapping[str, tuple[Any, ...]]) -> tuple[Grid, ...]:

@@ -142,7 +142,8 @@ class Study:
         """The ends of the newest job logs, and what Slurm and the submissions say of the newest jobs, for a failure's message."""
         logs = sorted(self.folder.logs.glob("slurm/*/*.out"), key=lambda path: path.stat().st_mtime)[-4:]
         said = [f"--- {log.name}\n{log.read_text(errors='replace')[-characters:]}" for log in logs]
-        accounts = self.cluster.run(["sacct", "--allocations", "--duplicates", "--format=JobID,JobName%50,State,Start,End,NodeList"]).stdout
+        asked = ["sacct", "--allocations", "--duplicates", "--format=JobID,JobName%50,State,Start,End,NodeList"]
+        accounts = self.cluster.run(asked, check=False).stdout  # not every cluster keeps them
         said += ["--- sacct", *accounts.splitlines()[-12:], "--- squeue", *self.queued()]
         for path in sorted(self.folder.plan.glob("submission-*.json"))[-3:]:
             content = json.loads(path.read_text())
