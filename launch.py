@@ -16,6 +16,7 @@ import hydra
 from omegaconf import DictConfig
 
 from quantsweep.hydra_plugin.task import checked_arguments, run
+from quantsweep.program import as_program
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -25,5 +26,6 @@ def main(cfg: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = checked_arguments(sys.argv[1:])
-    main()
+    with as_program():
+        sys.argv[1:] = checked_arguments(sys.argv[1:])
+        main()

@@ -39,6 +39,11 @@ class Attempt:
     write_seconds: float = 0.0
     num_tasks: int = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """True once every task has its row: the trial is done, whatever becomes of its process."""
+        return self.num_tasks == len(self.planned.tasks)
+
     def common(self, now: datetime) -> dict[str, Any]:
         """The columns that every table has: the trial's axes and where the row comes from."""
         return {

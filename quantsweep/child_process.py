@@ -51,13 +51,14 @@ class Child:
         """Run one trial; yields what the child says, ending with "done" or "failed".
 
         Raises ChildDiedError if the child dies or is silent for too long, StoppedError between two tasks once `stop` is set
-        (in the middle of one when it must not go on).
+        (in the middle of one when it must not go on).  After the last task nothing is left to stop: the trial is heard to its end.
         """
         timeout = settings.trial_timeout_minutes
         if timeout is None:
             timeout = max(MIN_TIMEOUT_MINUTES, TIMEOUT_FACTOR * predicted_minutes(planned))
         pipe = self._start(log)
         kills = oom_kills()
+        left = {task.task_key for task in planned.tasks}
         try:
             pipe.send_bytes(json.dumps({"planned": planned.to_json(), "settings": asdict(settings)}).encode())
             while True:
@@ -67,9 +68,11 @@ class Child:
                 yield event
                 if event["event"] in ("done", "failed"):
                     return
-                if stop.is_set() and event["event"] == "task":
-                    self.kill()
-                    raise StoppedError
+                if event["event"] == "task":
+                    left.discard(event["task_key"])
+                    if stop.is_set() and left:
+                        self.kill()
+                        raise StoppedError
         except (EOFError, OSError) as error:
             code = self._reap()
             if code == -signal.SIGTERM and environment.slurm_job() is not None:

@@ -220,7 +220,7 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> tu
             with contextlib.closing(worker), contextlib.suppress(queue.Empty):
                 while not stop.is_set():
                     stopped.append(worker.run(todo.get_nowait()).left)
-        except Exception as error:  # noqa: BLE001 - said at the end of the job; the other workers go on
+        except BaseException as error:  # noqa: BLE001 - said at the end of the job, an exit too; the other workers go on
             problems.append(f"{type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]

@@ -7,10 +7,17 @@ The workers of one process are threads, and share one Stop and one Allotment.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from types import FrameType
 
 from quantsweep.workers import ENDED_BY_SLURM
+
+STOPPING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C, a batch system, a terminal that closes."""
 
 
 class Stop:
@@ -21,6 +28,7 @@ class Stop:
     ENDED = ENDED_BY_SLURM
     BUDGET = "budget"
     BAD_NODE = "bad node"
+    ERROR = "another worker's error"
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -42,6 +50,33 @@ class Stop:
     def drops_now(self) -> bool:
         """True once the trial at hand must not go on."""
         return self._drop_at is not None and time.monotonic() >= self._drop_at
+
+
+@contextlib.contextmanager
+def stopped_by_signals(stop: Stop) -> Iterator[None]:
+    """While the block lasts, a first signal asks to stop, and a second one drops what is at hand; what is ignored (nohup) stays so.
+
+    The handler raises nothing: an exception in the middle of `Thread.join` makes CPython 3.11 take the thread for ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    asked = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set(grace=0.0 if asked.is_set() else None)
+        asked.set()
+
+    before = {number: signal.getsignal(number) for number in STOPPING_SIGNALS}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 class Allotment:

@@ -7,6 +7,7 @@ goes on.  Each task's samples and metrics are durable before the next task's res
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import threading
@@ -28,7 +29,7 @@ from quantsweep.holds import Hold, hold_files, holding, read_holds
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import PlanHeader, read_header, read_owners, read_shard, remaining_tasks
 from quantsweep.specs import PlannedTrial, Shard, content_hash
-from quantsweep.stopping import Allotment, Stop, StoppedError
+from quantsweep.stopping import Allotment, Stop, StoppedError, stopped_by_signals
 from quantsweep.tracking import make_tracker
 from quantsweep.workers import WorkerRecord, new_worker_name
 
@@ -132,7 +133,7 @@ class Worker:
         """Run what is left of one shard; never raises for what happens inside a trial, only when results cannot be written."""
         try:
             return _ShardRun(self, read_shard(self.plan, shard_id)).all(observer or (lambda planned, status, evaluations: None))
-        except Exception as error:
+        except BaseException as error:  # an exit too: its record is closed
             full = isinstance(error, DiskFullError) or (isinstance(error, OSError) and failures.is_disk_full(error))
             self.close("DISK_FULL" if full else f"error: {type(error).__name__}: {error}")
             raise
@@ -234,10 +235,10 @@ class _ShardRun:
             for event in self._worker.child.events(planned, self._settings, self._log, self._stop):
                 failure = self._on_event(attempt, event, track) or failure
         except ChildDiedError as error:
-            failure = error.failure
+            failure = None if attempt.is_whole else error.failure
         except StoppedError:
-            failure = self._overtime(attempt)
-            if failure is None:
+            failure = None if attempt.is_whole else self._overtime(attempt)
+            if failure is None and not attempt.is_whole:
                 if self._stop.reason != Stop.ENDED:
                     self._worker.beat.update(trial_id=None, label=None)
                 return None, attempt.num_tasks
@@ -354,8 +355,9 @@ class _ShardRun:
 
 def run_shard(plan_path: str | Path, shard_id: int) -> ShardSummary:
     """Run one shard in this process and end: what the stock Hydra launchers call."""
-    worker = Worker(Path(plan_path))
-    try:
-        return worker.run(int(shard_id))
-    finally:
-        worker.close()
+    stop = Stop()
+    with stopped_by_signals(stop), contextlib.closing(Worker(Path(plan_path), stop=stop)) as worker:
+        summary = worker.run(int(shard_id))
+    if stop.reason == Stop.PERSON:
+        raise KeyboardInterrupt  # whoever called would otherwise go on with the next shard
+    return summary

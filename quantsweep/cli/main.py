@@ -11,6 +11,7 @@ import importlib
 import sys
 
 from quantsweep.errors import QuantsweepError
+from quantsweep.program import as_program
 
 COMMANDS = {
     "plan": "what a launch would run, submit and skip; changes nothing",
@@ -29,6 +30,11 @@ WORDS = ("overrides", "filters")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status.  Errors of the user are one message, not a traceback."""
+    with as_program():
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="quantsweep",
@@ -53,8 +59,6 @@ def main(argv: list[str] | None = None) -> int:
     except QuantsweepError as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        return 141  # the reader (head, less) has seen enough
 
 
 if __name__ == "__main__":

@@ -8,18 +8,18 @@ them; either way every finished task has its row, and the same command goes on f
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,10 +28,13 @@ from quantsweep import budget
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header, shard_samples
 from quantsweep.specs import PlannedTrial
-from quantsweep.stopping import Allotment, Stop
+from quantsweep.stopping import Allotment, Stop, stopped_by_signals
 from quantsweep.worker import JobContext, Worker
 from quantsweep.workers import read_records
 
+LOOK_SECONDS = 0.1
+DROP_SECONDS = 30.0
+"""How long workers that were told to drop everything are waited for."""
 REPORT_SECONDS = 15.0
 """Without a terminal, one line this often."""
 
@@ -98,17 +101,13 @@ def run_local(plan_path: Path, shard_ids: Sequence[int], *, total: int, workers:
     summary = LocalSummary()
     started = time.monotonic()
     context = JobContext(shard_ids=tuple(shard_ids), gpus=gpus, allotment=_allotment(plan_path, gpus))
-    with _display(total) as display:
-        crew = [
-            _Hand(
-                Worker(plan_path, extra_environment=worker_environment(index, workers, device, max(1, gpus)), stop=stop, context=context),
-                todo,
-                summary,
-                display,
-            )
-            for index in range(workers)
-        ]
-        _attend(crew, stop, display)
+    makers = [
+        partial(Worker, plan_path, extra_environment=worker_environment(index, workers, device, max(1, gpus)), stop=stop, context=context)
+        for index in range(workers)
+    ]
+    with stopped_by_signals(stop), _display(total) as display:
+        if not _attend([_Hand(make, stop, todo, summary, display) for make in makers], stop, display):
+            summary.problems.append(f"workers did not end within {DROP_SECONDS:.0f} s: does {plan_path.parent} answer?")
     summary.budget_spent = stop.reason == Stop.BUDGET
     summary.interrupted = stop.reason in (Stop.PERSON, Stop.ENDED) and not summary.problems
     summary.seconds = time.monotonic() - started
@@ -135,24 +134,21 @@ def _allotment(plan_path: Path, gpus: int) -> Allotment:
 class _Hand(threading.Thread):
     """One worker thread: takes shards until there are none."""
 
-    def __init__(self, worker: Worker, todo: queue.SimpleQueue[int], summary: LocalSummary, display: _Display) -> None:
+    def __init__(
+        self, make: Callable[[], Worker], stop: Stop, todo: queue.SimpleQueue[int], summary: LocalSummary, display: _Display
+    ) -> None:
         super().__init__(daemon=True)
-        self.worker, self._todo, self._summary, self._display = worker, todo, summary, display
-        self.dropped = False
+        self._make, self._stop_asked, self._todo, self._summary, self._display = make, stop, todo, summary, display
 
     def run(self) -> None:
         """Until the queue is empty, a stop, or results that cannot be written."""
         try:
-            while not self.worker.stop.is_set():
-                self._summary.held += self.worker.run(self._todo.get_nowait(), self._observe).held
-        except queue.Empty:
-            pass
-        except Exception as error:  # noqa: BLE001 - said by the launcher at the end; the other hands stop too
-            if not self.dropped:
-                self._summary.problems.append(f"{type(error).__name__}: {error}")
-                self.worker.stop.set()
-        finally:
-            self.worker.close()
+            with contextlib.closing(self._make()) as worker, contextlib.suppress(queue.Empty):
+                while not self._stop_asked.is_set():
+                    self._summary.held += worker.run(self._todo.get_nowait(), self._observe).held
+        except BaseException as error:  # noqa: BLE001 - said by the launcher at the end, an exit too; the other hands stop as well
+            self._summary.problems.append(f"{type(error).__name__}: {error}")
+            self._stop_asked.set(Stop.ERROR)
 
     def _observe(self, planned: PlannedTrial, status: str, evaluations: int) -> None:
         self._summary.evaluations += evaluations
@@ -163,40 +159,31 @@ class _Hand(threading.Thread):
         self._display.advance(planned, self._summary)
 
 
-def _attend(crew: list[_Hand], stop: Stop, display: _Display) -> None:
-    """Wait for the crew; the first Ctrl-C (or TERM) asks it to stop, the second drops what it is at."""
-    with _terminate_as_interrupt():
-        for hand in crew:
-            hand.start()
-        while any(hand.is_alive() for hand in crew):
-            try:
-                for hand in crew:
-                    hand.join(timeout=0.2)
-                display.tick()
-            except KeyboardInterrupt:
-                if stop.is_set():
-                    for hand in crew:
-                        hand.dropped = True
-                        hand.worker.close()
-                stop.set()
-                display.say("stopping: the tasks at hand finish first; press Ctrl-C again to drop them")
+def _attend(crew: list[_Hand], stop: Stop, display: _Display) -> bool:
+    """Wait for the crew while signals are heard (`stopping.stopped_by_signals`); False if somebody dropped it and it does not end."""
+    for hand in crew:
+        hand.start()
+    said: set[str] = set()
+    latest = math.inf
+    while any(hand.is_alive() for hand in crew):
+        if time.monotonic() > latest:
+            return False
+        if stop.drops_now():
+            latest = min(latest, time.monotonic() + DROP_SECONDS)
+        time.sleep(LOOK_SECONDS)
+        display.tick()
+        for text in _stopping_words(stop):
+            if text not in said:
+                said.add(text)
+                display.say(text)
+    return True
 
 
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """A TERM (a batch system, a closing terminal) is as good as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _stopping_words(stop: Stop) -> Iterator[str]:
+    if stop.reason == Stop.PERSON:
+        yield "stopping: the tasks at hand finish first; press Ctrl-C again to drop them"
+        if stop.drops_now():
+            yield "stopping now: the tasks at hand are dropped"
 
 
 class _Display:

@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 
 import quantsweep
+from quantsweep.paths import SweepFolder
+from quantsweep.workers import read_records
 from tests.conftest import ROOT, Launch
 
 FAST = ("limit=8", "batch_size=8")
@@ -184,9 +186,16 @@ def test_ctrl_c_finishes_what_is_at_hand_and_says_how_to_go_on(tmp_path: Path) -
         check=True,
     )
     assert str(process.pid) in json.loads(status.stdout)["launch"], "a local launch at work is said"
+    at_hand = [heard.record.trial_id for heard in read_records(SweepFolder(folder))]
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
+    trials = quantsweep.load_trials(folder)
+    kept = quantsweep.load_results(folder).groupby("trial_id").task_key.nunique()
+    for trial_id in filter(None, at_hand):
+        assert kept.get(trial_id, 0) > 0, "the task at hand has its row, as was promised"
+    assert set(trials.trial_id) == set(kept.index[kept == 3]), "a trial whose tasks are all there has its own row"
+    assert [heard.record.ended for heard in read_records(SweepFolder(folder))] == ["stopped"], "no record stays open"
     assert "The same command goes on from here" in output
     assert not (folder / "plan" / "launch.lock").exists()
     assert 0 < quantsweep.load_results(folder).trial_id.nunique() < 12
