@@ -120,11 +120,17 @@ _CLASS_OF_STATE = {
 }
 
 
-def not_started(text: str) -> Failure:
-    """The job failed before its worker began; `text` is the end of what it printed."""
-    last = text.strip().splitlines()[-1] if text.strip() else "it printed nothing"
-    message = f"the job ended before its worker began: {last}"
-    return Failure(failure_class=NOT_STARTED, message=message, fingerprint=_hash([NOT_STARTED, last]), traceback=text or None)
+def not_started(state_word: str, text: str, worker_said: str | None = None) -> Failure:
+    """The job ended before it came to this trial.
+
+    state_word: what Slurm says of it (UNKNOWN: nothing).  text: the end of what it printed.  worker_said: the last word of its worker.
+    """
+    # A time limit or an exit status say nothing of the trial here: more time would only be lost again.
+    kind = _CLASS_OF_STATE.get(state_word, NOT_STARTED)
+    kind = kind if kind in (OUT_OF_HOST_MEMORY, NODE_FAILURE, PREEMPTED) or state_word == "UNKNOWN" else NOT_STARTED
+    last = worker_said or (text.strip().splitlines()[-1] if text.strip() else "it printed nothing")
+    message = f"the job ended before its worker began this trial (Slurm says {state_word}): {last}"
+    return Failure(failure_class=kind, message=message, fingerprint=_hash([kind, state_word, last]), traceback=text or None)
 
 
 def out_of_host_memory(seen: str) -> Failure:

@@ -31,7 +31,7 @@ from quantsweep.plan import PlanHeader, read_header, read_owners, read_shard, re
 from quantsweep.specs import PlannedTrial, Shard, content_hash
 from quantsweep.stopping import Allotment, Stop, StoppedError, stopped_by_signals
 from quantsweep.tracking import make_tracker
-from quantsweep.workers import WorkerRecord, new_worker_name
+from quantsweep.workers import ENDED_WITH_ERROR, WorkerRecord, new_worker_name
 
 Observer = Callable[[PlannedTrial, str, int], None]
 """Told of each trial's end: the trial, "done", "failed" or "stopped", and how many evaluations it wrote."""
@@ -135,7 +135,7 @@ class Worker:
             return _ShardRun(self, read_shard(self.plan, shard_id)).all(observer or (lambda planned, status, evaluations: None))
         except BaseException as error:  # an exit too: its record is closed
             full = isinstance(error, DiskFullError) or (isinstance(error, OSError) and failures.is_disk_full(error))
-            self.close("DISK_FULL" if full else f"error: {type(error).__name__}: {error}")
+            self.close("DISK_FULL" if full else f"{ENDED_WITH_ERROR}{type(error).__name__}: {error}")
             raise
 
 

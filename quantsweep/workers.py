@@ -28,6 +28,8 @@ BEAT_SECONDS = 30.0
 """A worker says at least this often that it lives."""
 STALE_SECONDS = 900.0
 """After this long without a word a worker of which nobody else knows anything counts as gone."""
+ENDED_WITH_ERROR = "error: "
+"""How the last word of a worker begins that could not go on (what follows is the exception)."""
 ENDED_BY_SLURM = "ended by Slurm"
 """What a worker says that was told to end at once (TERM); its record keeps the trial that was dropped, since only Slurm knows why."""
 LOST_AND_REQUEUED = "lost, requeued"

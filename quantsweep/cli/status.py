@@ -16,6 +16,7 @@ from quantsweep.holds import Hold, holding, read_holds
 from quantsweep.launching.lock import lock_holder
 from quantsweep.launching.nodes import find_broken
 from quantsweep.launching.refill import waiting_shards
+from quantsweep.launching.submissions import spent_by_job
 from quantsweep.launching.tasks import Observation, in_flight_trials, observe
 from quantsweep.messages import status_text
 from quantsweep.paths import SweepFolder
@@ -88,7 +89,7 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "ended_jobs": dict(Counter(task.ended for task in seen.ended)),
         "jobs": dict(Counter(task.state.word for task in seen.in_flight)),
         "worker_hours": sum(heard.record.seconds for heard in seen.records) / 3600,
-        "gpu_hours": budget.used(heard.record for heard in seen.records) / 3600,
+        "gpu_hours": budget.used((heard.record for heard in seen.records), spent_by_job(seen.submissions)) / 3600,
         "budget_gpu_hours": hours,
         "trials_per_hour": per_hour,
         "minutes_left": in_work / per_hour * 60 if in_work and per_hour else None,

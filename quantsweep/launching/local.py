@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from quantsweep import budget
+from quantsweep.launching.submissions import read_submissions, spent_by_job
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header, shard_samples
 from quantsweep.specs import PlannedTrial
@@ -128,7 +129,7 @@ def _allotment(plan_path: Path, gpus: int) -> Allotment:
     if hours is None or not gpus:
         return Allotment()
     folder = SweepFolder(plan_path.resolve().parent.parent)
-    return Allotment(budget.remaining(hours, [heard.record for heard in read_records(folder)], {}))
+    return Allotment(budget.remaining(hours, [heard.record for heard in read_records(folder)], {}, spent_by_job(read_submissions(folder))))
 
 
 class _Hand(threading.Thread):

@@ -2,9 +2,10 @@
 
 A *strike* is a failed attempt whose cause is the machine (bad_node: its GPU or driver is broken; node_failure:
 Slurm lost it), or a job that could not even begin there while others can elsewhere (not_started: a mount or an
-interpreter is missing), however many trials it had.  A node with STRIKES of them within STRIKE_HOURS, and
-no trial that succeeded on it since the last, is excluded from new arrays and from those that wait; where that would
-be every node of the partition, none is, since then nothing could show that one has been mended.
+interpreter is missing).  A job that began no trial is one strike, however many it was to run.  A node with STRIKES
+of them within STRIKE_HOURS, and no trial that succeeded on it since the last, is excluded from new arrays and from
+those that wait; where that would be every node of the partition, none is, since then nothing could show that one has
+been mended.
 Nothing is stored: the attempts themselves are the record, so a node that is mended comes back by itself.
 """
 
@@ -19,7 +20,7 @@ from quantsweep.paths import SweepFolder
 
 STRIKES = 2
 STRIKE_HOURS = 24.0
-COLUMNS = ("host", "status", "failure_class", "finished_at", "attempt", "slurm_job")
+COLUMNS = ("host", "status", "failure_class", "finished_at", "attempt", "slurm_job", "log")
 CAUSES = frozenset({failures.BAD_NODE, failures.NODE_FAILURE})
 
 
@@ -39,7 +40,13 @@ def find_broken(rows: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, i
         if row["status"] == "done":
             strikes.pop(host, None)
         elif host and cause in CAUSES:
-            strikes.setdefault(host, set()).add(row["attempt"])
+            strikes.setdefault(host, set()).add(_strike(row))
         elif host and cause == failures.NOT_STARTED and works - {host}:
             strikes.setdefault(host, set()).add(str(row["slurm_job"]))
     return {host: len(found) for host, found in strikes.items() if len(found) >= STRIKES}
+
+
+def _strike(row: Mapping[str, Any]) -> str:
+    """A lost node strikes once for each attempt that ran there, and once for all trials of a job that had no worker yet (no log)."""
+    is_of_job = row["failure_class"] == failures.NODE_FAILURE and not row.get("log")
+    return str(row["slurm_job"]) if is_of_job else str(row["attempt"])

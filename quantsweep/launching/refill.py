@@ -26,7 +26,7 @@ from quantsweep.launching import cluster as sbatch
 from quantsweep.launching.cluster import NoRoomError, RefusedError
 from quantsweep.launching.lock import check_held
 from quantsweep.launching.nodes import broken_nodes
-from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, new_submission
+from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, new_submission, spent_by_job
 from quantsweep.launching.tasks import COLLECTOR, Observation
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import (
@@ -262,7 +262,7 @@ def _within_budget(folder: SweepFolder, groups: list[_Group], seen: Observation,
     hours = newest.launch.gpu_hours
     if hours is None:
         return groups, False
-    left = budget.remaining(hours, [heard.record for heard in seen.records], _reserved(seen))
+    left = budget.remaining(hours, [heard.record for heard in seen.records], _reserved(seen), spent_by_job(seen.submissions))
     chosen, stopped = [], False
     for group in groups:
         if group.resources.gpus == 0:

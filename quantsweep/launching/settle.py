@@ -1,7 +1,7 @@
 """Writing down what became of tasks that have ended, and of the trials that were lost with them.
 
     task ended, its worker's record has not       → the trial at hand gets its row in `trials`: failed, with Slurm's cause
-    task failed, no worker ever began              → each unfinished trial of its shards does (not_started)
+    task ended, no worker came to a trial          → each unfinished trial of its shards does, unless somebody cancelled the job
     receipt lost, job found in the queue           → the receipt is written now
     receipt lost, job not found                    → the array is abandoned; its shards wait again
     all arrays of a submission over                → closed, never asked about again
@@ -13,7 +13,7 @@ might have looked between an intent and its receipt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any
 
 from quantsweep import failures, records, slurm
 from quantsweep.attempts import lost_row
+from quantsweep.launching.charges import charges
 from quantsweep.launching.submissions import Submission, read_submissions
 from quantsweep.launching.tasks import Observation, Task, observe
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import plan_files, read_numbered_trials, remaining_tasks
 from quantsweep.specs import PlannedTrial, content_hash
-from quantsweep.workers import ENDED_BY_SLURM, Heard, WorkerRecord, write_record
+from quantsweep.workers import ENDED_BY_SLURM, ENDED_WITH_ERROR, Heard, WorkerRecord, write_record
 
 BLAMELESS = frozenset({"CANCELLED"})
 """Ends that say nothing of a trial: somebody wanted the job gone."""
@@ -44,8 +45,8 @@ def settle(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
     _settle_local(folder, seen.records)
     seen = _with_own_words(seen)
     flying = {task.submission for task in seen.in_flight}
-    ended = _words(seen)
-    written = (one if one.closed else _close(one, ended, is_flying=one.path in flying) for one in seen.submissions)
+    ended, spent = _words(seen), charges(folder, seen)
+    written = (one if one.closed else _close(one, ended, spent, is_flying=one.path in flying) for one in seen.submissions)
     return replace(seen, submissions=tuple(written))
 
 
@@ -72,11 +73,21 @@ def slurm_log(folder: SweepFolder, job_name: str, job_id: str) -> Path:
     return folder.logs / "slurm" / job_name / f"{job_id}_0_log.out"
 
 
-def _close(submission: Submission, ended: dict[tuple[Path, int], dict[int, str]], *, is_flying: bool) -> Submission:
+def _close(
+    submission: Submission,
+    ended: Mapping[tuple[Path, int], dict[int, str]],
+    spent: Mapping[tuple[Path, int], dict[int, float]],
+    *,
+    is_flying: bool,
+) -> Submission:
     arrays = tuple(
         replace(array, abandoned=True)
         if array.array_job_id is None
-        else replace(array, ended={**array.ended, **ended.get((submission.path, number), {})})
+        else replace(
+            array,
+            ended={**array.ended, **ended.get((submission.path, number), {})},
+            spent={**array.spent, **spent.get((submission.path, number), {})},
+        )
         for number, array in enumerate(submission.arrays)
     )
     return replace(submission, arrays=arrays, closed=not is_flying and all(array.is_over for array in arrays)).save()
@@ -111,8 +122,8 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
     names = {(s.path, n): array.job_name for s in seen.submissions for n, array in enumerate(s.arrays)}
     for task in seen.ended:
         own = by_job.get(task.job_id, [])
-        if not own and task.ended == "FAILED":
-            rows += _not_started(folder, unfinished, task, names[task.submission, task.array])
+        if task.ended not in NOT_BY_ITSELF and _came_to_nothing(own):
+            rows += _not_started(folder, unfinished, task, own, names[task.submission, task.array])
         for record in own:
             if record.ended in (None, ENDED_BY_SLURM):
                 rows += _lost(unfinished, record, task.ended or "UNKNOWN")
@@ -150,14 +161,25 @@ def _lost(unfinished: _Unfinished, record: WorkerRecord, state: str) -> list[dic
     return [lost_row(record, planned, failure)]
 
 
-def _not_started(folder: SweepFolder, unfinished: _Unfinished, task: Task, job_name: str) -> list[dict[str, Any]]:
+def _came_to_nothing(own: Sequence[WorkerRecord]) -> bool:
+    """True if no worker of a job had begun a trial when Slurm ended it, or all ended with an error of their own."""
+    return all(record.shard_id is None and record.ended in (None, ENDED_BY_SLURM) for record in own) or all(
+        str(record.ended).startswith(ENDED_WITH_ERROR) for record in own
+    )
+
+
+def _not_started(
+    folder: SweepFolder, unfinished: _Unfinished, task: Task, own: Sequence[WorkerRecord], job_name: str
+) -> list[dict[str, Any]]:
+    """The rows of every trial that a job was to run and did not."""
     log = slurm_log(folder, job_name, task.job_id)
     text = log.read_text(errors="replace")[-OUTPUT_TAIL:] if log.is_file() else ""
-    failure = failures.not_started(text)
+    failure = failures.not_started(task.ended or "", text, next((record.ended for record in own if record.ended), None))
     rows = []
     for shard_id in task.shard_ids:
         record = WorkerRecord(worker=task.job_id, host=task.node, pid=0, plan=task.plan, node=task.node, job=task.job_id, shard_id=shard_id)
-        rows += [lost_row(record, planned, failure) for planned in unfinished.of(task.plan, shard_id)]
+        left = (planned for planned in unfinished.of(task.plan, shard_id) if not unfinished.has_failed(task.plan, planned))
+        rows += [lost_row(record, planned, failure) for planned in left]
     return rows
 
 
@@ -173,6 +195,15 @@ class _Unfinished:
     def of(self, plan: str, shard_id: int) -> list[PlannedTrial]:
         """Trials of one shard with the tasks that have no row."""
         return self._left.get((plan, shard_id), [])
+
+    def has_failed(self, plan: str, planned: PlannedTrial) -> bool:
+        """True if a job of this plan has written why the trial failed: its record may be lost, and its rows say more."""
+        return (plan, planned.trial.trial_id) in self._failed
+
+    @cached_property
+    def _failed(self) -> set[tuple[str, str]]:
+        rows = records.read_table(self._folder.path, "trials", ["plan", "trial_id", "status"]).to_pylist()
+        return {(row["plan"], row["trial_id"]) for row in rows if row["status"] == "failed"}
 
     @cached_property
     def _left(self) -> dict[tuple[str, int], list[PlannedTrial]]:

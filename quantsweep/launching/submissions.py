@@ -8,6 +8,7 @@ The life of an array, each step durable before the next is taken:
     submitted    array_job_id is a number  sbatch's receipt
     abandoned    true                      sbatch refused, or nothing came of the call; its shards wait again
     ended        {task: state}             how each task ended, once that is known
+    spent        {task: GPU-seconds}       what it occupied, its setup lines too, where it asked for GPUs
     closed       (the submission)          every array has ended or is abandoned
 
 A launcher that dies between intent and receipt leaves the question whether sbatch was heard.  The
@@ -52,6 +53,12 @@ class SubmittedArray:
     array_job_id: int | None = None
     abandoned: bool = False
     ended: Mapping[int, str] = field(default_factory=dict)
+    spent: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one task."""
+        return self.resources.gpus * self.workers
 
     @property
     def is_over(self) -> bool:
@@ -133,16 +140,26 @@ def read_submission(path: Path) -> Submission:
             path=path,
             user=content["user"],
             cluster=content.get("cluster", ""),  # not there before clusters were told apart
-            declared=content["declared"],
+            declared=float(content["declared"]),
             arrays=tuple(_array(data) for data in content["arrays"]),
             collector=content["collector"],
             closed=content["closed"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ResultsError(
             f"submission {path} cannot be read ({error}): what is in the queue is therefore unknown. "
             "Look with squeue, then move the file away"
         ) from error
+
+
+def spent_by_job(submissions: Iterable[Submission]) -> dict[str, float]:
+    """Job → GPU-seconds that Slurm had it running, of those that have ended (`quantsweep.budget`)."""
+    return {
+        f"{array.array_job_id}_{index}": seconds
+        for submission in submissions
+        for array in submission.arrays
+        for index, seconds in array.spent.items()
+    }
 
 
 def _array(data: Mapping[str, object]) -> SubmittedArray:
@@ -151,4 +168,5 @@ def _array(data: Mapping[str, object]) -> SubmittedArray:
     content["resources"] = Resources(**content["resources"])  # type: ignore[arg-type]
     content["gpu_seconds"] = tuple(content["gpu_seconds"])  # type: ignore[arg-type]
     content["ended"] = {int(key): word for key, word in content["ended"].items()}  # type: ignore[attr-defined]
+    content["spent"] = {int(key): float(seconds) for key, seconds in content.get("spent", {}).items()}  # type: ignore[attr-defined]
     return SubmittedArray(**content)  # type: ignore[arg-type]

@@ -8,17 +8,18 @@ import time
 
 import pytest
 
-from quantsweep import failures, records
+from quantsweep import budget, failures, records
 from quantsweep.errors import LockedError
 from quantsweep.forgetting import Kind, Tombstone, write_tombstones
 from quantsweep.holds import cancelled, read_holds
 from quantsweep.launching import advance as module
 from quantsweep.launching.advance import StepSummary, advance, advance_now_and_then
 from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.submissions import read_submissions, spent_by_job
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import plan_files, read_header, read_owned_tasks, read_shard_trials
 from quantsweep.specs import ClusterSpec, PlannedTrial, Resources
-from tests.unit.engine_cases import TASKS, Site, fail, failed_rows, finish, submit, trial, worker, write
+from tests.unit.engine_cases import TASKS, Site, age_submissions, fail, failed_rows, finish, submit, trial, worker, write
 
 
 def newest(folder: SweepFolder) -> str:
@@ -137,12 +138,64 @@ def test_a_trial_that_leaves_no_trace_is_given_up_in_the_end(sweep: SweepFolder,
     monkeypatch.setattr(module, "MAX_ASSIGNMENTS", 3)
     write(sweep, [trial(2)])
     submit(sweep)
-    steps = [end(sweep, site, "NODE_FAIL") for _ in range(3)]
+    steps = [_between_trials(sweep, site) for _ in range(3)]
     assert [step.retried for step in steps] == [1, 1, 0]
     assert steps[-1].given_up == {"submitted 3 times without an end": 1}
     write(sweep, [trial(2)])
     submit(sweep)
-    assert end(sweep, site, "NODE_FAIL").retried == 1, "whoever types the command again means it"
+    assert _between_trials(sweep, site).retried == 1, "whoever types the command again means it"
+
+
+def _between_trials(sweep: SweepFolder, site: Site) -> StepSummary:
+    """The newest job had begun trials, and was lost when it was at none."""
+    [*_, (number, _)] = [key for key, (name, _, _) in site.jobs.items() if not name.endswith("collector")]
+    worker(sweep, job=f"{number}_0", plan=newest(sweep), shard_id=0)
+    return end(sweep, site, "NODE_FAIL")
+
+
+@pytest.mark.parametrize("accounts", [{}, None], ids=["accounts", "no accounts"])
+@pytest.mark.parametrize("state", ["TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "FAILED", "COMPLETED", "UNKNOWN"])
+def test_a_job_that_ends_before_its_worker_writes_counts_against_retries(
+    sweep: SweepFolder, site: Site, state: str, accounts: dict[tuple[int, int | None], str] | None
+) -> None:
+    """A setup line that hangs: it was submitted at every step, for ever."""
+    site.accounts = accounts
+    write(sweep, [trial(2, gpus=1)], max_retries=0, gpu_hours=1.0)
+    submit(sweep)
+    for _ in range(5):
+        if state == "UNKNOWN":
+            site.forget()
+            age_submissions(sweep, 5_000)
+        else:
+            site.set(state)
+        advance(sweep)
+    assert len(site.submitted) == 1
+    [row] = failed_rows(sweep)
+    assert state in row["failure_message"]
+
+
+@pytest.mark.parametrize(
+    ("state", "accounted", "hours"),
+    [("TIMEOUT", "TIMEOUT", 3 / 3600), ("TIMEOUT", None, 4.0), ("FAILED", None, 0.0), ("CANCELLED", None, 0.0), ("UNKNOWN", None, 1.5)],
+)
+def test_a_job_that_ends_before_its_worker_writes_counts_against_the_budget(
+    sweep: SweepFolder, site: Site, state: str, accounted: str | None, hours: float
+) -> None:
+    """What sacct says has elapsed (three seconds on paper), else the submission's own times; limits are four hours."""
+    site.accounts = None if accounted is None else {(site.next_id + 1, 0): accounted}
+    write(sweep, [trial(2, gpus=2)], gpu_hours=1.0)
+    submit(sweep)
+    if state == "UNKNOWN":
+        site.forget()
+        age_submissions(sweep, 5_400)
+    else:
+        site.set(state, node="")
+        if state == "TIMEOUT":
+            site.set(state)
+    step = advance(sweep)
+    used = budget.used([], spent_by_job(read_submissions(sweep))) / 3600
+    assert used == pytest.approx(2 * hours, abs=1e-2)
+    assert step.submitted.budget_spent == (hours >= 1)
 
 
 @pytest.mark.parametrize("cause", [failures.BUG, failures.MODEL_OR_DATA, failures.CONFIGURATION, failures.QUANTIZATION, failures.DISK_FULL])

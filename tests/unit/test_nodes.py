@@ -66,3 +66,9 @@ def test_one_job_that_could_not_begin_is_one_strike_however_many_trials_it_had()
 
 def test_of_a_machine_without_a_name_nothing_is_known() -> None:
     assert find_broken([*strikes(failures.NODE_FAILURE, host=""), *strikes(failures.NOT_STARTED, host=""), row(None)], NOW) == {}
+
+
+def test_a_node_that_was_lost_before_any_worker_began_is_one_strike_a_job() -> None:
+    of_one_job = [row(failures.NODE_FAILURE, attempt=f"a{n}", job="7_0") | {"log": ""} for n in range(50)]
+    assert find_broken(of_one_job, NOW) == {}
+    assert find_broken([*of_one_job, row(failures.NODE_FAILURE, job="7_1") | {"log": ""}], NOW) == {"n1": 2}

@@ -11,7 +11,7 @@ from quantsweep.launching.settle import settle, slurm_log
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.paths import SweepFolder
 from quantsweep.workers import read_records
-from tests.unit.engine_cases import TASKS, Site, age_submissions, failed_rows, finish, submit, trial, worker, write
+from tests.unit.engine_cases import TASKS, Site, age_submissions, fail, failed_rows, finish, submit, trial, worker, write
 from tests.unit.test_records import row
 
 PLANNED = trial(4)
@@ -146,14 +146,47 @@ def test_a_job_that_failed_before_its_worker_began(sweep: SweepFolder, site: Sit
     assert len(failed_rows(sweep)) == 2
 
 
-@pytest.mark.parametrize("state", ["COMPLETED", "NODE_FAIL", "CANCELLED", "OUT_OF_MEMORY"])
-def test_other_ends_without_a_worker_accuse_no_trial(sweep: SweepFolder, site: Site, state: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "cause"),
+    [
+        ("TIMEOUT", failures.NOT_STARTED),
+        ("COMPLETED", failures.NOT_STARTED),
+        ("DEADLINE", failures.NOT_STARTED),
+        ("NODE_FAIL", failures.NODE_FAILURE),
+        ("BOOT_FAIL", failures.NODE_FAILURE),
+        ("OUT_OF_MEMORY", failures.OUT_OF_HOST_MEMORY),
+        ("PREEMPTED", failures.PREEMPTED),
+        ("CANCELLED", None),
+    ],
+)
+def test_every_end_without_a_worker_counts_unless_it_was_wanted(sweep: SweepFolder, site: Site, state: str, cause: str | None) -> None:
     write(sweep, [PLANNED])
     submit(sweep)
     site.set(state)
     settle(sweep)
-    assert failed_rows(sweep) == []
+    assert [row["failure_class"] for row in failed_rows(sweep)] == ([cause] if cause else [])
+    assert all(state in row["failure_message"] for row in failed_rows(sweep))
     assert read_submissions(sweep)[0].closed
+
+
+@pytest.mark.parametrize("ended", [None, "ended by Slurm", "error: ResultsError: no such file"])
+def test_a_worker_that_never_came_to_a_trial_is_as_none(sweep: SweepFolder, site: Site, ended: str | None) -> None:
+    plan = write(sweep, [trial(3), trial(4)], shard_minutes=60)
+    submit(sweep)
+    worker(sweep, job=f"{site.next_id - 1}_0", plan=plan.name, shard_ids=(0,), ended=ended)
+    site.set("FAILED")
+    settle(sweep)
+    assert [row["failure_class"] for row in failed_rows(sweep)] == [failures.NOT_STARTED] * 2
+    assert all(ended is None or ended in row["failure_message"] for row in failed_rows(sweep))
+
+
+def test_a_trial_whose_worker_wrote_why_it_failed_is_not_accused_again(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [trial(3), trial(4)], shard_minutes=60)
+    submit(sweep)
+    fail(sweep, trial(3), failures.BUG, plan=plan.name)
+    site.set("FAILED")
+    settle(sweep)
+    assert sorted(row["failure_class"] for row in failed_rows(sweep)) == [failures.BUG, failures.NOT_STARTED]
 
 
 def test_what_runs_keeps_its_submission_open_and_what_is_closed_is_never_asked_about(sweep: SweepFolder, site: Site) -> None:
