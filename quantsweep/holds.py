@@ -1,11 +1,12 @@
 """Holds: trials that are not run for now, because the breaker or a person says so.
 
-    holds/<name>.json      {"by": "breaker" | "cancel", "filters": ["family=falcon", "method=gptq"], "because": …}
+    holds/<name>.json      {"by": "breaker" | "cancel" | "drop", "filters": ["family=falcon", "method=gptq"], "because": …}
 
 Workers look before each trial, retries and the submitting of waiting shards look too.  A hold is in
 force for the launches that there were when it was made (and for the retries that follow from them): who
 types the launch command again has mended something, or wants it after all, and what they ask for is not
-held.  A folder of its own, nearly always empty, so that looking costs one listing.
+held.  What is dropped is held too, and no longer counted as something that is to be run.  A folder of its own, nearly always
+empty, so that looking costs one listing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Hold:
     """
 
     name: str
-    by: Literal["breaker", "cancel"]
+    by: Literal["breaker", "cancel", "drop"]
     filters: tuple[str, ...]
     because: str
     up_to: int
@@ -59,11 +60,12 @@ class Hold:
         write_text(folder.holds / f"{self.name}.json", json.dumps(asdict(self)))
 
 
-def cancelled(texts: Iterable[str], folder: SweepFolder) -> Hold:
-    """A hold that a person asks for, on everything launched so far."""
+def cancelled(texts: Iterable[str], folder: SweepFolder, *, drop: bool = False) -> Hold:
+    """A hold that a person asks for, on everything launched so far; drop: nobody wants it any more."""
     newest = max((plan_sequence(path.name) for path in plan_files(folder.plan)), default=0)
-    name = f"cancel-{secrets.token_hex(4)}"
-    return Hold(name=name, by="cancel", filters=tuple(texts), because="cancelled by hand", up_to=newest)
+    by: Literal["cancel", "drop"] = "drop" if drop else "cancel"
+    because = "dropped by hand" if drop else "cancelled by hand"
+    return Hold(name=f"{by}-{secrets.token_hex(4)}", by=by, filters=tuple(texts), because=because, up_to=newest)
 
 
 def read_holds(folder: SweepFolder) -> list[Hold]:

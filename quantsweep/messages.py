@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,15 @@ from quantsweep.words import count, time_unit
 if TYPE_CHECKING:
     from quantsweep.launching.local import LocalSummary
     from quantsweep.launching.refill import SubmitSummary
+    from quantsweep.paths import SweepFolder
     from quantsweep.specs import Shard
 
 MAX_REASONS = 5
 MAX_MODELS = 6
+MAX_VALUES = 12
+UNKNOWN_WORDS = "(words not kept: launched by an older version)"
+MAX_ROWS_SHOWN = 48
+"""Evaluations of a grid whose rows are printed at its end: more do not fit on a screen."""
 STATES = {
     "done": "done",
     "running": "in running jobs",
@@ -148,6 +154,15 @@ def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
     return text
 
 
+def finished_text(folder: SweepFolder, asked: Mapping[str, Collection[str]]) -> str:
+    """The end of a grid that was waited for: its rows, if they fit on a screen, and what to type next."""
+    name = folder.path
+    num_evaluations = sum(map(len, asked.values()))
+    rows = [results_text(folder.path, asked)] if num_evaluations <= MAX_ROWS_SHOWN else []
+    more = "" if rows else f"{count(num_evaluations, 'evaluation')}: "
+    return "\n".join([*rows, f"  {more}table and figure: python -m analysis {name}   in Python: quantsweep.load_results({str(name)!r})"])
+
+
 def results_text(folder: Path, asked: Mapping[str, Collection[str]]) -> str:
     """The rows of some trials (trial id to task keys) as a table; what failed is said below it."""
     trial_ids = list(asked)
@@ -243,9 +258,51 @@ def status_text(status: Mapping[str, Any]) -> str:
     if status["unknown"]:
         lines.append("  unknown: Slurm knows nothing of their jobs, and their workers are silent; they are held for a while.")
         lines.append("           If you have looked and they are gone: launch again with assume_dead=true")
-    if status["to_launch"] and not status["launch"]:
-        lines.append("  the launch command, typed again, runs what is missing or failed")
+    if status["dropped"]:
+        lines.append(f"  dropped     {status['dropped']:>9,}   asked for once, and no longer; a launch that asks again brings them back")
+    if (status["to_launch"] or status["failed"] or status["held"]) and not status["launch"]:
+        lines.append(f"  what is missing, failed or held runs with the launch command, or: quantsweep resume {status['sweep']}")
     return "\n".join(lines)
+
+
+def sweeps_text(sweeps: Sequence[Mapping[str, Any]], results_dir: str) -> str:
+    """One line a sweep, from the facts that `quantsweep list --json` prints."""
+    if not sweeps:
+        return f"no sweep in {results_dir} yet; launch one: python launch.py -m +sweeps=quickstart"
+    rows = [
+        (
+            facts["sweep"],
+            "unreadable" if facts["problem"] else f"{facts['done']:,}/{facts['trials']:,}",
+            _when(facts["launched"]),
+            facts["problem"] or facts["typed"] or UNKNOWN_WORDS,
+        )
+        for facts in sweeps
+    ]
+    header = ("sweep", "done", "launched", "last words")
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(3)]
+    return "\n".join("  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3])) for row in (header, *rows))
+
+
+def show_text(facts: Mapping[str, Any]) -> str:
+    """What a sweep asked, from the facts that `quantsweep show --json` prints."""
+    lines = [f"{facts['sweep']}   {facts['folder']}"]
+    for launch in facts["launches"]:
+        lines.append(
+            f"  {_when(launch['launched'])}   {launch['done']:,} of {count(launch['trials'], 'trial')} done   in {launch['folder'] or '?'}"
+        )
+        lines.append(f"    {launch['typed'] or UNKNOWN_WORDS}")
+    width = max(map(len, facts["values"]), default=0)
+    for column, values in facts["values"].items():
+        if values:
+            shown = ", ".join(map(str, values[:MAX_VALUES])) + (f", … ({len(values)} in all)" if len(values) > MAX_VALUES else "")
+            lines.append(f"  {column:<{width}}  {shown}")
+    lines.append(f"  the same again: quantsweep resume {facts['sweep']}")
+    return "\n".join(lines)
+
+
+def _when(moment: str | None) -> str:
+    """A moment in this machine's time, as one reads it."""
+    return "never" if moment is None else f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M}"
 
 
 def _failure_lines(failure: Mapping[str, Any], sweep: str) -> list[str]:

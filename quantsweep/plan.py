@@ -26,6 +26,7 @@ from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
 from quantsweep.specs import LaunchSettings, ModelSpec, PlannedTrial, RunSettings, Shard, canonical_json
+from quantsweep.typed import Typed
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -76,6 +77,11 @@ class Plan:
     def trials(self) -> tuple[PlannedTrial, ...]:
         """Every distinct trial that was asked for."""
         return self.expansion.trials
+
+    @property
+    def asked(self) -> dict[str, tuple[str, ...]]:
+        """Trial id to task keys of everything that was asked for."""
+        return {p.trial.trial_id: tuple(task.task_key for task in p.tasks) for p in self.trials}
 
     @property
     def unpinned(self) -> tuple[str, ...]:
@@ -246,6 +252,7 @@ class PlanHeader:
 
     sequence: plans of a sweep are numbered; a trial belongs to the newest plan that gave it a shard.
     root: the plan of the launch that a retry plan descends from (its own name for a launch).
+    typed: the words of the launch; None for retries, and for launches of versions that did not keep them.
     """
 
     name: str
@@ -253,6 +260,7 @@ class PlanHeader:
     root: str
     settings: RunSettings
     launch: LaunchSettings
+    typed: Typed | None = None
 
     @property
     def sequence(self) -> int:
@@ -277,8 +285,8 @@ def plan_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("plan-*.parquet"), key=lambda path: (plan_sequence(path.name), path.name))
 
 
-def write_plan(folder: Path, plan: Plan, *, root: str | None = None) -> Path:
-    """Write the plan as `plan-<number>-<time>-<id>.parquet`, durably; returns its path.  root: see PlanHeader."""
+def write_plan(folder: Path, plan: Plan, *, root: str | None = None, typed: Typed | None = None) -> Path:
+    """Write the plan as `plan-<number>-<time>-<id>.parquet`, durably; returns its path.  root, typed: see PlanHeader."""
     shard_of = {p.trial.trial_id: (shard.shard_id, p) for shard in plan.shards for p in shard.trials}
     rows = []
     for planned in plan.trials:
@@ -302,6 +310,7 @@ def write_plan(folder: Path, plan: Plan, *, root: str | None = None) -> Path:
         "settings": asdict(plan.settings),
         "launch": asdict(plan.launch),
         "counts": plan.counts(),
+        "typed": None if typed is None else asdict(typed),
     }
     table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA).replace_schema_metadata({"quantsweep": canonical_json(metadata)})
     write_table(folder / name, table, row_group_size=ROWS_A_GROUP)
@@ -314,12 +323,14 @@ def read_header(path: Path) -> PlanHeader:
         metadata = json.loads(pq.read_schema(path).metadata[b"quantsweep"])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is not a plan of quantsweep: {error}") from error
+    typed = metadata.get("typed")
     return PlanHeader(
         name=path.name,
         sweep=metadata["sweep"],
         root=metadata["root"],
         settings=RunSettings.from_dict(metadata["settings"]),
         launch=LaunchSettings.from_dict(metadata["launch"]),
+        typed=None if typed is None else Typed(tuple(typed["words"]), typed["folder"]),
     )
 
 
@@ -343,11 +354,18 @@ def read_asked_tasks(folder: Path) -> dict[str, tuple[str, ...]]:
     """Trial id to task keys of everything that was ever asked: `read_asked` without building any trial."""
     asked: dict[str, tuple[str, ...]] = {}
     for path in plan_files(folder):
-        table = _read(path, ["trial_id", "tasks"])
-        for trial_id, tasks in zip(table.column("trial_id").to_pylist(), table.column("tasks").to_pylist(), strict=True):
+        for trial_id, tasks in read_plan_tasks(path).items():
             known = asked.get(trial_id)
-            asked[trial_id] = tuple(tasks) if known is None else tuple(dict.fromkeys((*known, *tasks)))
+            asked[trial_id] = tasks if known is None else tuple(dict.fromkeys((*known, *tasks)))
     return asked
+
+
+def read_plan_tasks(path: Path) -> dict[str, tuple[str, ...]]:
+    """Trial id to task keys of one plan, done or not."""
+    table = _read(path, ["trial_id", "tasks"])
+    return {
+        trial_id: tuple(tasks) for trial_id, tasks in zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+    }
 
 
 def read_owned_tasks(folder: Path) -> dict[str, tuple[tuple[str, int], tuple[str, ...]]]:

@@ -18,10 +18,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, TextIO
 
-INTERRUPTED = 130
-"""Somebody asked it to stop: Ctrl-C, TERM, or a terminal that closed."""
-OUTPUT_LOST = 74
-"""The work was done, and something that was to be printed could not be (EX_IOERR of sysexits.h)."""
+from quantsweep.exit_status import ExitStatus
 
 
 class _Output:
@@ -68,13 +65,13 @@ def as_program() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     outputs = [_Output(stream or io.StringIO()) for stream in before]  # None: it was closed (`>&-`)
     sys.stdout, sys.stderr = outputs
-    status = 0
+    status: int = ExitStatus.DONE
     try:
         with _ended_by_signals():
             yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = INTERRUPTED
+        status = ExitStatus.STOPPED
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
@@ -84,7 +81,7 @@ def as_program() -> Iterator[None]:
             output.flush()
         sys.stdout, sys.stderr = before
     if status == 0 and any(output.is_lost for output in outputs):
-        status = OUTPUT_LOST
+        status = ExitStatus.OUTPUT_LOST
     if status:
         raise SystemExit(status)
 

@@ -15,6 +15,11 @@ def add_sweep(parser: argparse.ArgumentParser, *, option: bool = False) -> None:
         parser.add_argument("--sweep", default=None, help="name or folder of the sweep (default: look in all of them)")
     else:
         parser.add_argument("sweep", help="name or folder of the sweep")
+    add_results_dir(parser)
+
+
+def add_results_dir(parser: argparse.ArgumentParser) -> None:
+    """Add `--results-dir`."""
     parser.add_argument("--results-dir", default="results", help="where sweeps are (default: results)")
 
 

@@ -1,13 +1,15 @@
 """`quantsweep cancel SWEEP [column=value …]`: stop it, or those of its trials that a filter names; rows that are written stay.
 
 Without a filter every job leaves the queue.  With one, jobs all of whose trials it names leave the queue, and the
-other workers skip what it names.  Nothing cancelled is submitted again until the launch command is typed.
+other workers skip what it names.  Nothing cancelled is submitted again until the launch command is typed.  With --drop
+nobody waits for it any more either: `status` no longer counts it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_sweep(parser)
     parser.add_argument("filters", nargs="*", help="which trials: model=mini-* bit_width=3,4 (default: all)")
+    parser.add_argument("--drop", action="store_true", help="nobody wants them any more: status and resume leave them out")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = find_sweep(arguments)
     chosen = filters.parse(arguments.filters, filters.PLAN_COLUMNS)
     num_named = _num_named(folder, chosen)
-    hold = cancelled(arguments.filters, folder)
+    hold = cancelled(arguments.filters, folder, drop=arguments.drop)
     if num_named:  # else it would catch what a later `rerun` brings back
         hold.save(folder)
     seen = observe(folder)
@@ -48,9 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
         # Whoever holds the lock for long (wait=true) writes it down with its own next look.
         with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=LOCK_SECONDS):
             write_cancelled(folder, tasks)
+    if arguments.json:
+        print(json.dumps({"sweep": folder.name, "trials": num_named, "jobs": len(tasks), "dropped": arguments.drop}))
+        return 0
+    done, then = (
+        ("dropped", "a launch that asks for them again brings them back") if arguments.drop else ("held", "the launch command resumes")
+    )
     print(
-        f"{folder.name}: {count(num_named, 'trial')} held ({hold.words}), {count(len(tasks), 'job')} taken out of the queue; "
-        "what is written stays, and the launch command resumes"
+        f"{folder.name}: {count(num_named, 'trial')} {done} ({hold.words}), {count(len(tasks), 'job')} taken out of the queue; "
+        f"what is written stays, and {then}"
     )
     return 0
 

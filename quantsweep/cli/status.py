@@ -12,7 +12,7 @@ from typing import Any
 from quantsweep import budget, records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.errors import ResultsError, SlurmError
-from quantsweep.holds import Hold, holding, read_holds
+from quantsweep.launches import dropped_trials, held_trials, left_of
 from quantsweep.launching.lock import lock_holder
 from quantsweep.launching.nodes import find_broken
 from quantsweep.launching.refill import waiting_shards
@@ -20,7 +20,7 @@ from quantsweep.launching.submissions import spent_by_job
 from quantsweep.launching.tasks import Observation, in_flight_trials, observe
 from quantsweep.messages import status_text
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_asked, read_asked_tasks, read_headers, read_owners, shard_trials
+from quantsweep.plan import read_asked_tasks, read_headers, shard_trials
 from quantsweep.workers import read_records
 
 RATE_SECONDS = 60.0
@@ -49,22 +49,24 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
     """The facts: everything that was ever asked of this sweep, by state, failures by fingerprint, time used.
 
     A trial that is not done is running (its job runs, whether or not it is its turn), queued (in Slurm's queue), waiting (for room
-    in it), unknown, or held; the rest is left to launch, and of that rest `failed` says how much has failed.  `at_hand` are
-    those that workers are at this moment, by their own records.
+    in it), unknown, failed, or held; the rest is left to launch.  Each is in one state alone, so that the states add up to
+    `trials`; what was dropped is not among them.  `at_hand` are those that workers are at this moment, by their own records.
     """
     asked = read_asked_tasks(folder.plan)
     if not asked:
         raise ResultsError(f"{folder.path} has no plan yet: nothing was launched")
     done = records.read_done(folder.path)
-    left = {trial_id for trial_id, tasks in asked.items() if any((trial_id, task) not in done for task in tasks)}
+    left = left_of(asked, done)
     seen, silence = _observe(folder)
     states = _states(folder, seen, left)
     attempts = _attempts(folder)
-    holds = read_holds(folder)
     idle = left - set().union(*states.values())
+    held = held_trials(folder, idle)
+    dropped = dropped_trials(held)
+    asked = {trial_id: tasks for trial_id, tasks in asked.items() if trial_id not in dropped}
+    left, idle = left - dropped, idle - dropped
     failed = [row for row in _latest(attempts) if row["status"] == "failed" and row["trial_id"] in idle]
-    held = _held(folder, holds, idle - {row["trial_id"] for row in failed})
-    rest = idle - held
+    holds = {trial_id: hold for trial_id, hold in held.items() if trial_id in idle - {row["trial_id"] for row in failed}}
     num_done = sum((trial_id, task) in done for trial_id, tasks in asked.items() for task in tasks)
     per_hour = _trials_per_hour(attempts)
     hours = next((h.launch.gpu_hours for h in reversed(read_headers(folder.plan).values()) if h.root == h.name), None)
@@ -75,16 +77,17 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "done": len(asked) - len(left),
         **{name: len(ids) for name, ids in states.items()},
         "at_hand": len({heard.record.trial_id for heard in seen.records if heard.is_alive} & left),
-        "held": len(held),
+        "held": len(holds),
         "failed": len(failed),
-        "to_launch": len(rest),
+        "to_launch": len(idle) - len(holds) - len(failed),
+        "dropped": len(dropped),
         "launch": lock_holder(folder.plan / "launch.lock"),
         "slurm": silence,
         "evaluations": sum(map(len, asked.values())),
         "evaluations_done": num_done,
         "retried": _retried(attempts, seen, {row["trial_id"] for row in failed}),
         "failures": _by_fingerprint(failed),
-        "holds": [{"words": hold.words, "because": hold.because, "by": hold.by} for hold in holds] if held else [],
+        "holds": [{"words": hold.words, "because": hold.because, "by": hold.by} for hold in dict.fromkeys(holds.values())],
         "excluded_nodes": sorted(find_broken(attempts, datetime.now(UTC))),
         "ended_jobs": dict(Counter(task.ended for task in seen.ended)),
         "jobs": dict(Counter(task.state.word for task in seen.in_flight)),
@@ -123,15 +126,6 @@ def _state_name(state: slurm.State) -> str:
     if state is slurm.State.UNKNOWN:
         return "unknown"
     return "queued" if state in QUEUED else "running"
-
-
-def _held(folder: SweepFolder, holds: list[Hold], trial_ids: Collection[str]) -> set[str]:
-    if not holds:
-        return set()
-    roots = {name: header.root for name, header in read_headers(folder.plan).items()}
-    owners = read_owners(folder.plan)
-    mine = (planned for planned in read_asked(folder.plan) if planned.trial.trial_id in trial_ids and planned.trial.trial_id in owners)
-    return {p.trial.trial_id for p in mine if holding(holds, p, roots[owners[p.trial.trial_id][0]]) is not None}
 
 
 # --- attempts -------------------------------------------------------------------------------------------------------------

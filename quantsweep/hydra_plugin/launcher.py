@@ -23,6 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quantsweep.errors import ResultsError
+from quantsweep.exit_status import ExitStatus
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import cluster_spec
 from quantsweep.launching import cluster as slurm_cluster
@@ -133,7 +134,7 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
     if done.problems:
         raise ResultsError("; ".join(done.problems))
     if done.interrupted:
-        raise SystemExit(130)
+        raise SystemExit(ExitStatus.STOPPED)
 
 
 def wait_for_end(folder: SweepFolder) -> None:

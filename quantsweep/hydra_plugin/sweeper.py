@@ -20,21 +20,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from quantsweep import snapshot
 from quantsweep.checks import truth
+from quantsweep.exit_status import ExitStatus
 from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.launcher import wait_for_end
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import asked_folder, prepare, refuse_unpinned
+from quantsweep.launches import ending
 from quantsweep.launching.cluster import within_nodes
 from quantsweep.launching.lock import RUN, launch_lock
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import Observation
-from quantsweep.messages import plan_text, submitted_text
+from quantsweep.messages import finished_text, plan_text, submitted_text
 from quantsweep.paths import SweepFolder
 from quantsweep.pins import own_switches
-from quantsweep.plan import write_plan
+from quantsweep.plan import Plan, write_plan
 from quantsweep.specs import LaunchSettings
+from quantsweep.typed import typed
 
 LOCK_SECONDS = 60.0
 """How long a launch waits for a worker or a collector that looks after the sweep this moment."""
@@ -79,10 +82,24 @@ class QuantsweepSweeper(Sweeper):
             print(plan_text(prepared.plan, title=prepared.title, folder=folder.path), flush=True)
             refuse_unpinned(prepared.plan)
             if not prepared.plan.shards:
-                return self._submit_older(folder, seen, here=here)
+                returned = self._submit_older(folder, seen, here=here)
+                self._finish(folder, prepared.plan, here=here)
+                return returned
             plan = prepared.plan if here else replace(prepared.plan, launch=_on_slurm(prepared.plan.launch, folder))
-            path = write_plan(folder.plan, plan)
-            return self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in plan.shards], initial_job_idx=0)
+            path = write_plan(folder.plan, plan, typed=typed(["-m", *arguments]))
+            returned = self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in plan.shards], initial_job_idx=0)
+            self._finish(folder, plan, here=here)
+            return returned
+
+    def _finish(self, folder: SweepFolder, plan: Plan, *, here: bool) -> None:
+        """Where the work itself has been waited for: its table and what to type next; ends the program unless all is done."""
+        assert self._config is not None
+        if not here and not OmegaConf.select(self._config, "hydra.launcher.wait"):
+            return
+        print(finished_text(folder, plan.asked), flush=True)
+        status = ending(folder, plan.asked, has_budget=plan.launch.gpu_hours is not None)
+        if status is not ExitStatus.DONE:
+            raise SystemExit(status)  # an exit passes through Hydra untouched
 
     def _submit_older(self, folder: SweepFolder, seen: Observation, *, here: bool) -> Sequence[Any]:
         """Nothing new: shards of older launches may still wait for room in the queue, or run, and `wait=true` is for them too."""

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from quantsweep.errors import QuantsweepError, ResultsError
+from quantsweep.exit_status import ExitStatus, of_trials
 from quantsweep.hydra_plugin.command_line import check_command_line, expand_shorthand, help_text, refuse_sweeps, spread_options
 from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.mistakes import shown_plainly
@@ -18,6 +19,7 @@ from quantsweep.launching.local import run_local
 from quantsweep.launching.lock import RUN, launch_lock
 from quantsweep.messages import results_text
 from quantsweep.plan import write_plan
+from quantsweep.typed import remember, typed
 from quantsweep.worker import run_shard
 
 
@@ -26,8 +28,9 @@ def checked_arguments(arguments: list[str]) -> list[str]:
     if {"--help", "-h"} & set(arguments):
         print(help_text())
         sys.exit(0)
-    arguments = expand_shorthand(arguments)
     try:
+        remember(arguments)
+        arguments = expand_shorthand(arguments)
         check_command_line(arguments)
         if not {"-m", "--multirun"} & set(arguments):
             refuse_sweeps(arguments)
@@ -51,27 +54,25 @@ def _run_one(cfg: DictConfig) -> dict[str, int]:
     refuse_unpinned(prepared.plan)
     prepared.folder.create()
     with launch_lock(prepared.folder.plan / "launch.lock", purpose=RUN):
-        failed = _run_here(prepared)
-    asked = {planned.trial.trial_id: [task.task_key for task in planned.tasks] for planned in prepared.plan.trials}
-    print(results_text(prepared.folder.path, asked))
-    if failed:
-        raise SystemExit(1)
+        status = _run_here(prepared)
+    print(results_text(prepared.folder.path, prepared.plan.asked))
+    if status is not ExitStatus.DONE:
+        raise SystemExit(status)
     return prepared.plan.counts()
 
 
-def _run_here(prepared: Prepared) -> int:
-    """Run what is missing; returns how many trials failed."""
+def _run_here(prepared: Prepared) -> ExitStatus:
+    """Run what is missing, and say how that ended."""
     plan = prepared.plan
     if not plan.shards:
         print(f"already done, in {prepared.folder.path}:")
-        return 0
+        return ExitStatus.DONE
     print("\n".join(f"{p.trial.label}: {', '.join(task.task_key for task in p.tasks)}" for p in plan.trials), flush=True)
     ids = [shard.shard_id for shard in plan.shards]
-    summary = run_local(
-        write_plan(prepared.folder.plan, plan), ids, total=len(plan.trials), workers=prepared.workers, device=plan.settings.device
-    )
+    path = write_plan(prepared.folder.plan, plan, typed=typed(HydraConfig.get().overrides.task))
+    summary = run_local(path, ids, total=len(plan.trials), workers=prepared.workers, device=plan.settings.device)
     if summary.problems:
         raise ResultsError("; ".join(summary.problems))
     if summary.interrupted:
-        raise SystemExit(130)
-    return summary.failed
+        raise SystemExit(ExitStatus.STOPPED)
+    return of_trials(failed=summary.failed, held=summary.held, budget_spent=summary.budget_spent)

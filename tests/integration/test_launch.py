@@ -105,6 +105,20 @@ def test_a_grid_from_the_command_line_and_everything_in_its_tables(launch: Launc
     assert "to run 5 (10 evaluations)" in more.stdout, "the tasks that were added run alone"
 
 
+def test_the_words_that_were_typed_are_resumed_and_failures_are_an_exit_status(
+    launch: Launch, quantsweep_command: Launch, tmp_path: Path
+) -> None:
+    arguments = ("-m", SMALLEST, "bit_width=4,8", "task=mini_cloze", "limit=4", "sweep=typed")
+    failed = launch(*arguments, "trial_timeout_minutes=0.0001", expect=3)
+    assert "quantsweep status typed" in failed.stdout
+    launch(*arguments)
+    resumed = quantsweep_command("resume", "typed")
+    assert f"python launch.py {' '.join(arguments)}" in resumed.stdout
+    for said in ("nothing left to run", "mini_cloze", "python -m analysis"):
+        assert said in resumed.stdout, "a finished grid prints its table, and what to type next"
+    assert "2/2" in quantsweep_command("list").stdout
+
+
 def test_samples_give_the_same_value_as_the_metrics(launch: Launch, tmp_path: Path) -> None:
     launch(SMALLEST, "bit_width=4", "limit=30")
     folder = tmp_path / "results" / "adhoc"
@@ -124,15 +138,15 @@ def test_a_killed_child_costs_one_trial_and_resume_runs_that_one(tmp_path: Path,
     [child] = children_of(process.pid)
     os.kill(child, signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
     trials = quantsweep.load_trials(folder)
     failed = trials[trials.status == "failed"]
+    assert process.returncode == (3 if len(failed) else 0), output
     assert len(failed) <= 1, "a kill costs one trial at most"
     assert len(trials) == 6
     if len(failed):
         assert set(failed.failure_class) == {"killed"}
         status = json.loads(quantsweep_command("status", "killed", "--json").stdout)
-        assert (status["failed"], status["done"], status["to_launch"]) == (1, 5, 1)
+        assert (status["failed"], status["done"], status["to_launch"]) == (1, 5, 0)
         assert "killed" in quantsweep_command("logs", failed.trial_id.iloc[0]).stdout
     again = launch(*arguments)
     assert f"to run {len(failed)} " in again.stdout

@@ -97,7 +97,7 @@ class Study:
     def status(self) -> dict[str, Any]:
         """The facts of `quantsweep status`."""
         facts: dict[str, Any] = json.loads(self.quantsweep("status", self.name, "--json"))
-        states = ("done", "running", "queued", "waiting", "unknown", "held", "to_launch")
+        states = ("done", "running", "queued", "waiting", "unknown", "held", "failed", "to_launch")
         assert sum(facts[state] for state in states) == facts["trials"], facts
         return facts
 

@@ -46,8 +46,10 @@ FORBIDDEN = {
     ("models", "evaluation", "child.py"): {"hydra", "omegaconf", "submitit"},
 }
 LAYERS = [  # lowest first: a module may import its own layer and those below it
-    ("words", "program"),
+    ("words", "exit_status"),
+    ("program",),
     ("errors",),
+    ("typed",),
     ("checks",),
     ("specs", "registry"),
     ("constraints", "identity", "slurm", "failures", "files", "pins"),
@@ -65,6 +67,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("records",),
     ("filters",),
     ("holds",),
+    ("launches",),
     ("results", "prediction"),
     ("environment", "tracking", "budget"),
     ("attempts", "breaker", "retries", "snapshot"),

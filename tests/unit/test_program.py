@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep.program import INTERRUPTED, OUTPUT_LOST
+from quantsweep.exit_status import ExitStatus
 
 PROGRAM = """
 import sys, time
@@ -35,7 +35,7 @@ def shell(tmp_path: Path, body: str, rest: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("rest", ["| head -1", "> /dev/full", "2> /dev/full", "2>&1 | head -1", "> /dev/full 2>&1"])
 def test_output_that_cannot_be_written_stops_nothing_and_is_told(tmp_path: Path, rest: str) -> None:
     status, _, said = shell(tmp_path, WORK, rest)
-    assert status == OUTPUT_LOST
+    assert status == ExitStatus.OUTPUT_LOST
     assert (tmp_path / "work").read_text() == "worked"
     assert "Traceback" not in said
     assert "ignored" not in said
@@ -52,7 +52,7 @@ def test_output_that_nobody_wants_is_no_loss(tmp_path: Path, rest: str) -> None:
 )
 def test_an_end_keeps_its_status_whatever_became_of_the_output(tmp_path: Path, end: str, status: int) -> None:
     assert shell(tmp_path, end, "")[0] == status
-    assert shell(tmp_path, end, "> /dev/full")[0] == (status or OUTPUT_LOST)
+    assert shell(tmp_path, end, "> /dev/full")[0] == (status or ExitStatus.OUTPUT_LOST)
 
 
 def test_an_error_is_shown_as_ever(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
     time.sleep(0.2)
     running.send_signal(number)
     _, said = running.communicate(timeout=30)
-    assert (running.returncode, said) == (INTERRUPTED, "interrupted\n")
+    assert (running.returncode, said) == (ExitStatus.STOPPED, "interrupted\n")
     assert (tmp_path / "work").read_text() == "released"
 
 

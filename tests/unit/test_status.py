@@ -29,13 +29,12 @@ from quantsweep.specs import ClusterSpec
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, Site, fail, finish, submit, trial, worker, write
 
-STATES = ("done", "running", "queued", "waiting", "unknown", "held", "to_launch")
+STATES = ("done", "running", "queued", "waiting", "unknown", "held", "failed", "to_launch")
 
 
 def facts(folder: SweepFolder) -> dict[str, Any]:
     found = sweep_status(folder)
     assert sum(found[state] for state in STATES) == found["trials"], found
-    assert found["failed"] <= found["to_launch"]
     assert found["failed"] == sum(failure["count"] for failure in found["failures"])
     assert found["evaluations_done"] <= found["evaluations"]
     json.dumps(found)
@@ -45,7 +44,7 @@ def facts(folder: SweepFolder) -> dict[str, Any]:
 
 def counts(folder: SweepFolder) -> dict[str, int]:
     found = facts(folder)
-    return {name: found[name] for name in (*STATES, "failed") if found[name]}
+    return {name: found[name] for name in STATES if found[name]}
 
 
 def test_a_sweep_that_was_never_launched_is_said_so(sweep: SweepFolder) -> None:
@@ -72,7 +71,7 @@ def test_each_state_in_turn(sweep: SweepFolder, site: Site) -> None:
     worker(sweep, job="101_1", ended="finished")
     assert counts(sweep) == {"done": 1, "held": 1, "to_launch": 1}
     fail(sweep, planned[1], failures.BUG, plan=plan.name)
-    assert counts(sweep) == {"done": 1, "held": 1, "to_launch": 1, "failed": 1}
+    assert counts(sweep) == {"done": 1, "held": 1, "failed": 1}
     assert facts(sweep)["evaluations_done"] == 3
 
 
@@ -94,7 +93,7 @@ def test_trials_of_a_running_job_are_not_all_said_to_be_run_at_this_moment(sweep
 def test_a_failed_trial_that_runs_again_is_running(sweep: SweepFolder, site: Site) -> None:
     plan = write(sweep, [trial(2)])
     fail(sweep, trial(2), failures.TIME_LIMIT, plan=plan.name)
-    assert counts(sweep) == {"to_launch": 1, "failed": 1}
+    assert counts(sweep) == {"failed": 1}
     submit(sweep)
     assert counts(sweep) == {"queued": 1}
     assert facts(sweep)["retried"] == {failures.TIME_LIMIT: 1}
@@ -149,7 +148,7 @@ def test_a_cancel_that_names_nothing_that_is_left_leaves_no_hold(sweep: SweepFol
     """It would catch what a later `rerun` brings back."""
     plan = write(sweep, [trial(2), trial(3)])
     finish(sweep, trial(3), plan=plan.name)
-    arguments = {"sweep": sweep.name, "results_dir": str(sweep.path.parent)}
+    arguments = {"sweep": sweep.name, "results_dir": str(sweep.path.parent), "drop": False, "json": False}
     assert cancel.run(argparse.Namespace(filters=["bit_width=3"], **arguments)) == 0
     assert list(read_holds(sweep)) == []
     assert cancel.run(argparse.Namespace(filters=["bit_width=2"], **arguments)) == 0
@@ -250,7 +249,7 @@ def _check_flights(folder: SweepFolder, site: Site) -> None:
 
 
 def run(command: Any, folder: SweepFolder, **values: Any) -> int:
-    arguments = {"sweep": folder.name, "results_dir": str(folder.path.parent), "filters": [], "json": False, **values}
+    arguments = {"sweep": folder.name, "results_dir": str(folder.path.parent), "filters": [], "json": False, "drop": False, **values}
     return int(command.run(argparse.Namespace(**arguments)))
 
 
@@ -324,3 +323,23 @@ def test_a_filter_that_names_what_is_not_there_holds_nothing(sweep: SweepFolder,
         run(cancel, sweep, filters=[text])
     assert not read_holds(sweep)
     assert counts(sweep) == {"to_launch": 1}
+
+
+def test_what_is_dropped_is_not_counted_any_more_until_a_launch_asks_for_it_again(
+    sweep: SweepFolder, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trial that fails for good, and a combination that nobody wants: neither stands in the way of the end for ever."""
+    planned = [trial(bits) for bits in (2, 3, 4)]
+    plan = write(sweep, planned, cluster=ClusterSpec())
+    finish(sweep, planned[0], plan=plan.name)
+    fail(sweep, planned[1], failures.BUG, plan=plan.name)
+    cancelled(["bit_width=3,4"], sweep).save(sweep)
+    assert counts(sweep) == {"done": 1, "failed": 1, "held": 1}
+    assert main(["cancel", sweep.name, "bit_width=3,4", "--drop", "--results-dir", str(sweep.path.parent)]) == 0
+    assert "2 trials dropped" in capsys.readouterr().out
+    found = facts(sweep)
+    assert (found["trials"], found["done"], found["dropped"], found["evaluations"]) == (1, 1, 2, 2)
+    assert "dropped             2" in status_text(found)
+    assert "resume" not in status_text(found), "nothing is left to run"
+    write(sweep, [planned[2]], cluster=ClusterSpec())
+    assert counts(sweep) == {"done": 1, "to_launch": 1}, "who asks again wants it again"

@@ -1,0 +1,45 @@
+"""How a command ends, as a number that scripts can act on; the README lists them.
+
+Where several are true at once the first of STOPPED, FAILED, HELD and BUDGET_SPENT is said.  What was submitted to Slurm and left
+there counts as done: `quantsweep status SWEEP` says how it goes on.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """The exit status of `launch.py` and of `quantsweep`."""
+
+    DONE = 0
+    """Everything that was asked for is done, or submitted."""
+    REFUSED = 1
+    """A mistake in what was asked, or a surrounding that does not allow it: nothing ran.  `quantsweep doctor`, `prewarm`: a problem."""
+    USAGE = 2
+    """Words that the command does not have."""
+    FAILED = 3
+    """Trials failed, or could not be run."""
+    HELD = 4
+    """No trial failed, but some are held: by the breaker, or cancelled."""
+    BUDGET_SPENT = 5
+    """The budget ended before the work did."""
+    SUPERSEDED = 6
+    """A worker left its trials to a newer launch, or to whoever has them now."""
+    OUTPUT_LOST = 74
+    """The work was done, and something that was to be printed could not be (EX_IOERR of sysexits.h)."""
+    STOPPED = 130
+    """Somebody asked it to stop: Ctrl-C, TERM, or a terminal that closed."""
+
+
+def of_trials(*, failed: int, held: int, budget_spent: bool = False) -> ExitStatus:
+    """How a run ended whose trials did all that they could.
+
+    >>> of_trials(failed=2, held=1).name, of_trials(failed=0, held=0).name
+    ('FAILED', 'DONE')
+    """
+    if failed:
+        return ExitStatus.FAILED
+    if held:
+        return ExitStatus.HELD
+    return ExitStatus.BUDGET_SPENT if budget_spent else ExitStatus.DONE
