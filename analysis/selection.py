@@ -127,7 +127,7 @@ def _planted_words(channels: float, scale: float, seed: float) -> str:
 
 
 def _block(row: dict[str, Any]) -> str:
-    if row["method"] == BASELINE:
+    if row["method"] == BASELINE or pd.isna(row["granularity"]):
         return BASELINE
     return str(int(row["block_size"])) if row["granularity"] == "block" else str(row["granularity"])
 
@@ -152,7 +152,8 @@ def _variant(row: dict[str, Any]) -> str:
         for key, value in _unusual(json.loads(row[f"{kind}_options"]), _usual_options(kind, row[kind], row["bits"]))
     ]
     method = [row["method"]] if row["method"] != PLAIN_METHOD else []
-    return " ".join([row["data_type"], *method, *unusual])
+    data_type = [] if pd.isna(row["data_type"]) else [row["data_type"]]
+    return " ".join([*data_type, *method, *unusual])
 
 
 def _unusual(options: dict[str, Any], usual: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantsweep import failures
-from quantsweep.errors import ModelError
+from quantsweep.errors import ModelError, QuantizationError
 from quantsweep.registry import METHODS
 from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings
 
@@ -96,10 +96,23 @@ class TrialRunner:
     def _quantize(self, loaded: LoadedModel, planned: PlannedTrial) -> None:
         started = time.perf_counter()
         quantization = planned.trial.quantization
-        layers = METHODS[quantization.method].quantize(loaded.layers, quantization, calibration=None, seed=planned.trial.seed)
+        method, trial = METHODS[quantization.method], planned.trial
+        layers = method.quantize(loaded.layers, quantization, calibration=trial.calibration, seed=trial.seed)
+        refuse_unrecorded(loaded, quantization, layers)
         seconds = time.perf_counter() - started
         sizes = model_sizes(loaded, quantization, layers)
         self._send({"event": "quantized", "quantize_seconds": seconds, "sizes": sizes, "layers": [asdict(layer) for layer in layers]})
+
+
+def refuse_unrecorded(loaded: LoadedModel, quantization: QuantizationSpec, layers: tuple[LayerRecord, ...]) -> None:
+    """A method must say what it did: layers written and not recorded are counted at 16 bit, none is the baseline renamed."""
+    recorded = {layer.layer for layer in layers}
+    written = {name for name, layer in loaded.layers.items() if layer.is_written}
+    if recorded != written or len(recorded) < len(layers):
+        odd = ", ".join(sorted(recorded ^ written)[:3]) or "one of them twice"
+        raise QuantizationError(f"method {quantization.method} wrote {len(written)} layers and recorded {len(layers)} ({odd} …)")
+    if not written and not quantization.is_baseline:
+        raise QuantizationError(f"method {quantization.method} quantized no layer: that is the baseline (method=none)")
 
 
 def model_sizes(loaded: LoadedModel, quantization: QuantizationSpec, layers: tuple[LayerRecord, ...]) -> dict[str, Any]:

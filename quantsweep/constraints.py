@@ -36,7 +36,8 @@ def reason_to_skip(quantization: QuantizationSpec, data_type_capabilities: Capab
     """
     if quantization.is_baseline:
         return None
-    return _method_reason(quantization, method_capabilities) or _data_type_reason(quantization, data_type_capabilities)
+    reason = _method_reason(quantization, method_capabilities)
+    return reason if reason or quantization.data_type is None else _data_type_reason(quantization, data_type_capabilities)
 
 
 def problem_of_levels(levels: object, bit_width: int | None = None) -> str | None:
@@ -68,7 +69,7 @@ def _method_reason(quantization: QuantizationSpec, capabilities: Capabilities) -
         if not _is_number(value) or not low < value < high:
             return f"{whom} needs method.options.{option} above {low} and below {high}; got {_shown(value)}"
     allowed = capabilities.get("data_types")
-    if allowed is None or quantization.data_type in allowed:
+    if allowed is None or quantization.data_type is None or quantization.data_type in allowed:
         return None
     return f"{whom} works with data_type {_listed(allowed)}; got {_shown(quantization.data_type)}"
 

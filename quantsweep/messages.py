@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from quantsweep import records
 from quantsweep.plan import Plan, skipped_summary
-from quantsweep.specs import PlantedOutliers
+from quantsweep.specs import BASELINE, PlantedOutliers
 from quantsweep.words import count, time_unit
 
 if TYPE_CHECKING:
@@ -195,10 +195,12 @@ def results_text(folder: Path, asked: Mapping[str, Collection[str]]) -> str:
 def _trial_words(row: Mapping[str, Any]) -> str:
     channels, scale, seed = (row[f"plant_{key}"] for key in ("channels", "scale", "seed"))
     planted = "" if channels is None else f" {PlantedOutliers(channels=channels, scale=scale, seed=seed).label}"
-    if row["data_type"] is None:
+    if row["method"] == BASELINE:
         return f"{row['model']}{planted} baseline"
     options = "".join(f" {key}={value}" for key, value in json.loads(row["method_options"]).items())
     method = "" if row["method"] == "round_to_nearest" else f" {row['method']}{options}"
+    if row["data_type"] is None:
+        return f"{row['model']}{planted}{method}"
     return (
         f"{row['model']}{planted}{method} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
     )

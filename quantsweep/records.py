@@ -77,7 +77,7 @@ IDENTITY = (
     Column("method_version", _INT, "", "version of the method's numbers, raised by hand"),
     Column("data_type_version", _INT, "", "version of the data type's numbers; null for the baseline"),
     Column("data_type", _TEXT, "name", "element data type; null for the baseline"),
-    Column("bit_width", _INT, "bits", "bits of one code; null for the baseline"),
+    Column("bit_width", _INT, "bits", "bits of one code; null for the baseline and for methods without a data type"),
     Column("granularity", _TEXT, "block, channel, tensor", "which weights share a scale; null for the baseline"),
     Column("block_size", _INT, "weights", "weights that share a scale where granularity is block, else null"),
     Column("block_axis", _TEXT, "flat, input", "direction in which blocks run"),
@@ -203,7 +203,7 @@ def arrow_schema(table: str) -> pa.Schema:
 def identity_columns(trial: TrialSpec) -> dict[str, Any]:
     """The axes of a trial as columns."""
     q, planted = trial.quantization, trial.model.plant_outliers
-    granularity = None if q.is_baseline else "tensor" if q.block_size == "tensor" else "channel" if q.block_size is None else "block"
+    granularity = None if q.data_type is None else "tensor" if q.block_size == "tensor" else "channel" if q.block_size is None else "block"
     return {
         "trial_id": trial.trial_id,
         "model": trial.model.name,

@@ -62,5 +62,10 @@ def data_type_of(spec: QuantizationSpec) -> Any:
     Raises ConfigurationError where the spec has none, or one that is unknown.
     """
     if spec.data_type is None:
-        raise ConfigurationError(f"method {spec.method} needs a data_type")
-    return DATA_TYPES["codebook" if any(key == LEVELS for key, _ in spec.data_type_options) else spec.data_type]
+        raise ConfigurationError(f"method {spec.method} needs a data_type, and was given none")
+    return DATA_TYPES["codebook" if is_codebook(spec) else spec.data_type]
+
+
+def is_codebook(spec: QuantizationSpec) -> bool:
+    """True for a data type whose yaml lists its levels, so that it needs no code."""
+    return any(key == LEVELS for key, _ in spec.data_type_options)

@@ -14,23 +14,25 @@ from __future__ import annotations
 
 import copy
 import difflib
-import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from quantsweep import identity
 from quantsweep.checks import whole_seed
 from quantsweep.constraints import problem_of_levels, reason_to_skip
-from quantsweep.errors import ConfigurationError, ModelError, did_you_mean
+from quantsweep.convert import Config, T, convert, convert_value
+from quantsweep.declared import CAPABILITIES, check_component
+from quantsweep.errors import ConfigurationError, ModelError
 from quantsweep.pins import Pins
 from quantsweep.specs import (
     BASELINE,
     CHANNEL_NEEDS_INPUT,
     LEVELS,
+    ROUND_TO_NEAREST,
     BlockAxis,
     BlockSize,
     CalibrationSpec,
@@ -42,9 +44,6 @@ from quantsweep.specs import (
     options_tuple,
 )
 
-T = TypeVar("T")
-Config = Mapping[str, Any]
-
 SECTIONS = ("model", "method", "data_type", "calibration", "task")
 """Groups that make up a trial and its tasks; each may be an axis."""
 
@@ -54,70 +53,9 @@ AXIS_KEYS = (*SECTIONS, *QUANTIZATION_KEYS, *TASK_KEYS, "seed")
 """What may vary inside a sweep (besides dotted keys of sections); the rest is set once a launch."""
 
 BASELINE_BITS = 16
+NO_CALIBRATION = "none"
 AUTO = "auto"
 """The block size that means the data type's own (null means one scale an output channel)."""
-
-DATA_TYPE_CAPABILITIES = ("bit_widths", "block_axes", "block_axis", "block_size", "symmetric", "scale_dtypes", "scale_dtype")
-"""What the yaml of every data type declares."""
-
-
-# --- plain values to dataclasses --------------------------------------------------------------------------------------
-
-
-def convert(cls: type[T], data: Config, where: str) -> T:
-    """Build the dataclass `cls` from a mapping; unknown, missing and mistyped keys are ConfigurationErrors that name `where`."""
-    hints = typing.get_type_hints(cls)
-    names = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    for key in data:
-        if key not in names:
-            raise ConfigurationError(f"{where}: {did_you_mean('key', key, names)}")
-    missing = [n for n, f in names.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
-    if missing:
-        raise ConfigurationError(f"{where}: missing {', '.join(missing)}")
-    values = {key: _convert_value(hints[key], value, f"{where}.{key}") for key, value in data.items()}
-    return cls(**values)
-
-
-def _convert_value(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, Mapping) and (nested := [arg for arg in args if is_dataclass(arg)]):
-        hint = nested[0]  # of "a dataclass or null": its own words tell more about a mapping than the union's
-    if is_dataclass(hint) and isinstance(value, Mapping):
-        return convert(typing.cast("type[Any]", hint), value, where)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert_value(args[0], item, where) for item in value)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(args, value, where)
-    if origin is typing.Literal:
-        if value in args:
-            return value
-    elif isinstance(hint, type) and isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    raise ConfigurationError(f"{where} must be {_type_name(hint)}, got {value!r} ({type(value).__name__})")
-
-
-def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
-    for arg in args:
-        if arg is type(None):
-            if value is None:
-                return None
-            continue
-        try:
-            return _convert_value(arg, value, where)
-        except ConfigurationError:
-            continue
-    raise ConfigurationError(f"{where} must be {' or '.join(_type_name(a) for a in args)}, got {value!r} ({type(value).__name__})")
-
-
-def _type_name(hint: Any) -> str:
-    if hint is type(None):
-        return "null"
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(repr(a) for a in typing.get_args(hint))
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return names.get(hint, str(getattr(hint, "__name__", hint)))
 
 
 # --- a candidate --------------------------------------------------------------------------------------------------------
@@ -171,6 +109,8 @@ class Schema:
 
     def _merge_section(self, name: str, option: str | None, dotted: tuple[tuple[str, Any], ...]) -> tuple[Config, tuple[str, ...]]:
         config = copy.deepcopy(dict(self._base[name] if option is None else self._options[name][option]))
+        if name in CAPABILITIES:
+            check_component(name, config)
         typed = () if option is None else tuple((k, v) for k, v in self._typed.items() if k.startswith(f"{name}."))
         axis_keys = {key for key, _ in dotted}
         applied = [
@@ -194,7 +134,7 @@ class Schema:
         trial = TrialSpec(
             model=model,
             quantization=quantization,
-            calibration=self.calibration(candidate) if method["capabilities"]["needs_calibration"] else None,
+            calibration=self.calibration(candidate, method["name"]) if method["capabilities"]["needs_calibration"] else None,
             seed=self._seed(candidate, method),
         )
         return Resolved(trial=None if reason else trial, tasks=tasks, reason=reason, description=trial.label)
@@ -212,9 +152,11 @@ class Schema:
         key = ("quantization", id(method), id(data_type), *scalars.values())
         return self._memoised(key, lambda: build_quantization(method, data_type, scalars, none))
 
-    def calibration(self, candidate: Config) -> CalibrationSpec:
-        """The calibration text of a candidate."""
+    def calibration(self, candidate: Config, method: str) -> CalibrationSpec:
+        """The calibration text of a candidate, which its method needs."""
         config = self.section("calibration", candidate)
+        if config.get("name") == NO_CALIBRATION:
+            raise ConfigurationError(f"method {method} needs calibration text, got calibration={NO_CALIBRATION}; give calibration=…")
         return self._memoised(("calibration", id(config)), lambda: convert(CalibrationSpec, config, f"calibration {config.get('name')}"))
 
     def tasks(self, candidate: Config) -> tuple[TaskSpec, ...]:
@@ -305,14 +247,19 @@ def _content(path: str | None, gguf_file: str | None, hub_id: str | None, revisi
 
 def build_quantization(method: Config, data_type: Config, scalars: Config, none: Config) -> tuple[QuantizationSpec, str | None]:
     """The QuantizationSpec of one combination with every default written out, and the reason to skip it, if any."""
-    bit_width = _convert_value(int, scalars["bit_width"], "bit_width")
+    bit_width = convert_value(int, scalars["bit_width"], "bit_width")
     if bit_width >= BASELINE_BITS and not bit_width == BASELINE_BITS:
         raise ConfigurationError(f"bit_width must be at most {BASELINE_BITS} (the unquantized baseline), got {bit_width}")
-    if not method["capabilities"]["needs_data_type"] or bit_width == BASELINE_BITS:
-        return QuantizationSpec(method=BASELINE, method_version=int(none["version"])), None
-    caps = _capabilities(data_type)
+    if method["name"] == BASELINE:
+        return QuantizationSpec(method=BASELINE, method_version=none["version"]), None
+    if not method["capabilities"]["needs_data_type"]:
+        alone = QuantizationSpec(method=method["name"], method_version=method["version"], method_options=options_tuple(method["options"]))
+        return alone, reason_to_skip(alone, {}, method["capabilities"])
+    caps = data_type["capabilities"]
+    if bit_width == BASELINE_BITS and method["name"] == ROUND_TO_NEAREST and BASELINE_BITS not in caps["bit_widths"]:
+        return QuantizationSpec(method=BASELINE, method_version=none["version"]), None
     block_size = caps["block_size"] if scalars["block_size"] == AUTO else _block_size(scalars["block_size"])
-    axis = caps["block_axis"] if scalars["block_axis"] is None else _convert_value(BlockAxis, scalars["block_axis"], "block_axis")
+    axis = caps["block_axis"] if scalars["block_axis"] is None else convert_value(BlockAxis, scalars["block_axis"], "block_axis")
     if block_size is None and axis == "flat":  # a combination that means nothing, like any other: what it would be, and why not
         described, _ = build_quantization(method, data_type, {**scalars, "block_axis": "input"}, none)
         return described, CHANNEL_NEEDS_INPUT
@@ -327,27 +274,17 @@ def build_quantization(method: Config, data_type: Config, scalars: Config, none:
         block_size=block_size,
         # One scale for the whole tensor has no direction: written in one way, so that equal trials are equal.
         block_axis="flat" if block_size == "tensor" else axis,
-        symmetric=caps["symmetric"][0] if scalars["symmetric"] is None else _convert_value(bool, scalars["symmetric"], "symmetric"),
-        scale_dtype=caps["scale_dtype"] if scalars["scale_dtype"] is None else _convert_value(str, scalars["scale_dtype"], "scale_dtype"),
+        symmetric=caps["symmetric"][0] if scalars["symmetric"] is None else convert_value(bool, scalars["symmetric"], "symmetric"),
+        scale_dtype=caps["scale_dtype"] if scalars["scale_dtype"] is None else convert_value(str, scalars["scale_dtype"], "scale_dtype"),
     )
     return spec, reason_to_skip(spec, caps, method["capabilities"])
 
 
 def _block_size(value: Any) -> BlockSize:
     try:
-        return typing.cast("BlockSize", _convert_value(BlockSize, value, "block_size"))
+        return typing.cast("BlockSize", convert_value(BlockSize, value, "block_size"))
     except ConfigurationError as error:
         raise ConfigurationError(f"{error}; {AUTO!r} is the data type's own") from error
-
-
-def _capabilities(data_type: Config) -> Config:
-    """What a data type's yaml declares; raises ConfigurationError where a user's own one is not whole."""
-    capabilities = typing.cast("Config", data_type["capabilities"])
-    if missing := [key for key in DATA_TYPE_CAPABILITIES if key not in capabilities]:
-        raise ConfigurationError(
-            f"data_type {data_type['name']}: its yaml lacks capabilities.{', capabilities.'.join(missing)}; conf/data_type/af4.yaml has all"
-        )
-    return capabilities
 
 
 def _option_defaults(data_type: Config, bit_width: int) -> dict[str, Any]:
@@ -394,26 +331,6 @@ def build_task(config: Config, overrides: Config, task_path: str | None) -> Task
     data = {**config, **{key: value for key, value in overrides.items() if value is not None}}
     own = None if not task_path else identity.own_task_content(Path(str(task_path)).expanduser(), str(config.get("lm_eval_task")))
     return convert(TaskSpec, {**data, "own_content": own}, f"task {config.get('name')}")
-
-
-# --- what was typed by hand ----------------------------------------------------------------------------------------------
-
-
-def refuse_inapplicable(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> None:
-    """Refuse what was typed but changes nothing, since every trial is a baseline; beside others, a baseline merges it silently."""
-    if not trials or not all(trial.quantization.is_baseline for trial in trials):
-        return
-    keys = [
-        key
-        for key in typed
-        if key.split(".")[0] in ("data_type", *QUANTIZATION_KEYS) and not (key == "bit_width" and typed[key] == str(BASELINE_BITS))
-    ]
-    if keys:
-        shown = ", ".join(f"{key}={typed[key]}" for key in keys)
-        raise ConfigurationError(
-            f"the 16-bit baseline has no {', '.join(keys)}: {shown} would change nothing. "
-            "Leave it out, or give a method and a bit_width below 16"
-        )
 
 
 def unknown_key(key: str, known: typing.Iterable[str]) -> str:

@@ -47,6 +47,8 @@ CHANNEL_NEEDS_INPUT = (
 )
 BASELINE = "none"
 """The method that changes nothing: the 16-bit baseline."""
+ROUND_TO_NEAREST = "round_to_nearest"
+"""The method that changes nothing either once its codes have 16 bits: there it is the baseline."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -199,7 +201,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationSpec:
-    """How weights are quantized; `method="none"` is the baseline and leaves everything else None.
+    """How weights are quantized; `method="none"` is the baseline and leaves everything else None, as methods without a data type do.
 
     bit_width: bits of one code.  block_size, block_axis: see the module `quantsweep.numerics.blocks`.
     scale_dtype: what scales are stored in (and rounded to before use).
@@ -220,17 +222,17 @@ class QuantizationSpec:
     scale_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.is_baseline:
+        if self.is_baseline or self.data_type is None:
             if any(
                 v is not None for v in (self.data_type, self.bit_width, self.block_size, self.block_axis, self.symmetric, self.scale_dtype)
             ):
+                whom = "is the unquantized baseline" if self.is_baseline else "needs a data_type, or is one that has none"
                 raise ConfigurationError(
-                    "method none is the unquantized baseline: "
-                    "it has no data_type, bit_width, block_size, block_axis, symmetric or scale_dtype"
+                    f"method {self.method} {whom}: without one there is no bit_width, block_size, block_axis, symmetric or scale_dtype"
                 )
             return
-        if self.data_type is None or self.bit_width is None:
-            raise ConfigurationError(f"method {self.method} needs a data_type and a bit_width")
+        if self.bit_width is None:
+            raise ConfigurationError(f"method {self.method} needs a bit_width beside its data_type")
         if self.bit_width < 1:
             raise ConfigurationError(f"bit_width must be at least 1, got {self.bit_width}")
         if self.block_axis not in BLOCK_AXES:
@@ -325,9 +327,11 @@ class TrialSpec:
         q = self.quantization
         if q.is_baseline:
             return f"{self.model.label} baseline"
+        method = q.method + "".join(f" {key}={value}" for key, value in q.method_options if value is not None)
+        if q.data_type is None:
+            return f"{self.model.label} {method}"
         block = "channel" if q.block_size is None else q.block_size
         options = "".join(f" {key}={value}" for key, value in q.data_type_options if value is not None and key != LEVELS)
-        method = q.method + "".join(f" {key}={value}" for key, value in q.method_options if value is not None)
         return f"{self.model.label} {method} {q.data_type} {q.bit_width}-bit block {block}{options}"
 
 

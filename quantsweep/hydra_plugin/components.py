@@ -17,6 +17,8 @@ from quantsweep.schema import SECTIONS, suite_members
 
 GROUPS = (*SECTIONS, "cluster", "tracking")
 CONFIG_NAME = "config"
+NAMED = ("method", "data_type", "calibration", "task")
+"""Groups whose yamls say the name that they are called by; a model may have none, or another."""
 
 
 def load_options(grids: Iterable[Grid], base: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -78,8 +80,7 @@ def _load_option(folders: Sequence[Path], section: str, name: str, primary: Mapp
     if name not in known:
         raise ConfigurationError(did_you_mean(section, name, known))
     config = load_component(folders, section, name, primary)
-    if section == "data_type":
-        refuse_other_name(section, name, config)
+    refuse_other_name(section, name, config)
     if "defaults" in config:
         raise ConfigurationError(
             f"conf/{section}/{name}.yaml has a defaults list; components are plain files, so that a grid composes each of them once"
@@ -95,8 +96,8 @@ def load_component(folders: Sequence[Path], section: str, name: str, primary: Ma
 
 
 def refuse_other_name(section: str, stem: str, config: Mapping[str, Any]) -> None:
-    """A copied yaml that kept its old name would label its rows as the original's."""
-    if config.get("name") != stem:
+    """A copied yaml that kept its old name would label its rows as the original's, and run the original's code."""
+    if section in NAMED and "suite" not in config and config.get("name") != stem:
         raise ConfigurationError(
             f"{section}/{stem}.yaml says name: {config.get('name')}; write name: {stem}, which its rows are labelled with"
         )

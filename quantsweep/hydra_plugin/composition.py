@@ -31,7 +31,7 @@ from quantsweep.hydra_plugin.command_line import (
     study_files,
     study_names,
 )
-from quantsweep.hydra_plugin.components import CONFIG_NAME, is_source, leaf_settings, load_options, option_names, refuse_other_name
+from quantsweep.hydra_plugin.components import CONFIG_NAME, NAMED, is_source, leaf_settings, load_options, option_names, refuse_other_name
 from quantsweep.paths import product_root
 from quantsweep.pins import read_pins
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, Schema
@@ -88,8 +88,8 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
     if problems:
         raise ConfigurationErrors(problems)
     options = load_options(grids, base, folders)
-    if "data_type" in typed:
-        refuse_other_name("data_type", typed["data_type"], base["data_type"])
+    for section in {*NAMED} & {*typed}:
+        refuse_other_name(section, typed[section], base[section])
     pins = read_pins(str(base["results_dir"]))
     return Request(base=base, schema=Schema(base, options, typed, pins), grids=grids)
 

@@ -14,16 +14,18 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig
 
 from quantsweep import checks, identity, records
+from quantsweep.convert import convert
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.command_line import as_typed
 from quantsweep.hydra_plugin.composition import Request, make_request
+from quantsweep.inapplicable import refuse_inapplicable
 from quantsweep.launching.local import num_gpus, num_workers
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
 from quantsweep.paths import SweepFolder, sweep_folder
 from quantsweep.pins import data_revisions, offline_environment
 from quantsweep.plan import Expansion, Plan, build_plan, expand
 from quantsweep.prediction import Predictor, sweep_folders
-from quantsweep.schema import convert, refuse_inapplicable
+from quantsweep.registry import DATA_TYPES, METHODS, is_codebook
 from quantsweep.specs import ClusterSpec, LaunchSettings, RunSettings, TaskSpec, options_tuple
 
 T = TypeVar("T")
@@ -57,6 +59,7 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
     expansion = _collect(problems, lambda: expand(request.schema, request.grids))
     if expansion is not None:
         _collect(problems, lambda: refuse_inapplicable([planned.trial for planned in expansion.trials], _typed(arguments)))
+        _collect(problems, lambda: _refuse_without_code(expansion))
         _collect(problems, lambda: _refuse_foreign_tasks(_tasks(expansion), settings))
     if problems or folder is None or settings is None or launch is None or expansion is None or cluster is None or assume_dead is None:
         raise ConfigurationErrors(problems)
@@ -114,6 +117,20 @@ def _tasks(expansion: Expansion) -> set[TaskSpec]:
 def _typed(arguments: Sequence[str]) -> dict[str, str]:
     """What was typed, single values and lists alike, by key."""
     return {key.lstrip("+"): value for key, _, value in (as_typed(argument).partition("=") for argument in arguments)}
+
+
+def _refuse_without_code(expansion: Expansion) -> None:
+    """A yaml of one's own names a method or data type that no Python file is there for: each of its trials would fail."""
+    quantizations = {id(planned.trial.quantization): planned.trial.quantization for planned in expansion.trials}.values()
+    methods = {quantization.method for quantization in quantizations} - set(METHODS.names())
+    types = {q.data_type for q in quantizations if q.data_type is not None and not is_codebook(q)} - set(DATA_TYPES.names())
+    missing = [*(("method", name) for name in sorted(methods)), *(("data_type", name) for name in sorted(types))]
+    if missing:
+        raise ConfigurationErrors(
+            f"{kind} {name} has a yaml and no code: write quantsweep/{kind}s/{name}.py (CONTRIBUTING.md says how)"
+            + ("; a codebook needs none, and lists options.levels" if kind == "data_type" else "")
+            for kind, name in missing
+        )
 
 
 def _refuse_foreign_tasks(tasks: set[TaskSpec], settings: RunSettings | None) -> None:

@@ -11,10 +11,10 @@ from component_cases import combinations, component, data_type_named, describe, 
 
 from quantsweep.constraints import reason_to_skip
 from quantsweep.data_types._base import DataType, fake_quantize, quantize_weight
+from quantsweep.declared import CAPABILITIES
 from quantsweep.errors import ConfigurationError
 from quantsweep.numerics.error import weight_error
 from quantsweep.registry import DATA_TYPES
-from quantsweep.schema import DATA_TYPE_CAPABILITIES
 from quantsweep.specs import QuantizationSpec
 
 METHOD = component("method", "round_to_nearest")["capabilities"]
@@ -62,7 +62,7 @@ def test_yaml_is_complete(name: str) -> None:
     assert yaml["name"] == name
     assert isinstance(yaml["version"], int)
     assert set(yaml) == {"name", "version", "options", "capabilities"}
-    assert set(capabilities) - {"rules", "defaults_by_bit_width"} == {*DATA_TYPE_CAPABILITIES, "options"}
+    assert set(capabilities) - {"rules", "defaults_by_bit_width"} == {*CAPABILITIES["data_type"], "options"}
     assert capabilities["block_axis"] in capabilities["block_axes"]
     assert capabilities["scale_dtype"] in capabilities["scale_dtypes"]
     assert refusal_of(data_type_named(name), spec_of(yaml, capabilities["bit_widths"][0], block_size=capabilities["block_size"])) is None

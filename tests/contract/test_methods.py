@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from quantsweep.data_types._base import fake_quantize, quantize_weight
 from quantsweep.errors import ConfigurationError, QuantizationError
-from quantsweep.methods._base import Method
+from quantsweep.methods._base import LayerRecord, Method
 from quantsweep.numerics.error import weight_error
 from quantsweep.registry import DATA_TYPES, METHODS
 from quantsweep.specs import QuantizationSpec, options_tuple
@@ -22,6 +23,8 @@ NAMES = METHODS.names()
 every_method = pytest.mark.parametrize("name", NAMES)
 data_free = pytest.mark.parametrize("name", [n for n in NAMES if not component("method", n)["capabilities"]["needs_calibration"]])
 BASELINE = QuantizationSpec(method="none", method_version=1)
+BITS = 4
+"""Of a code, in the spec that the contract is checked with."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,13 @@ def two_layers(dtype: torch.dtype = torch.float32) -> dict[str, FakeLayer]:
 
 
 def spec_for(name: str, bit_width: int = 4) -> QuantizationSpec:
-    """A spec that this method can do: the baseline, or int."""
-    if not component("method", name)["capabilities"]["needs_data_type"]:
+    """A spec that this method can do: the baseline, the method alone, or with int."""
+    if name == BASELINE.method:
         return BASELINE
     allowed = component("method", name)["capabilities"]["data_types"]
     options = options_tuple(component("method", name)["options"])
+    if not component("method", name)["capabilities"]["needs_data_type"]:
+        return QuantizationSpec(method=name, method_version=1, method_options=options)
     return replace(
         spec_of(component("data_type", "int" if allowed is None else allowed[0]), bit_width), method=name, method_options=options
     )
@@ -97,23 +102,102 @@ def test_module_is_documented(name: str) -> None:
 @data_free
 def test_every_layer_is_written_and_recorded(name: str) -> None:
     """In order, with its shape; the same again gives the same; originals are left alone."""
-    method: Method = METHODS[name]
-    layers, again = two_layers(), two_layers()
-    records = method.quantize(layers, spec_for(name))
-    assert records == method.quantize(again, spec_for(name))
-    untouched = two_layers()
-    assert all(torch.equal(layers[key].original, untouched[key].original) for key in layers)
-    if not component("method", name)["capabilities"]["needs_data_type"]:
-        assert records == ()
+    if name == BASELINE.method:
+        layers = two_layers()
+        assert METHODS[name].quantize(layers, BASELINE) == ()
         assert all(layer.written is None for layer in layers.values())
-        return
-    assert [(r.layer, r.out_features, r.in_features) for r in records] == [("up", 48, 80), ("down", 17, 33)]
+    else:
+        check_contract(METHODS[name], spec_for(name))
+
+
+def check_contract(method: Method, spec: QuantizationSpec) -> None:
+    """What every method that is not the baseline owes: fails with an AssertionError that says what is broken."""
+    layers, again, untouched = two_layers(), two_layers(), two_layers()
+    records = method.quantize(layers, spec)
+    assert records == method.quantize(again, spec), "the same again gives something else"
+    assert all(torch.equal(layers[key].original, untouched[key].original) for key in layers), "an original was changed"
+    shapes = [("up", 48, 80), ("down", 17, 33)]
+    assert [(r.layer, r.out_features, r.in_features) for r in records] == shapes, "each layer has one record, in order, with its shape"
     for record in records:
         layer = layers[record.layer]
-        assert layer.written is not None
+        assert layer.written is not None, "a recorded layer was not written"
+        assert torch.equal(layer.written, again[record.layer].written), "the same again writes something else"
         error = weight_error(layer.original, layer.written)
-        assert (record.relative_error, record.max_abs_error) == (error.relative, error.max_abs)
-        assert record.bits >= 4 * record.out_features * record.in_features
+        assert (record.relative_error, record.max_abs_error) == (error.relative, error.max_abs), "the errors are not those of the weight"
+        assert error.relative < 1, "zeros in place of the weights would be nearer to them"
+        assert record.bits >= least_bits(layer.written, spec), "the stored bits are fewer than the codes"
+
+
+def least_bits(weight: Tensor, spec: QuantizationSpec) -> int:
+    """Codes of `bit_width`; of a method without a data type one bit a weight and something that says what it stands for."""
+    return BITS * weight.numel() if spec.data_type is not None else weight.numel() + 1
+
+
+class Nonsense:
+    """A method that breaks one promise: the contract must say so."""
+
+    def __init__(self, broken: str) -> None:
+        self.broken = broken
+        self._calls = 0
+
+    def quantize(
+        self, layers: Mapping[str, FakeLayer], spec: QuantizationSpec, *, calibration: object | None = None, seed: int | None = None
+    ) -> tuple[LayerRecord, ...]:
+        """Round to nearest, but for what is broken."""
+        records = METHODS["round_to_nearest"].quantize(layers, spec_for("round_to_nearest"))
+        self._calls += 1
+        first = next(iter(layers.values()))
+        match self.broken:
+            case "records nothing":
+                return ()
+            case "writes zeros and records nothing":
+                for layer in layers.values():
+                    layer.write(torch.zeros_like(layer.original))
+                return ()
+            case "writes zeros":
+                for layer in layers.values():
+                    layer.write(torch.zeros_like(layer.original))
+            case "writes nothing":
+                first.written = None
+            case "counts one bit":
+                return tuple(replace(record, bits=record.out_features * record.in_features) for record in records)
+            case "draws without a seed":
+                first.write(first.read() + self._calls / 100)
+            case "changes the original":
+                first.original += 1
+            case "forgets a layer":
+                return records[1:]
+        return records
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("records nothing", "each layer has one record"),
+        ("writes zeros and records nothing", "each layer has one record"),
+        ("writes zeros", "errors are not those"),
+        ("writes nothing", "was not written"),
+        ("counts one bit", "fewer than the codes"),
+        ("draws without a seed", "writes something else"),
+        ("changes the original", "an original was changed"),
+        ("forgets a layer", "each layer has one record"),
+    ],
+)
+@pytest.mark.parametrize("with_data_type", [True, False])
+def test_nonsense_fails_the_contract(broken: str, said: str, with_data_type: bool) -> None:
+    """Also where a method claims to need no data type, which once excused it from everything."""
+    spec = (
+        replace(spec_for("round_to_nearest"), method="nonsense")
+        if with_data_type
+        else QuantizationSpec(method="nonsense", method_version=1)
+    )
+    with pytest.raises(AssertionError, match=said):
+        check_contract(Nonsense(broken), spec)
+
+
+def test_a_method_without_a_data_type_may_keep_the_contract() -> None:
+    """The same method, with nothing broken."""
+    check_contract(Nonsense("nothing"), QuantizationSpec(method="own", method_version=1))
 
 
 @data_free

@@ -17,7 +17,18 @@ PACKAGE = ROOT / "quantsweep"
 
 FORBIDDEN = {
     # (files, relative to the package) → third-party modules that they may not import, at any depth of the file
-    ("errors.py", "checks.py", "specs.py", "registry.py", "constraints.py", "failures.py", "slurm.py", "identity.py"): {
+    (
+        "errors.py",
+        "checks.py",
+        "specs.py",
+        "registry.py",
+        "constraints.py",
+        "convert.py",
+        "declared.py",
+        "failures.py",
+        "slurm.py",
+        "identity.py",
+    ): {
         "torch",
         "hydra",
         "pandas",
@@ -27,7 +38,17 @@ FORBIDDEN = {
         "submitit",
         "lm_eval",
     },
-    ("schema.py", "grid.py", "plan.py", "shards.py", "records.py", "files.py", "messages.py", "prediction.py"): {
+    (
+        "schema.py",
+        "inapplicable.py",
+        "grid.py",
+        "plan.py",
+        "shards.py",
+        "records.py",
+        "files.py",
+        "messages.py",
+        "prediction.py",
+    ): {
         "torch",
         "transformers",
         "submitit",
@@ -52,8 +73,9 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("typed",),
     ("checks",),
     ("specs", "registry"),
-    ("constraints", "identity", "slurm", "failures", "files", "pins"),
+    ("constraints", "convert", "declared", "identity", "slurm", "failures", "files", "pins"),
     ("grid", "schema", "paths"),
+    ("inapplicable",),
     ("workers",),
     ("stopping", "heartbeat"),
     ("numerics",),

@@ -184,6 +184,7 @@ def test_names_cannot_leave_their_folder(name: str) -> None:
         ({"scale_dtype": "float8"}, "float16"),
         ({"bit_width": 0}, "at least 1"),
         ({"data_type": None}, "needs a data_type"),
+        ({"bit_width": None}, "needs a bit_width"),
         ({"method": "none"}, "unquantized baseline"),
     ],
 )
