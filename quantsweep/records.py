@@ -94,9 +94,10 @@ IDENTITY = (
 )
 TASK = (
     Column("task", _TEXT, "name", "task, as in conf/task"),
-    Column("task_key", _TEXT, "", "task with version, few-shot count and limit: what makes two evaluations the same"),
+    Column("task_key", _TEXT, "", "task with version, few-shot count, limit, window and protocol: what makes two evaluations the same"),
     Column("num_fewshot", _INT, "examples", "examples in the prompt; null: the task's own default"),
     Column("limit", _INT, "examples", "only the first so many; null: all"),
+    Column("protocol", _TEXT, "", "lm_eval: lm-eval's own encoding and scoring, its faults included; null: ours"),
 )
 SIZE = (
     Column("num_parameters", _LONG, "parameters", "all parameters of the loaded model, tied ones once"),
@@ -135,6 +136,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("is_primary", _FLAG, "", "the task's headline metric"),
         Column("requests_hash", _TEXT, "hash", "rendered requests; evaluations with equal hashes may be compared example by example"),
         Column("data_revision", _TEXT, "", "commit or hash of the task's data; null where it cannot be known"),
+        Column("window", _INT, "tokens", "length of the windows that a rolling task's documents are cut into; null for other tasks"),
         Column("num_tokens", _LONG, "tokens", "tokens scored"),
         Column("num_input_tokens", _LONG, "tokens", "tokens that went through the model, contexts included"),
         Column("num_truncated", _INT, "requests", "requests whose context was cut to fit the model"),
@@ -232,7 +234,13 @@ def identity_columns(trial: TrialSpec) -> dict[str, Any]:
 
 def task_columns(task: TaskSpec) -> dict[str, Any]:
     """A task as columns."""
-    return {"task": task.name, "task_key": task.task_key, "num_fewshot": task.num_fewshot, "limit": task.limit}
+    return {
+        "task": task.name,
+        "task_key": task.task_key,
+        "num_fewshot": task.num_fewshot,
+        "limit": task.limit,
+        "protocol": task.protocol,
+    }
 
 
 def config_json(planned: PlannedTrial) -> str:

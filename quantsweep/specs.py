@@ -270,6 +270,8 @@ class TaskSpec:
     lm_eval_task: its name in lm-eval.  folder: where its YAML is: "mini" (bundled), or a folder
     below lm-eval's own tasks.  version: the task version that is expected; the worker refuses another.
     primary_metric: the headline; limit: the first `limit` examples only (None = all of them).
+    window: tokens of one window of a rolling task; None for the model's whole context.
+    protocol: "lm_eval" for lm-eval's very numbers, its faults included (`quantsweep.evaluation.lm_eval_protocol`); None for ours.
     own_content: hash of the user's own definition (`task_path`), which is another task than the built-in one of that name.
     """
 
@@ -281,10 +283,13 @@ class TaskSpec:
     higher_is_better: bool
     num_fewshot: int | None = None
     limit: int | None = None
+    window: int | None = None
+    protocol: Literal["lm_eval"] | None = None
     own_content: str | None = None
 
     def __post_init__(self) -> None:
         check_name("task", self.name)
+        whole_number("window", self.window, 2, otherwise=", or null for the model's whole context")
         whole_number("limit", self.limit, otherwise=", or null for all examples")
         whole_number("num_fewshot", self.num_fewshot, 0, otherwise=", or null for the task's own")
 
@@ -293,8 +298,10 @@ class TaskSpec:
         """Identity of the task, readable: `mini_cloze@1.0`, `piqa@1.0+5shot+limit100`."""
         shots = f"+{self.num_fewshot}shot" if self.num_fewshot is not None else ""
         limit = f"+limit{self.limit}" if self.limit is not None else ""
+        window = f"+window{self.window}" if self.window is not None else ""
+        protocol = f"+{self.protocol}" if self.protocol is not None else ""
         own = f"+own{self.own_content}" if self.own_content is not None else ""
-        return f"{self.name}@{self.version}{shots}{limit}{own}"
+        return f"{self.name}@{self.version}{shots}{limit}{window}{protocol}{own}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -315,7 +315,16 @@ class _ShardRun:
         self._add(attempt, "samples", [{**common, **result["samples"]}])
         shared = {
             key: result[key]
-            for key in ("num_samples", "data_revision", "num_tokens", "num_input_tokens", "num_truncated", "num_nonfinite", "batch_size")
+            for key in (
+                "num_samples",
+                "data_revision",
+                "window",
+                "num_tokens",
+                "num_input_tokens",
+                "num_truncated",
+                "num_nonfinite",
+                "batch_size",
+            )
         }
         rows = [
             {

@@ -35,8 +35,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from quantsweep.errors import EvaluationError
+from quantsweep.evaluation.lm_eval_protocol import LmEvalModel
 from quantsweep.evaluation.progress import OnProgress, reporting, silent
-from quantsweep.evaluation.requests import Encoder, Requests
+from quantsweep.evaluation.requests import ROLLING, Encoder, Requests
 from quantsweep.evaluation.results import MetricValue, Samples, TaskResult
 from quantsweep.evaluation.scoring import Batch, Plan, Scorer
 from quantsweep.evaluation.statistics import Items, aggregate, standard_error
@@ -61,7 +62,8 @@ _AGGREGATIONS: dict[Callable[[Items], Any], str] = {
     lm_eval_metrics.bits_per_byte: "bits_per_byte",
 }
 _BITS_PER_BYTE = "bits_per_byte"
-_ROLLING = "loglikelihood_rolling"
+Answer = tuple[float, bool]
+"""Log-likelihood of a request, and whether greedy decoding would give it."""
 
 
 @dataclass
@@ -74,6 +76,7 @@ class _Prepared:
     golds: list[tuple[int, ...]]
     data_revision: str | None
     batch_size: int
+    lm_eval_model: LmEvalModel | None = None
     batches: list[Batch] = field(default_factory=list)
 
     def set_batch_size(self, batch_size: int) -> None:
@@ -108,6 +111,7 @@ class Evaluator:
         self._on_progress = on_progress or silent
         self._encoder = Encoder(loaded, self._on_progress)
         self._scorer = Scorer(loaded.model, self._on_progress)
+        self._lm_eval_model: LmEvalModel | None = None
         self._prepared: dict[str, _Prepared] = {}
 
     def prepare(self, spec: TaskSpec) -> None:
@@ -141,6 +145,7 @@ class Evaluator:
             data_revision=prepared.data_revision,
             lm_eval_version=lm_eval.__version__,
             task_version=str(prepared.task.VERSION),
+            window=prepared.requests.window,
             num_tokens=prepared.plan.num_scored_tokens,
             num_input_tokens=prepared.plan.num_input_tokens,
             num_truncated=prepared.plan.num_truncated,
@@ -153,7 +158,8 @@ class Evaluator:
         task = load_task(spec, self._task_path)
         revision = pinned_data(task, spec, self._data_revisions.get(spec.name))
         self._on_progress()
-        requests = self._encoder.encode(task, spec)
+        lm_eval_model = None if spec.protocol is None else self._lm_eval()
+        requests = self._encoder.encode(task, spec, lm_eval_model)
         self._on_progress()
         plan = Plan.of(requests.spans, self._loaded.max_length)
         if plan.num_truncated:
@@ -162,43 +168,52 @@ class Evaluator:
                 spec.name, plan.num_truncated, plan.num_spans, self._loaded.max_length, self._loaded.spec.name,
             )  # fmt: skip
         golds = [_gold(task, document[0].doc) for document in requests.documents]
-        prepared = _Prepared(task, requests, plan, golds, revision, self._batch_size)
+        prepared = _Prepared(task, requests, plan, golds, revision, self._batch_size, lm_eval_model)
         prepared.set_batch_size(self._batch_size)
         self._on_progress()
         return prepared
 
-    def _score(self, prepared: _Prepared) -> list[tuple[float, bool]]:
+    def _lm_eval(self) -> LmEvalModel:
+        """lm-eval's own model over the loaded one, made once and only where its protocol is asked for."""
+        if self._lm_eval_model is None:
+            self._lm_eval_model = LmEvalModel(self._loaded)
+        return self._lm_eval_model
+
+    def _score(self, prepared: _Prepared) -> list[Answer]:
         """Log-likelihood and greediness of each request, in the order of `prepared.requests.instances`."""
-        while (scores := self._try_to_score(prepared)) is None:
+        while (answers := self._try_to_score(prepared)) is None:
             torch.cuda.empty_cache()
             prepared.set_batch_size(prepared.batch_size // 2)
             logger.warning("out of GPU memory: going on with batches of %d sequences", prepared.batch_size)
-        loglikelihoods, is_greedy = scores
-        bounds = prepared.requests.first_span
-        return [
-            (float(loglikelihoods[first:last].sum()), bool(is_greedy[first:last].all()))
-            for first, last in itertools.pairwise(bounds)
-        ]  # fmt: skip
+        return answers
 
-    def _try_to_score(self, prepared: _Prepared) -> tuple[Any, Any] | None:
-        """The scores, or None when the batch is too large; the failed attempt's tensors are gone once this returns."""
+    def _try_to_score(self, prepared: _Prepared) -> list[Answer] | None:
+        """The answers, or None when the batch is too large; the failed attempt's tensors are gone once this returns."""
+        is_rolling = prepared.task.OUTPUT_TYPE == ROLLING
+        requests = prepared.requests
         try:
-            is_rolling = prepared.task.OUTPUT_TYPE == _ROLLING
-            return self._scorer.score(prepared.batches, prepared.plan.num_spans, with_greedy=not is_rolling)
+            if prepared.lm_eval_model is not None:
+                found = prepared.lm_eval_model.answers(requests.instances, requests.window, prepared.batch_size, self._on_progress)
+                return [(float(answer), False) for answer in found] if is_rolling else found
+            loglikelihoods, is_greedy = self._scorer.score(prepared.batches, prepared.plan.num_spans, with_greedy=not is_rolling)
         except torch.OutOfMemoryError:
             if prepared.batch_size == 1:
                 raise
             return None
+        return [
+            (float(loglikelihoods[first:last].sum()), bool(is_greedy[first:last].all()))
+            for first, last in itertools.pairwise(requests.first_span)
+        ]  # fmt: skip
 
 
-def _collect(prepared: _Prepared, answers: Sequence[tuple[float, bool]], on_progress: OnProgress) -> dict[str, list[Any]]:
+def _collect(prepared: _Prepared, answers: Sequence[Answer], on_progress: OnProgress) -> dict[str, list[Any]]:
     """What lm-eval collects for each metric, one item a document, after filters and `process_results`.
 
     The first filter of a task gives the plain metric names; a further one, `metric,filter`.
     """
     task, requests = prepared.task, prepared.requests
     for instance, answer in zip(requests.instances, answers, strict=True):
-        response = answer[0] if instance.request_type == _ROLLING else answer
+        response = answer[0] if instance.request_type == ROLLING else answer
         instance.resps = [response] * (instance.repeats or 1)
         instance.filtered_resps = {}
     task.apply_filters()
@@ -213,7 +228,7 @@ def _collect(prepared: _Prepared, answers: Sequence[tuple[float, bool]], on_prog
 
 def _metrics(task: Task, items: dict[str, list[Any]], spec: TaskSpec) -> tuple[MetricValue, ...]:
     aggregations, directions = dict(task.aggregation()), dict(task.higher_is_better())
-    if task.OUTPUT_TYPE == _ROLLING and _BITS_PER_BYTE not in items and "byte_perplexity" in items:
+    if task.OUTPUT_TYPE == ROLLING and _BITS_PER_BYTE not in items and "byte_perplexity" in items:
         # The same log-likelihoods and bytes on the scale that does not explode.
         items = {**items, _BITS_PER_BYTE: items["byte_perplexity"]}
         aggregations[_BITS_PER_BYTE], directions[_BITS_PER_BYTE] = lm_eval_metrics.bits_per_byte, False
@@ -241,7 +256,7 @@ def _base(metric: str) -> str:
     return metric.partition(",")[0]
 
 
-def _samples(prepared: _Prepared, answers: Sequence[tuple[float, bool]], items: dict[str, list[Any]]) -> Samples:
+def _samples(prepared: _Prepared, answers: Sequence[Answer], items: dict[str, list[Any]]) -> Samples:
     return Samples(
         correct=_outcomes(items.get("acc")),
         correct_norm=_outcomes(items.get("acc_norm")),
@@ -254,7 +269,7 @@ def _outcomes(items: Items | None) -> list[bool] | None:
     return None if items is None else [bool(item) for item in items]
 
 
-def _gold_loglikelihoods(prepared: _Prepared, answers: Sequence[tuple[float, bool]]) -> list[float]:
+def _gold_loglikelihoods(prepared: _Prepared, answers: Sequence[Answer]) -> list[float]:
     loglikelihoods, first = [], 0
     for document, golds in zip(prepared.requests.documents, prepared.golds, strict=True):
         best = max((answers[first + gold][0] for gold in golds), default=math.nan)
@@ -280,7 +295,7 @@ def _listed(value: object) -> list[Any]:
 
 def _num_bytes(task: Task, requests: Requests, items: dict[str, list[Any]]) -> list[int] | None:
     """Bytes of each document, as the task itself counts them for its bits per byte."""
-    if task.OUTPUT_TYPE != _ROLLING:
+    if task.OUTPUT_TYPE != ROLLING:
         return None
     for name in (_BITS_PER_BYTE, "byte_perplexity"):
         if name in items:

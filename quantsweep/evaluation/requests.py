@@ -1,10 +1,8 @@
 """A task's requests as tokens, made once and scored as often as a model has trials.
 
-lm-eval renders each document into requests and HFLM turns their text into tokens: context and
-continuation for `loglikelihood`, windows of at most the model's context length for
-`loglikelihood_rolling`.  Neither depends on the weights.  Here both are done by lm-eval's own code, and
-only the last step, the forward pass, is left out: `_Recorder` is an HFLM that remembers what it is
-asked to score.
+lm-eval renders each document into requests; `tokens.py` turns their text into tokens: context and continuation for
+`loglikelihood`, windows of at most the model's context length (or the task's own `window`) for `loglikelihood_rolling`.
+Neither depends on the weights.
 
     span = (context tokens, continuation tokens), scored as log p(continuation | context)
     a loglikelihood request is one span, a rolling request one span a window
@@ -16,19 +14,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
-from lm_eval.models.huggingface import HFLM
 
 from quantsweep.errors import EvaluationError
+from quantsweep.evaluation.lm_eval_protocol import LmEvalModel
 from quantsweep.evaluation.progress import OnProgress, reporting, silent
 from quantsweep.evaluation.quiet import quiet
+from quantsweep.evaluation.tokens import Span, Tokens
 from quantsweep.models.loading import LoadedModel
 from quantsweep.specs import TaskSpec
 
-Span = tuple[list[int], list[int]]
+ROLLING = "loglikelihood_rolling"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +36,14 @@ class Requests:
     documents: requests (lm-eval's Instances) of each document, in order.
     spans: what is to be scored; request k owns the spans `first_span[k]` to `first_span[k + 1]`, where
     requests are counted through all documents.
+    window: the length of the windows of a rolling task, in tokens; None for other tasks.
     hash: of the rendered text and the gold answers; the same for every model.
     """
 
     documents: tuple[tuple[Instance, ...], ...]
     spans: tuple[Span, ...]
     first_span: tuple[int, ...]
+    window: int | None
     hash: str
 
     @property
@@ -53,18 +53,18 @@ class Requests:
 
 
 class Encoder:
-    """Tokenizes requests exactly as HFLM does, for one loaded model."""
+    """Renders and tokenizes requests for one loaded model."""
 
     def __init__(self, loaded: LoadedModel, on_progress: OnProgress = silent) -> None:
+        self._loaded = loaded
         self._on_progress = on_progress
-        with quiet():
-            self._recorder = _Recorder(loaded)
+        self._tokens: Tokens | None = None
 
-    def encode(self, task: Task, spec: TaskSpec) -> Requests:
-        """Render and tokenize the requests of `task`.
+    def encode(self, task: Task, spec: TaskSpec, lm_eval_model: LmEvalModel | None = None) -> Requests:
+        """Render and tokenize the requests of `task`; where a model of lm-eval is given, as that does it.
 
-        Raises EvaluationError when lm-eval cannot render them (more few-shot examples than there are), or
-        when an answer has no tokens.
+        Raises EvaluationError when lm-eval cannot render them (more few-shot examples than there are), when an
+        answer has no tokens, or when the window is not one of this task and model.
         """
         try:
             with quiet(self._on_progress):
@@ -72,52 +72,53 @@ class Encoder:
         except ValueError as error:
             shots = task.get_config("num_fewshot")
             raise EvaluationError(f"task {spec.name}: lm-eval cannot render its requests (num_fewshot={shots}): {error}") from error
+        window = self._window(task, spec)
         documents = _by_document(task.instances)
         spans: list[Span] = []
         first_span = [0]
         for document in reporting(documents, self._on_progress):
             for instance in document:
-                spans += self._recorder.record(instance)
+                found = self._spans(instance, window) if lm_eval_model is None else lm_eval_model.spans(instance, window)
+                self._check(instance, found)
+                spans += found
                 first_span.append(len(spans))
-        self._recorder.forget()
-        return Requests(documents=documents, spans=tuple(spans), first_span=tuple(first_span), hash=_hash(task, documents))
+        if self._tokens is not None:
+            self._tokens.forget()  # a task's texts are not asked for twice
+        return Requests(documents=documents, spans=tuple(spans), first_span=tuple(first_span), window=window, hash=_hash(task, documents))
 
+    def _window(self, task: Task, spec: TaskSpec) -> int | None:
+        """The window of a rolling task; raises EvaluationError where one was asked for that cannot be had."""
+        context, model = self._loaded.max_length, self._loaded.spec.name
+        if spec.window is None:
+            return context if task.OUTPUT_TYPE == ROLLING else None
+        if task.OUTPUT_TYPE != ROLLING:
+            raise EvaluationError(f"task {spec.name}: window={spec.window} was asked for, and only rolling tasks are cut into windows")
+        if spec.window > context:
+            raise EvaluationError(
+                f"task {spec.name}: windows of {spec.window} tokens were asked for, and the context of {model} has {context}"
+            )
+        return spec.window
 
-class _Recorder(HFLM):  # type: ignore[misc]
-    """An HFLM that remembers the spans it is asked to score, and scores none."""
+    def _spans(self, instance: Instance, window: int | None) -> list[Span]:
+        """A rolling text of no tokens has no windows, hence no spans: its log-likelihood is the empty sum."""
+        if self._tokens is None:
+            self._tokens = Tokens(self._loaded.tokenizer, self._loaded.spec.name)
+        try:
+            if window is not None:
+                (text,) = instance.args
+                return list(self._tokens.windows(text, window))
+            context, continuation = instance.args
+            return [self._tokens.pair(context, continuation)]
+        except EvaluationError as error:
+            raise EvaluationError(f"task {instance.task_name}, document {instance.doc_id}: {error}") from error
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, max_length=loaded.max_length, batch_size=1)
-        self._spans: list[Span] = []
-        self._tokens_of: dict[tuple[str, bool | None], list[int]] = {}
-
-    def record(self, instance: Instance) -> list[Span]:
-        """The spans of one request."""
-        self._spans = []
-        # A rolling text of no tokens has no windows, hence no spans: its log-likelihood is the empty sum.
-        getattr(self, instance.request_type)([instance], disable_tqdm=True)
-        for _, continuation in self._spans:
-            if not 1 <= len(continuation) <= self.max_length:
+    def _check(self, instance: Instance, spans: Sequence[Span]) -> None:
+        for _, continuation in spans:
+            if not 1 <= len(continuation) <= self._loaded.max_length:
                 raise EvaluationError(
                     f"task {instance.task_name}, document {instance.doc_id}: an answer of {len(continuation)} tokens cannot be scored "
-                    f"(the model's context has {self.max_length})"
+                    f"(the model's context has {self._loaded.max_length})"
                 )
-        return self._spans
-
-    def forget(self) -> None:
-        """Drop the remembered encodings: a task's texts are not asked for twice."""
-        self._tokens_of.clear()
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: object) -> list[int]:
-        """As HFLM's; a context that several choices share is encoded once."""
-        key = (string, add_special_tokens)
-        if key not in self._tokens_of:
-            self._tokens_of[key] = super().tok_encode(string, add_special_tokens=add_special_tokens, **options)
-        return self._tokens_of[key]
-
-    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_options: object) -> list[tuple[float, bool]]:
-        self._spans += [(context, continuation) for _, context, continuation in requests]
-        return [(0.0, False)] * len(requests)
 
 
 def _by_document(instances: Sequence[Instance]) -> tuple[tuple[Instance, ...], ...]:

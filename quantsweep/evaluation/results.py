@@ -44,6 +44,7 @@ class TaskResult:
     num_samples: documents.  requests_hash: hash of the rendered requests and their gold answers; two
     evaluations can be paired when theirs are equal.  data_revision: "sha256:…" of local data files,
     "hub:<commit>", or None when it cannot be known.  task_version: as the loaded task states it.
+    window: tokens of one window of a rolling task; None for other tasks.
     num_tokens: tokens that were scored; num_input_tokens: tokens that went through the model.
     num_truncated: texts that were longer than the model's context and lost their beginning.
     num_nonfinite: requests whose log-likelihood is NaN or infinite; where it is not 0, accuracies are those
@@ -59,6 +60,7 @@ class TaskResult:
     data_revision: str | None
     lm_eval_version: str
     task_version: str
+    window: int | None
     num_tokens: int
     num_input_tokens: int
     num_truncated: int

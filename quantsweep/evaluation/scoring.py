@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantsweep.evaluation.progress import OnProgress, silent
-from quantsweep.evaluation.requests import Span
+from quantsweep.evaluation.tokens import Span
 
 # Logits that are turned into float32 log-probabilities at once: 64 MB; on a CPU small enough for its cache.
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}

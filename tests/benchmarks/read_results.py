@@ -85,10 +85,12 @@ def metric_rows(n: int, tasks: int, metrics: int) -> Iterator[dict[str, Any]]:
     rest = {
         "num_fewshot": None,
         "limit": 20,
+        "protocol": None,
         "stderr": 0.01,
         "num_samples": 20,
         "higher_is_better": True,
         "data_revision": "d" * 16,
+        "window": None,
         "num_tokens": 2_000,
         "num_input_tokens": 3_000,
         "num_truncated": 0,

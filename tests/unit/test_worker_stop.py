@@ -44,7 +44,7 @@ RESULT = {
     "requests_hash": "r",
     "samples": {"correct": [True], "correct_norm": None, "loglikelihood": [0.5], "num_bytes": None},
     "metrics": [{"name": "acc", "value": 1.0, "stderr": 0.0, "higher_is_better": True, "is_primary": True}],
-    **dict.fromkeys(("num_samples", "num_tokens", "num_input_tokens", "num_truncated", "num_nonfinite", "batch_size"), 1),
+    **dict.fromkeys(("num_samples", "window", "num_tokens", "num_input_tokens", "num_truncated", "num_nonfinite", "batch_size"), 1),
     "data_revision": "d",
 }
 LOADED = {"event": "loaded", "load_seconds": 0.0, "device": "cpu", "driver": None}
