@@ -7,7 +7,8 @@ Identity.  `TrialSpec.trial_id` is a hash of the canonical JSON of everything th
 number, and of nothing else: model content (pinned commit or hash of the weight files), compute
 dtype, the quantization spec with every default written out, calibration, seed (only where
 something is random), and the hand-raised `version` of each method and data type.  Not in it: code
-commit, library versions, hardware, batch size, paths, resources, labels.
+commit, library versions, hardware, batch size, paths, resources, labels.  Fields that come later
+enter where they are set (`set_fields`): one more option leaves the ids of all trials without it.
 `TaskSpec.task_key` identifies a task the same way: name, version, few-shot count, limit.
 
 Every class validates itself; errors name the thing, the value, the choices and the remedy.
@@ -21,7 +22,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
@@ -71,6 +72,23 @@ def options_tuple(options: Mapping[str, Any] | None) -> Options:
     """A mapping as a sorted, hashable tuple; lists become tuples."""
     frozen = ((key, tuple(value) if isinstance(value, list) else value) for key, value in (options or {}).items())
     return tuple(sorted(frozen))
+
+
+def set_fields(spec: Any, always: frozenset[str], never: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The fields of a dataclass that enter an identity: those of `always`, and of others (but `never`) those not at their default.
+
+    Raises ConfigurationError for a field of neither kind that has no default, which would enter every id.
+    """
+    values = vars(spec)
+    return {name: values[name] for name, default in _defaults(type(spec), always, never) if name in always or values[name] != default}
+
+
+@lru_cache(maxsize=64)
+def _defaults(cls: Any, always: frozenset[str], never: frozenset[str]) -> tuple[tuple[str, Any], ...]:
+    found = tuple((each.name, each.default) for each in fields(cls) if each.name not in never)
+    if needless := [name for name, default in found if default is MISSING and name not in always]:
+        raise ConfigurationError(f"{cls.__name__}.{needless[0]} needs a default that leaves the ids of earlier trials as they are")
+    return found
 
 
 def check_name(kind: str, name: str) -> None:
@@ -132,6 +150,11 @@ class PlantedOutliers:
         return {"channels": self.channels, "scale": float(self.scale), "seed": self.seed, "version": 1}
 
 
+_MODEL_ALWAYS = frozenset({"gguf_file", "dtype", "unquantized"})
+_MODEL_NEVER = frozenset({"name", "family", "hub_id", "path", "revision", "parameters", "unavailable", "content", "resources"})
+"""Labels, places and resources; the content stands for the place."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A language model: where it is, exactly which one, and how it is computed.
@@ -173,14 +196,11 @@ class ModelSpec:
 
     def identity(self) -> dict[str, Any]:
         """What of the model can change a number."""
-        plain = {
+        found = set_fields(self, _MODEL_ALWAYS, _MODEL_NEVER) | {
             "content": self.content or {"hub_id": self.hub_id, "path": self.path},
-            "gguf_file": self.gguf_file,
-            "dtype": self.dtype,
             "unquantized": sorted(self.unquantized),
         }
-        # Only where it is set: plain models keep the identity that they had before there was such a thing.
-        return plain if self.plant_outliers is None else {**plain, "plant_outliers": self.plant_outliers.identity()}
+        return found if self.plant_outliers is None else found | {"plant_outliers": self.plant_outliers.identity()}
 
     @property
     def checkpoint(self) -> tuple[str | None, ...]:
@@ -197,6 +217,14 @@ class ModelSpec:
     def label(self) -> str:
         """The name, and what was planted: `mini-neox-6.0m`, `mini-neox-6.0m planted 4×16`."""
         return self.name if self.plant_outliers is None else f"{self.name} {self.plant_outliers.label}"
+
+
+_QUANTIZATION_ALWAYS = frozenset(
+    {
+        *("method", "method_version", "method_options", "data_type", "data_type_version", "data_type_options"),
+        *("bit_width", "block_size", "block_axis", "symmetric", "scale_dtype"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +279,13 @@ class QuantizationSpec:
         """True for the unquantized baseline."""
         return self.method == BASELINE
 
+    def identity(self) -> dict[str, Any]:
+        """All of it: how weights become codes is numbers and nothing else."""
+        return set_fields(self, _QUANTIZATION_ALWAYS)
+
+
+_CALIBRATION_ALWAYS = frozenset({"name", "dataset", "num_samples", "sequence_length", "seed"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSpec:
@@ -261,6 +296,10 @@ class CalibrationSpec:
     num_samples: int
     sequence_length: int
     seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """All of it: other text gives other numbers."""
+        return set_fields(self, _CALIBRATION_ALWAYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +343,9 @@ class TaskSpec:
         return f"{self.name}@{self.version}{shots}{limit}{window}{protocol}{own}"
 
 
+_TRIAL_PARTS = frozenset({"model", "quantization", "calibration", "seed"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
     """One configuration: what is quantized and how.  Tasks are asked of it, they are not part of it."""
@@ -315,12 +357,10 @@ class TrialSpec:
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change a number, as plain JSON values."""
-        return {
+        return set_fields(self, _TRIAL_PARTS) | {
             "model": self.model.identity() | ({"unquantized": []} if self.quantization.is_baseline else {}),
-            # Flat dataclasses: `vars` is what `asdict` gives, without its deep copy, which cost half of planning.
-            "quantization": vars(self.quantization),
-            "calibration": None if self.calibration is None else vars(self.calibration),
-            "seed": self.seed,
+            "quantization": self.quantization.identity(),
+            "calibration": None if self.calibration is None else self.calibration.identity(),
         }
 
     @cached_property

@@ -128,6 +128,78 @@ def test_what_cannot_be_planted_is_refused(values: dict[str, Any], said: str) ->
         PlantedOutliers(**values)
 
 
+# --- fields that come later -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterModel(ModelSpec):
+    context: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterQuantization(QuantizationSpec):
+    clipping: str = "absmax"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterCalibration(CalibrationSpec):
+    split: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterTrial(TrialSpec):
+    activation: tuple[tuple[str, int], ...] = ()
+
+
+def later(cls: type[Any], spec: Any, **values: object) -> Any:
+    """The same spec with one more field."""
+    return cls(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}, **values)
+
+
+CALIBRATION = CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)
+
+
+@pytest.mark.parametrize(
+    ("part", "cls", "values"),
+    [
+        ("model", LaterModel, {"context": 5}),
+        ("quantization", LaterQuantization, {"clipping": "mse"}),
+        ("calibration", LaterCalibration, {"split": "train"}),
+    ],
+)
+def test_one_more_optional_field_changes_no_id_until_it_is_set(part: str, cls: type[Any], values: dict[str, object]) -> None:
+    for trial in (dataclasses.replace(TRIAL, calibration=CALIBRATION), dataclasses.replace(TRIAL, calibration=CALIBRATION, seed=3)):
+        spec = getattr(trial, part)
+        assert dataclasses.replace(trial, **{part: later(cls, spec)}).trial_id == trial.trial_id
+        assert dataclasses.replace(trial, **{part: later(cls, spec, **values)}).trial_id != trial.trial_id
+
+
+def test_one_more_part_of_a_trial_changes_no_id_until_it_is_set() -> None:
+    assert later(LaterTrial, TRIAL).trial_id == TRIAL.trial_id
+    assert later(LaterTrial, TRIAL, activation=(("bits", 8),)).trial_id != TRIAL.trial_id
+
+
+def test_one_more_field_needs_a_default() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Needy(QuantizationSpec):
+        sites: int
+
+    with pytest.raises(ConfigurationError, match=r"Needy\.sites needs a default"):
+        later(Needy, QUANTIZATION, sites=3).identity()
+
+
+NOT_IN_THE_KEY = {"lm_eval_task", "folder", "primary_metric", "higher_is_better"}
+"""Fields of a task that say where it is found and how it is read."""
+
+
+@pytest.mark.parametrize(
+    "field", [field for field in dataclasses.fields(TaskSpec) if field.name not in NOT_IN_THE_KEY], ids=lambda f: f.name
+)
+def test_every_other_field_of_a_task_is_in_its_key(field: dataclasses.Field[Any]) -> None:
+    other = 7 if "int" in str(field.type) else "lm_eval"
+    assert dataclasses.replace(TASK, **{field.name: other}).task_key != TASK.task_key
+
+
 def test_task_keys() -> None:
     assert TASK.task_key == "t@1.0"
     assert dataclasses.replace(TASK, num_fewshot=5, limit=100).task_key == "t@1.0+5shot+limit100"
