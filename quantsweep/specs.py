@@ -24,7 +24,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property, lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from quantsweep.checks import LARGEST_LONG, positive_number, whole_number, whole_seed
 from quantsweep.errors import ConfigurationError
@@ -79,8 +79,8 @@ def set_fields(spec: Any, always: frozenset[str], never: frozenset[str] = frozen
 
     Raises ConfigurationError for a field of neither kind that has no default, which would enter every id.
     """
-    values = vars(spec)
-    return {name: values[name] for name, default in _defaults(type(spec), always, never) if name in always or values[name] != default}
+    values, kind = vars(spec), cast("Any", type(spec))
+    return {name: values[name] for name, default in _defaults(kind, always, never) if name in always or values[name] != default}
 
 
 @lru_cache(maxsize=64)
