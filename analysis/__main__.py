@@ -1,7 +1,7 @@
 """From the shell: the table and the figure of a sweep, or a study.
 
-    python -m analysis results/quickstart                           any sweep: one metric
-    python -m analysis k_bit_inference results/k_bit_inference      a study: its tables, claims and figures
+    python -m analysis quickstart                           any sweep, by name or folder: one metric
+    python -m analysis k_bit_inference k_bit_inference      a study on a sweep (or several): tables, claims and figures
 
 Figures are written into the sweep's folder, as PNG and SVG.
 """
@@ -9,16 +9,18 @@ Figures are written into the sweep's folder, as PNG and SVG.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 import quantsweep
 from analysis import k_bit_report
+from analysis.command import in_full, sweep_folder
 from analysis.figures import bits_against_size, save
-from analysis.selection import HEADLINE
-from analysis.tables import by_bit_width
+from analysis.selection import BASELINE, HEADLINE
+from analysis.tables import against_baseline, by_bit_width
 from quantsweep.errors import ConfigurationError, QuantsweepError, did_you_mean
 from quantsweep.words import count
 
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Print a sweep's table and draw its figure.",
         epilog=f"Studies: python -m analysis {{{','.join(STUDIES)}}} <folders of sweeps>",
     )
-    parser.add_argument("sweep", type=Path, help="folder of the sweep, such as results/quickstart")
+    parser.add_argument("sweep", type=sweep_folder, help="name of the sweep, or its folder: quickstart, results/quickstart")
     parser.add_argument("--metric", default=HEADLINE, help=f"metric to show (default: {HEADLINE})")
     parser.add_argument("--task", help="task, or its task_key; needed where several have the metric")
     parser.add_argument("--block-size", default="64", help="block size of the figure: a number, channel or tensor (default: 64)")
@@ -63,14 +65,28 @@ def _parser() -> argparse.ArgumentParser:
 def _show(sweep: Path, metric: str, task: str | None, block_size: str) -> None:
     results = quantsweep.load_results(sweep)
     table = by_bit_width(results, metric=metric, task=task)
+    figure = bits_against_size(results, metric=metric, task=task, block_size=block_size)
     about = table.attrs
     print(f"\n{metric.replace('_', ' ')} of {about['task']}, mean over {count(about['num_models'], 'model')}, {about['documents']}")
-    print(f"standard error of a single row over the documents: {about['mean_stderr']:.2g} on average (column stderr of the results)")
     print("NaN: a model is missing there, or has no number\n")
-    print(table.round(4).to_string(line_width=shutil.get_terminal_size((120, 24)).columns))
-    figure = bits_against_size(results, metric=metric, task=task, block_size=block_size)
+    print(in_full(table.round(4)))
+    _show_differences(results, quantsweep.load_samples(sweep), metric, task)
     save(figure, sweep / metric)
     print(f"\nfigure: {sweep / metric}.png, .svg   data: quantsweep.load_results('{sweep}')")
+
+
+def _show_differences(results: pd.DataFrame, samples: pd.DataFrame, metric: str, task: str | None) -> None:
+    """The table of differences to the baseline, or the reason why there is none."""
+    if not (results["method"] == BASELINE).any() or (results["method"] == BASELINE).all():
+        return
+    try:
+        difference, margin = against_baseline(results, samples, metric=metric, task=task)
+    except QuantsweepError as error:
+        print(f"\nno differences to the baseline: {error}")
+        return
+    cells = difference.map("{:+.4f}".format) + margin.map(" ± {:.4f}".format)
+    print("\ndifference to the 16-bit baseline ± half its 95 % interval, document by document (not over models)\n")
+    print(in_full(cells.where(difference.notna(), "")))
 
 
 if __name__ == "__main__":

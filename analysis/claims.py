@@ -9,31 +9,35 @@ A claim is put as one or several statements "this quantity is above 0", each qua
 
 A claim needs all of its statements, so each may have the full 5 % to be wrong; it falls with any of them, so for
 contradiction the 5 % are shared out (Bonferroni).  "No effect" is a statement too: the effect is below a margin.
-Intervals are over examples.  A verdict is about the families and sizes it was found on, which `scope` names.
+Intervals are over examples (t, `analysis.uncertainty`).  A verdict is about the families and sizes it was found on, which `scope` names.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
 import pandas as pd
 
 from analysis.scores import SIGN
-from analysis.uncertainty import LEVEL, Scoreboard, Weights, Z
+from analysis.uncertainty import LEVEL, Scoreboard, Weights, half_width
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough evidence"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statement:
-    """A quantity that the claim says is above 0, with its standard error and the trials it was computed from."""
+    """A quantity that the claim says is above 0, its standard error with its degrees of freedom, and the trials it was computed from."""
 
     text: str
     estimate: float
     stderr: float
+    degrees: float
     trials: frozenset[str]
+
+    def margin(self, level: float = LEVEL) -> float:
+        """Half width of its interval."""
+        return half_width(self.stderr, self.degrees, level)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,21 +95,22 @@ class Case:
             self.missing.append(f"more examples (no answer differs): {text}")
         else:
             estimate = SIGN[self.board.score] * self.board.value(weights) + constant
-            self.statements.append(Statement(text=text, estimate=estimate, stderr=stderr, trials=frozenset(weights)))
+            degrees = self.board.degrees(weights)
+            self.statements.append(Statement(text=text, estimate=estimate, stderr=stderr, degrees=degrees, trials=frozenset(weights)))
 
 
 def decide(claim: Claim, case: Case) -> Finding:
     """The verdict on the statements that were gathered."""
     statements = case.statements
-    shared = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / max(len(statements), 1))
-    if any(s.estimate + shared * s.stderr < 0 for s in statements):
+    shared = 1 - (1 - LEVEL) / max(len(statements), 1)
+    if any(s.estimate + s.margin(shared) < 0 for s in statements):
         verdict = CONTRADICTED
-    elif statements and not case.missing and all(s.estimate - Z * s.stderr > 0 for s in statements):
+    elif statements and not case.missing and all(s.estimate - s.margin() > 0 for s in statements):
         verdict = SUPPORTED
     else:
         verdict = OPEN
-    weakest = min(statements, key=lambda s: s.estimate / s.stderr, default=None)
-    effect, half = (weakest.estimate, Z * weakest.stderr) if weakest else (math.nan, math.nan)
+    weakest = min(statements, key=lambda s: s.estimate / s.margin(), default=None)
+    effect, half = (weakest.estimate, weakest.margin()) if weakest else (math.nan, math.nan)
     trials = frozenset[str]().union(*(s.trials for s in statements))
     return Finding(
         claim=claim,

@@ -19,8 +19,8 @@ from analysis.claims import CONTRADICTED, OPEN, SUPPORTED, Case, Claim, Finding,
 from analysis.curves import Curve, combine, contenders, curves, mean_lead
 from analysis.k_bit_inference import GRID_POINTS, LEAST_MODELS, Setting, contrast, correlation, paired
 from analysis.scores import ACCURACY, BITS_PER_BYTE, scores
-from analysis.selection import BASELINE, BASELINE_BITS, PLAIN_METHOD, PROXY_METHOD
-from analysis.uncertainty import Scoreboard, Weights, Z
+from analysis.selection import BASELINE, BASELINE_BITS, PLAIN_METHOD, PROXY_METHOD, one_variant
+from analysis.uncertainty import Scoreboard, Weights
 
 WIDTHS = (3, 4, 5, 6, 7, 8, BASELINE_BITS)
 """What 4 bit must be better than: all widths of the paper."""
@@ -104,8 +104,10 @@ def claims(results: pd.DataFrame, samples: pd.DataFrame | None = None, *, score:
     """What `results` says about each claim that can be tested on `score`.
 
     results, samples: frames of `quantsweep.load_results` and `load_samples`; with samples, differences are paired by example.
+    Raises ConfigurationError where planted and plain models are mixed.
     """
     table = scores(results, samples)
+    one_variant(table)
     board = Scoreboard(table, score, samples)
     return [_TESTS[claim.id](claim, _KBitCase(board)) for claim in CLAIMS if score in claim.scores]
 
@@ -330,7 +332,8 @@ def _loss(baseline: Iterable[str], quantized: Iterable[str]) -> Weights:
 
 
 def _above(case: _KBitCase, weights: Weights, level: float) -> bool:
-    return case.board.value(weights) - Z * case.board.stderr(weights) > level
+    low, _ = case.board.interval(weights)
+    return low > level
 
 
 def _counterparts(case: _KBitCase, bits: int) -> list[tuple[str, str]]:

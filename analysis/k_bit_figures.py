@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from analysis.curves import Curve, contenders, curves, plain_curves
-from analysis.figures import HEIGHT_INCHES, LEGEND_INCHES, PANEL_INCHES, bit_width_name, draw_curve, legend
+from analysis.figures import HEIGHT_INCHES, LEGEND_INCHES, PANEL_INCHES, PANELS_A_ROW, bit_width_name, draw_curve, legend
 from analysis.k_bit_inference import Setting, paired
 from analysis.scores import ACCURACY, BITS_PER_BYTE
 from analysis.selection import BASELINE, block_order
@@ -19,18 +19,17 @@ from quantsweep.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
 NAMES = {ACCURACY: "mean zero-shot accuracy", BITS_PER_BYTE: "bits per byte"}
 EFFECT_WIDTHS = (3, 4)
-PANELS_A_ROW = 2
 
 
 def curves_at_equal_bits(board: Scoreboard, *, block: str | None = "64") -> Figure:
     """The score against log2 total bits: one panel a family, one curve a bit width with its best data type (default options).
 
-    block: of all curves; None for the best of each.  Bars are standard errors over the examples, which all curves share.
+    block: of all curves; None for the best of each.  No bars: all curves share their examples, so bars would
+    say nothing of their differences.
     Raises ConfigurationError where no trial has such a block.
     """
     found = plain_curves(curves(board))
@@ -44,24 +43,19 @@ def curves_at_equal_bits(board: Scoreboard, *, block: str | None = "64") -> Figu
     rows = -(-len(drawn) // columns)
     size = (PANEL_INCHES * columns + LEGEND_INCHES, HEIGHT_INCHES * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    handles: dict[int, ErrorbarContainer] = {}
     for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
     for axis, (family, best) in zip(axes.flat, drawn.items(), strict=False):
-        handles |= {curve.bits: _draw(axis, curve, board) for curve in best}
+        for curve in best:
+            draw_curve(axis, curve.bits, np.asarray(curve.x), np.asarray(curve.y))
         axis.set_title(f"{family}\n{_chosen(best)}", fontsize="small")
     for row in axes:
         row[0].set_ylabel(NAMES[board.score])
     shown = f"block size {block}" if block else "best block size"
     figure.suptitle(f"{NAMES[board.score]}, best data type of each bit width, {shown}")
-    figure.supxlabel("bars: standard error over examples (the same examples for all curves)", fontsize="small")
-    legend(figure, handles)
+    figure.supxlabel("all curves answer the same examples; differences with their intervals: `best_bit_width`", fontsize="small")
+    legend(figure, {curve.bits for best in drawn.values() for curve in best})
     return figure
-
-
-def _draw(axis: Axes, curve: Curve, board: Scoreboard) -> ErrorbarContainer:
-    stderrs = [board.stderr({trial: 1.0}) for trial in curve.trials]
-    return draw_curve(axis, curve.bits, np.asarray(curve.x), np.asarray(curve.y), np.asarray(stderrs))
 
 
 def _chosen(best: Sequence[Curve]) -> str:

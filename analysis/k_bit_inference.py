@@ -22,11 +22,9 @@ import pandas as pd
 
 from analysis.curves import Curve, combine, common_grid, contenders
 from analysis.scores import ACCURACY, SIGN
-from analysis.selection import BASELINE, block_order
-from analysis.uncertainty import Scoreboard, Weights, Z
+from analysis.selection import BASELINE, block_order, one_variant
+from analysis.uncertainty import Scoreboard, Weights, half_width
 
-DRAWS = 2_000
-"""Bootstrap draws of an interval."""
 LEAST_MODELS = 4
 """Fewer models tell nothing about other models."""
 GRID_POINTS = 101
@@ -38,15 +36,15 @@ def best_bit_width(found: Sequence[Curve], board: Scoreboard, *, block: str | No
 
     found: `curves(board)`.  block, label: the configuration of each bit width; None for its best (`contenders`).
     Columns: family, x (log2 bits), bits, label, block, value, second_bits, lead (over the second, positive in either
-    direction of the score), lead_stderr.  Positions where one of the family's widths has a gap have no winner (NaN);
-    a family whose widths share no range, or with one width only, has no rows.
+    direction of the score), lead_stderr, lead_margin (half a 95 % interval).  Positions where one of the family's widths has a
+    gap have no winner (NaN); a family whose widths share no range, or with one width only, has no rows.
     """
     rows = []
     for family in sorted({curve.family for curve in found}):
         compared = contenders(found, board.score, family=family, block=block, label=label)
         if len(compared) > 1:
             rows += [_winner(family, x, list(compared.values()), board) for x in common_grid(compared.values(), GRID_POINTS)]
-    columns = ["family", "x", "bits", "label", "block", "value", "second_bits", "lead", "lead_stderr"]
+    columns = ["family", "x", "bits", "label", "block", "value", "second_bits", "lead", "lead_stderr", "lead_margin"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -67,6 +65,7 @@ def _winner(family: str, x: float, compared: Sequence[Curve], board: Scoreboard)
         "second_bits": second.bits,
         "lead": sign * board.value(lead),
         "lead_stderr": board.stderr(lead),
+        "lead_margin": board.margin(lead),
     }
 
 
@@ -74,7 +73,7 @@ def shares(best: pd.DataFrame) -> pd.DataFrame:
     """How much of a family's common range each bit width wins: one row a family and winning width.
 
     best: from `best_bit_width`.  Columns: family, bits, share (of the positions), distinguishable (share where the lead is
-    more than `Z` standard errors), mean_lead, low and high (log2 bits between which it wins).  Positions without a winner
+    more than its margin), mean_lead, low and high (log2 bits between which it wins).  Positions without a winner
     count in the denominator, so shares may add up to less than 1.
     """
     rows = []
@@ -86,7 +85,7 @@ def shares(best: pd.DataFrame) -> pd.DataFrame:
                 "family": family,
                 "bits": int(bits),
                 "share": len(won) / positions,
-                "distinguishable": int((won["lead"] > Z * won["lead_stderr"]).sum()) / positions,
+                "distinguishable": int((won["lead"] > won["lead_margin"]).sum()) / positions,
                 "mean_lead": float(won["lead"].mean()),
                 "low": float(won["x"].min()),
                 "high": float(won["x"].max()),
@@ -129,7 +128,9 @@ def block_size_effects(board: Scoreboard) -> pd.DataFrame:
     """What smaller blocks change: each block size against the largest, one row a bit width, label and smaller block.
 
     Columns: bits, label, block, against, then those of `_effect`.
+    Raises ConfigurationError where planted and plain models are mixed.
     """
+    one_variant(board.table)
     rows = []
     for key, same in _quantized(board).groupby(["bits", "label"]):
         bits, label = cast("tuple[int, str]", key)
@@ -144,7 +145,9 @@ def data_type_effects(board: Scoreboard, *, against: str = "int") -> pd.DataFram
     """What another data type changes: each label against `against`, one row a bit width, block size and label.
 
     Columns: bits, block, label, against, then those of `_effect`.
+    Raises ConfigurationError where planted and plain models are mixed.
     """
+    one_variant(board.table)
     rows = []
     for key, same in _quantized(board).groupby(["bits", "block"]):
         bits, block = cast("tuple[int, str]", key)
@@ -155,18 +158,22 @@ def data_type_effects(board: Scoreboard, *, against: str = "int") -> pd.DataFram
     return table.sort_values(["bits", "block", "label"], key=_ordered, kind="stable", ignore_index=True)
 
 
-_EFFECT = ("difference", "stderr", "extra_bits", "models")
+_EFFECT = ("difference", "stderr", "margin", "extra_bits", "models")
 
 
 def _effect(board: Scoreboard, of: Setting, against: Setting) -> dict[str, object]:
-    """difference: mean over models, in the score's own direction; stderr: paired; extra_bits: a weight; models: how many."""
+    """difference: mean over models, in the score's own direction; stderr: paired; margin: half a 95 % interval; extra_bits: a weight.
+
+    models: how many.
+    """
     weights = paired(board, of, against)
     if not weights:
-        return {"difference": math.nan, "stderr": math.nan, "extra_bits": math.nan, "models": 0}
+        return {**dict.fromkeys(_EFFECT, math.nan), "models": 0}
     bits_per_weight = board.table["bits_per_weight"]
     return {
         "difference": board.value(weights),
         "stderr": board.stderr(weights),
+        "margin": board.margin(weights),
         "extra_bits": math.fsum(weight * bits_per_weight[trial] for trial, weight in weights.items()),
         "models": int(board.table.loc[list(weights), "model"].nunique()),
     }
@@ -191,24 +198,38 @@ class Correlation:
 
 
 def correlation(table: pd.DataFrame) -> Correlation:
-    """Pearson's r of the capped cross entropy and the mean accuracy over trials (`scores`), with a bootstrap interval over models.
+    """Pearson's r of the capped cross entropy and the mean accuracy over trials (`scores`), with a jackknife interval over models.
 
-    Trials of one model are versions of it and no independent draws: whole models are drawn, with replacement and a fixed
-    seed (percentiles of `DRAWS`).  Trials that lack one of the two are left out; with fewer than `LEAST_MODELS` models, or where
-    one of the two does not vary, there is no interval.
+    Trials of one model are versions of it and no independent draws, so whole models are left out, one after the other.  With
+    z = artanh r (Fisher), G models, and z_g without model g, the pseudovalues G z − (G − 1) z_g have the variance s², and the interval is
+    tanh(z ± t s / √G) with G − 1 degrees of freedom.  (A percentile bootstrap over models covers too little with few of them:
+    `tests/unit/test_analysis_k_bit.py` counts.)  Trials that lack one of the two are left out; with fewer than `LEAST_MODELS`
+    models, or where one of the two does not vary, there is no interval.
+    Raises ConfigurationError where planted and plain models are mixed.
     """
+    one_variant(table)
     both = table[["model", "cross_entropy", ACCURACY]].dropna()
     n, models = len(both), int(both["model"].nunique())
     if n < 2 or (both[["cross_entropy", ACCURACY]].nunique() < 2).any():
         return Correlation(r=math.nan, low=math.nan, high=math.nan, n=n)
     x, y = both["cross_entropy"] - both["cross_entropy"].mean(), both[ACCURACY] - both[ACCURACY].mean()
     moments = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}).groupby(both["model"]).sum().to_numpy()
-    r = float(_pearson(moments.sum(axis=0)))
-    if models < LEAST_MODELS:
+    r, without = float(_pearson(moments.sum(axis=0))), _pearson(moments.sum(axis=0) - moments)
+    if models < LEAST_MODELS or not np.isfinite(without).all():
         return Correlation(r=r, low=math.nan, high=math.nan, n=n)
-    drawn = np.random.default_rng(0).integers(0, models, (DRAWS, models))
-    low, high = np.nanpercentile(_pearson(moments[drawn].sum(axis=1)), [2.5, 97.5])
-    return Correlation(r=r, low=float(low), high=float(high), n=n)
+    low, high = _jackknifed(r, without)
+    return Correlation(r=r, low=low, high=high, n=n)
+
+
+def _jackknifed(r: float, without: np.typing.NDArray[np.float64]) -> tuple[float, float]:
+    """The interval of r from the r without each model, on Fisher's scale; a perfect r is its own interval."""
+    models, most = len(without), 1 - 1e-12  # r of points on a line is 1, or a rounding error away from it
+    if abs(r) > most:
+        return r, r
+    z, z_without = math.atanh(r), np.arctanh(np.clip(without, -most, most))
+    spread = float(np.std((models - 1) * z_without, ddof=1))
+    half = half_width(spread / math.sqrt(models), models - 1)
+    return math.tanh(z - half), math.tanh(z + half)
 
 
 def _pearson(moments: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""`python -m analysis k_bit_inference results/k_bit_inference`: tables, claims and figures of the k-bit inference study.
+"""`python -m analysis k_bit_inference [SWEEP …]`: tables, claims and figures of the k-bit inference study.
 
 On the screen: which bit width wins, and the claims.  The long tables (what block sizes and data types change, at every bit width) and the
 figures go to files.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +17,14 @@ import pandas as pd
 
 import quantsweep
 from analysis.claims import Finding
+from analysis.command import sweep_folder
 from analysis.curves import curves, plain_curves
 from analysis.figures import save
 from analysis.k_bit_claims import claims
 from analysis.k_bit_figures import NAMES, curves_at_equal_bits, effects_of_type_and_block
 from analysis.k_bit_inference import Correlation, best_bit_width, block_size_effects, correlation, data_type_effects, shares
 from analysis.scores import SIGN, SIZES, scores
-from analysis.selection import planted_apart
+from analysis.selection import PLAIN_MODELS, variants
 from analysis.uncertainty import Scoreboard
 from quantsweep.errors import ConfigurationError
 from quantsweep.words import count
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 140
-PLAIN = "plain models"
+STUDY = "k_bit_inference"
 _NO_WINNER = "(none: it takes a family with two models or more at two bit widths, whose curves share a range of sizes)"
 
 
@@ -43,7 +44,13 @@ def show(arguments: list[str]) -> None:
         description="The k-bit inference study of a sweep.",
         epilog="Written: k_bit_*.csv, .png and .svg.",
     )
-    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of sweeps, such as results/k_bit_inference; files go to the first")
+    parser.add_argument(
+        "sweeps",
+        type=sweep_folder,
+        nargs="*",
+        default=[sweep_folder(STUDY)],
+        help=f"names or folders of sweeps (default: {STUDY}); files go to the first",
+    )
     folders = parser.parse_args(arguments).sweeps
     results, samples = quantsweep.load_results(folders), quantsweep.load_samples(folders)
     table = scores(results, samples)
@@ -51,7 +58,8 @@ def show(arguments: list[str]) -> None:
     if not known:
         raise ConfigurationError("no trial has all accuracy tasks of the table, and none has bits per byte. See quantsweep status")
     effects: dict[str, list[pd.DataFrame]] = {}
-    for title, models, outcomes in _variants(results, samples):
+    for title, models in variants(results):
+        outcomes = samples[samples["trial_id"].isin(set(models["trial_id"]))]
         print(f"\n{f' {title} ':=^{_WIDTH}}")
         of_variant = scores(models, outcomes)
         for score in known:
@@ -68,14 +76,6 @@ def show(arguments: list[str]) -> None:
     for score in known:
         _draw(curves_at_equal_bits, Scoreboard(table, score, samples), folders[0] / f"k_bit_curves_{score}")
     print(f"\ntables and figures: {folders[0]}/k_bit_*")
-
-
-def _variants(results: pd.DataFrame, samples: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """Plain models and each kind of planted ones, one after the other: what holds for one need not hold for the other."""
-    rows = planted_apart(results)
-    for planted in sorted(rows["planted"].unique()):
-        of_variant = results[rows["planted"] == planted]
-        yield planted.strip() or PLAIN, of_variant, samples[samples["trial_id"].isin(set(of_variant["trial_id"]))]
 
 
 def _print_winners(board: Scoreboard) -> None:
@@ -109,7 +109,7 @@ def in_words(finding: Finding) -> str:
 
 
 def _draw_effects(board: Scoreboard, folder: Path, title: str) -> None:
-    suffix = "" if title == PLAIN else f"_{title.replace(' ', '_').replace('×', 'x')}"
+    suffix = "" if title == PLAIN_MODELS else f"_{title.replace(' ', '_').replace('×', 'x')}"
     _draw(effects_of_type_and_block, board, folder / f"k_bit_effects_{board.score}{suffix}")
 
 

@@ -22,7 +22,16 @@ import math
 import numpy as np
 import pandas as pd
 
-from analysis.selection import ACCURACIES, CENTERING_METHOD, HEADLINE, PROXY_METHOD, labelled, meaningful, planted_apart
+from analysis.selection import (
+    ACCURACIES,
+    CENTERING_METHOD,
+    HEADLINE,
+    PROXY_METHOD,
+    labelled,
+    meaningful,
+    planted_apart,
+    refuse_other_requests,
+)
 from quantsweep.errors import ConfigurationError
 
 ACCURACY = "accuracy"
@@ -31,16 +40,19 @@ SIGN = {ACCURACY: 1.0, BITS_PER_BYTE: -1.0}
 """The two scores of a trial; × sign, more is better."""
 PERPLEXITY_CAP = 100.0
 SIZES = ("total_model_bits", "total_model_bits_without_embeddings")
-_ABOUT = ("model", "family", "method", "data_type", "method_options", "num_parameters", "bits_per_weight", *SIZES, "bits", "block", "label")
+_ABOUT = (
+    *("model", "family", "planted", "method", "data_type", "method_options", "num_parameters", "bits_per_weight"),
+    *(*SIZES, "bits", "block", "label"),
+)
 
 
 def scores(results: pd.DataFrame, samples: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row a trial (its index is `trial_id`): what it is, its size in bits, and its scores with standard errors.
 
     results, samples: frames of `quantsweep.load_results` and `load_samples`.
-    Columns: model and family (with what was planted into the model), method, data_type, label, bits, block,
+    Columns: model and family (with what was planted into the model, which also stands in `planted`), method, data_type, label, bits, block,
     bits_per_weight, total_model_bits and the same without embeddings; `accuracy`, `bits_per_byte`, `cross_entropy`, each
-    with `…_stderr`; `outlier_fraction` and `centered`, from the method.
+    with `…_stderr` and `…_examples` (the examples of its smallest task); `outlier_fraction` and `centered`, from the method.
     `attrs`: `accuracy_tasks` {task_key: metric}, `text_task` (or None), `cross_entropy_per`
     ("token" or "byte").
     Accuracies with non-finite log-likelihoods are NaN; an infinite bits_per_byte stays, its cross entropy is capped.
@@ -75,6 +87,7 @@ def _refuse_twins(results: pd.DataFrame) -> None:
             f"trial '{trial}' has several rows for task '{task}'{where}. Keep one of them: results[results.sweep == …]"
         )
     rows = results[(results["metric"] == HEADLINE) | (results["is_primary"] & results["metric"].isin(ACCURACIES))]
+    refuse_other_requests(rows)
     for task, same in rows.groupby("task"):
         keys = sorted(set(same["task_key"]))
         if len(keys) > 1:
@@ -97,6 +110,7 @@ def _accuracy(rows: pd.DataFrame) -> pd.DataFrame:
         {
             ACCURACY: values.mean(axis=1, skipna=False),
             f"{ACCURACY}_stderr": np.sqrt(variances.sum(axis=1, skipna=False)) / max(values.shape[1], 1),
+            f"{ACCURACY}_examples": rows.groupby("trial_id")["num_samples"].min(),
         }
     )
 
@@ -111,6 +125,7 @@ def _text(rows: pd.DataFrame, samples: pd.DataFrame | None) -> pd.DataFrame:
         {
             BITS_PER_BYTE: rows["value"],
             f"{BITS_PER_BYTE}_stderr": stderr,
+            f"{BITS_PER_BYTE}_examples": rows["num_samples"],
             "cross_entropy": cross_entropy.clip(upper=cap),
             "cross_entropy_stderr": (stderr * nats).mask(cross_entropy > cap, 0.0),
         }

@@ -8,6 +8,7 @@ rows have labels of their own and make a family of their own, baselines included
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ PLAIN_METHOD = "round_to_nearest"
 PROXY_METHOD = "outlier_dependent"
 CENTERING_METHOD = "centering"
 BASELINE = "none"
+PLAIN_MODELS = "plain models"
 _VARIANT = ("method", "method_options", "data_type", "data_type_options", "bits")
 _OTHER_AXES = ("symmetric", "scale_dtype", "block_axis", "calibration", "seed", "dtype")
 
@@ -40,11 +42,50 @@ def select(results: pd.DataFrame, *, metric: str, task: str | None = None, famil
     Raises ConfigurationError for unknown names and where rows of one model cannot be told apart.
     """
     rows = _one_task(_only(results, "metric", metric), metric, task)
+    refuse_other_requests(rows)
     rows = planted_apart(rows)
     if family is not None:
         rows = _only(rows, "family", family)
     rows = labelled(rows.assign(value=meaningful(rows, metric)))
     return rows.assign(label=rows["label"] + rows["planted"])
+
+
+def refuse_other_requests(rows: pd.DataFrame) -> None:
+    """Raise ConfigurationError where evaluations with one `task_key` answered different requests: other data, prompts or libraries.
+
+    A table without the column, or rows of which it is not known (null), are taken as they are.
+    """
+    if "requests_hash" not in rows:
+        return
+    for task, same in rows.groupby("task_key"):
+        counts = same.drop_duplicates("trial_id")["requests_hash"].value_counts()
+        if len(counts) > 1:
+            told = ", ".join(f"{value} ({count(int(number), 'trial')})" for value, number in counts.items())
+            raise ConfigurationError(
+                f"the trials answered different requests under the name '{task!s}': requests_hash {told}. Their scores cannot be compared. "
+                f"Keep one: results[results.requests_hash == '{counts.index[0]}'], or run the others again: quantsweep rerun"
+            )
+
+
+def one_variant(rows: pd.DataFrame) -> None:
+    """Raise ConfigurationError where plain models and models with planted outliers (or two kinds of these) would be averaged.
+
+    rows: results, or `analysis.scores.scores` of them.  `variants` takes them apart.
+    """
+    kinds = sorted(set(rows["planted"] if "planted" in rows else _planted(rows)))
+    if len(kinds) > 1:
+        told = ", ".join(kind.strip() or "plain" for kind in kinds)
+        raise ConfigurationError(
+            f"models of several kinds ({told}) have no common mean: a planted model is another model. "
+            "Take them apart first: for name, rows in analysis.selection.variants(results)"
+        )
+
+
+def variants(results: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The results of plain models ("plain models") and those of each kind of planted ones ("planted 4×16"), one after the other."""
+    planted = _planted(results)
+    for kind in sorted(set(planted)):
+        yield kind.strip() or PLAIN_MODELS, results[planted == kind]
 
 
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,15 @@ With f = √(n/(n−1)) for a task of n examples:
     mean accuracy of k tasks    u_ie = f · (x_ie − x̄_i) / (n k)                          x: right or wrong
     bits per byte               u_ie = −f · (x_ie − r_i b_e) / (Σ b · ln 2)              x: log-likelihood, b: bytes, r = Σx/Σb
 
-For one trial, both are the standard errors of the results table; see `quantsweep.evaluation.statistics`.  Where all answers
+An interval is Student's t with the degrees of freedom of the estimated variance S² = Σ_e u_e² (u_e = Σ_i w_i u_ie, N examples),
+
+    ν = 2 S⁴ / (Σ_e u_e⁴ − S⁴ / N), at most N − 1
+
+(Satterthwaite with the sample's own fourth moment): few examples, or few whose answers differ, make it wide.  Without samples
+ν is the examples of the smallest task less one.  The accuracy of one trial in one task has the exact binomial interval of
+Clopper & Pearson (1934) instead: √(p(1 − p)/n) knows nothing of a rare answer that was never seen.
+
+For one trial, both lines are the standard errors of the results table; see `quantsweep.evaluation.statistics`.  Where all answers
 correlate alike, the second line is too wide for differences (weights that add up to 0) by 1/√(1 − correlation), and too narrow
 for means over models; only samples tell.  Neither knows of models that were not run: an interval is about these
 models on other examples.
@@ -23,12 +31,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from analysis.scores import ACCURACY
 from quantsweep.errors import ResultsError
@@ -37,8 +45,7 @@ Weights = Mapping[str, float]
 """A weighted sum of scores: trial_id → weight."""
 Vector = npt.NDArray[np.float64]
 LEVEL = 0.95
-Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-"""Half width of an interval of `LEVEL`, in standard errors."""
+"""Of all intervals, two-sided."""
 _CORRECT = {"acc": "correct", "acc_norm": "correct_norm"}
 _KEPT = 1_024
 """Trials whose vectors are kept: 150 MB at the 18,000 examples of the k-bit paper's tasks."""
@@ -58,6 +65,7 @@ class Scoreboard:
         finite = np.isfinite(table[score])
         self._values = _by_trial(table[score].where(finite))
         self._stderrs = _by_trial(table[f"{score}_stderr"].where(finite))
+        self._examples = _by_trial(table[f"{score}_examples"])
         self._samples = None if samples is None else _by_evaluation(samples, self._tasks(), set(table.index))
         self._moves = lru_cache(maxsize=_KEPT)(self._moves_of)
 
@@ -71,7 +79,35 @@ class Scoreboard:
             return math.nan
         if self._samples is None:
             return math.sqrt(math.fsum((weight * self._stderrs[trial]) ** 2 for trial, weight in weights.items()))
-        return float(np.linalg.norm(sum((weight * self._moves(trial) for trial, weight in weights.items()), np.zeros(1))))
+        return float(np.linalg.norm(self._moves_together(weights)))
+
+    def margin(self, weights: Weights, level: float = LEVEL) -> float:
+        """Half width of the t interval of `value(weights)`; NaN without a standard error, and where no answer differs (it is 0)."""
+        stderr = self.stderr(weights)
+        return math.nan if math.isnan(stderr) or stderr == 0 else half_width(stderr, self.degrees(weights), level)
+
+    def interval(self, weights: Weights, level: float = LEVEL) -> tuple[float, float]:
+        """(low, high) of `value(weights)`: exact for one trial's accuracy in one task, else `value` ± `margin`."""
+        value = self.value(weights)
+        if self.score == ACCURACY and len(self._tasks()) == 1 and list(weights.values()) == [1.0] and not math.isnan(value):
+            number = self._examples[next(iter(weights))]
+            return proportion_interval(round(value * number), int(number), level)
+        half = self.margin(weights, level)
+        return value - half, value + half
+
+    def degrees(self, weights: Weights) -> float:
+        """Degrees of freedom of `stderr(weights)`, at least 1."""
+        if self._samples is None:
+            return max(min(self._examples[trial] for trial in weights) - 1.0, 1.0)
+        squares = self._moves_together(weights) ** 2
+        most = max(len(squares) - 1.0, 1.0)
+        total = float(squares.sum())
+        spread = float((squares**2).sum()) - total**2 / len(squares)
+        return most if spread <= 0 else min(max(2 * total**2 / spread, 1.0), most)
+
+    def _moves_together(self, weights: Weights) -> Vector:
+        """Σ_i w_i u_ie, one number an example."""
+        return sum((weight * self._moves(trial) for trial, weight in weights.items()), np.zeros(1))
 
     def noise(self, trials: Sequence[str]) -> float:
         """Variance of the scores over `trials` that the choice of examples makes: Σ_e var_i(u_ie), or the mean of se_i² without samples.
@@ -105,6 +141,17 @@ class Scoreboard:
             return _unbiased(outcomes - outcomes.mean()) / (len(outcomes) * len(tasks))
         x, b = (np.asarray(row[name], dtype=np.float64) for name in ("loglikelihood", "num_bytes"))
         return -_unbiased(x - x.sum() / b.sum() * b) / float(b.sum() * math.log(2))
+
+
+def half_width(stderr: float, degrees: float, level: float = LEVEL) -> float:
+    """Half of a two-sided t interval."""
+    return stderr * float(stats.t.ppf((1 + level) / 2, degrees))
+
+
+def proportion_interval(successes: int, number: int, level: float = LEVEL) -> tuple[float, float]:
+    """The exact binomial interval of a share, `successes` of `number` (Clopper & Pearson 1934); it covers at least `level`."""
+    found = stats.binomtest(successes, number).proportion_ci(level, method="exact")
+    return float(found.low), float(found.high)
 
 
 def _by_trial(column: pd.Series[float]) -> dict[str, float]:

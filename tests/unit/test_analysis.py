@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import quantsweep
 from analysis.__main__ import main
-from analysis.figures import bits_against_size
+from analysis.figures import MARKERS, bits_against_size
 from analysis.tables import by_bit_width
 from quantsweep.errors import ConfigurationError
 from quantsweep.paths import product_root
@@ -60,7 +60,6 @@ def test_a_cell_is_the_plain_mean_over_the_models(reference: pd.DataFrame) -> No
     assert table.index.to_list() == [*((bits, block) for bits in (3, 4, 8) for block in ("64", "1024")), (16, "none")]
     assert table.columns.to_list() == ["dynamic", "fp", "int", "quantile"]
     assert table.attrs["documents"] == "30 documents"
-    assert table.attrs["mean_stderr"] > 0
 
 
 @pytest.mark.parametrize("planted", [math.nan, math.inf, None])
@@ -194,9 +193,9 @@ def test_tensor_rows_of_one_type_and_bits_of_one_type_leave_the_rest_as_it_is(re
 # --- the figure ---------------------------------------------------------------------------------------------------------
 
 
-def drawn(figure: Figure, panel: int, color: str) -> np.ndarray:
-    """The values of the curve of one colour, NaN where there is a gap."""
-    (line,) = [container.lines[0] for container in figure.axes[panel].containers if container.lines[0].get_color() == color]
+def drawn(figure: Figure, panel: int, color: str, marker: str) -> np.ndarray:
+    """The values of the curve of one colour and marker, NaN where there is a gap."""
+    (line,) = [line for line in figure.axes[panel].lines if (line.get_color(), line.get_marker()) == (color, marker)]
     return np.asarray(line.get_ydata(), float)
 
 
@@ -205,46 +204,43 @@ def words(figure: Figure) -> str:
 
 
 FOUR_BIT, FIVE_BIT = "C2", "C3"
+DYNAMIC, FP, INT, QUANTILE = MARKERS[:4]
 
 
-def test_the_figure_says_what_it_shows(reference: pd.DataFrame) -> None:
+def test_the_figure_says_what_it_shows_with_a_curve_for_each_data_type(reference: pd.DataFrame) -> None:
     figure = bits_against_size(reference)
-    said = (
-        "bits per byte of mini_ppl",
-        "block size 64",
-        "mean over dynamic, fp, int, quantile",
-        "30 documents",
-        "bars: standard error over",
-    )
+    said = ("bits per byte of mini_ppl", "block size 64", "30 documents", "the same for all curves")
     assert all(part in words(figure) for part in said)
     assert "left out" not in words(figure)
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["3-bit", "4-bit", "8-bit", "16-bit baseline"]
-    rows = reference[where(reference, metric="bits_per_byte", bit_width=4, block_size=64, family="mini-opt")]
-    means = rows.groupby("model").value.mean()
-    assert drawn(figure, 1, FOUR_BIT) == pytest.approx(means.sort_values(ascending=False).to_numpy())
+    names = ["3-bit", "4-bit", "8-bit", "16-bit baseline", "dynamic", "fp", "int", "quantile"]
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert [len(axis.lines) for axis in figure.axes] == [13, 13]
+    for label, marker in zip(names[4:], MARKERS, strict=False):
+        rows = reference[where(reference, metric="bits_per_byte", bit_width=4, block_size=64, family="mini-opt", data_type=label)]
+        assert drawn(figure, 1, FOUR_BIT, marker) == pytest.approx(rows.sort_values("num_parameters").value.to_numpy())
 
 
 @pytest.mark.parametrize("planted", [math.nan, math.inf, None])
-def test_a_point_with_a_data_type_missing_or_not_finite_is_a_gap_and_is_counted(reference: pd.DataFrame, planted: float | None) -> None:
+def test_a_trial_that_is_missing_or_not_finite_is_a_gap_and_is_counted(reference: pd.DataFrame, planted: float | None) -> None:
     hit = where(reference, **CELL)
     figure = bits_against_size(reference[~hit] if planted is None else reference.assign(value=reference.value.mask(hit, planted)))
     figure.canvas.draw()
-    assert np.isnan(drawn(figure, 1, FOUR_BIT)).tolist() == [True, False, False]
-    assert not np.isnan(drawn(figure, 0, FOUR_BIT)).any()
+    assert np.isnan(drawn(figure, 1, FOUR_BIT, FP)).tolist() == [True, False, False]
+    assert not np.isnan(drawn(figure, 1, FOUR_BIT, INT)).any()
+    assert not np.isnan(drawn(figure, 0, FOUR_BIT, FP)).any()
     assert "1 point left out (not finite or missing)" in words(figure)
 
 
-def test_bits_of_one_data_type_in_one_family_keep_colours_and_are_said(reference: pd.DataFrame) -> None:
+def test_bits_of_one_data_type_in_one_family_keep_colours(reference: pd.DataFrame) -> None:
     of = {"data_type": "int", "bit_width": 4, "family": "mini-opt"}
     figure = bits_against_size(with_copies(reference, of, bit_width=5.0))
     whole = bits_against_size(reference)
     for panel in (0, 1):
-        assert drawn(figure, panel, FOUR_BIT) == pytest.approx(drawn(whole, panel, FOUR_BIT))
-    assert len(drawn(figure, 1, FIVE_BIT)) == 3
-    assert [len(axis.containers) for axis in figure.axes] == [4, 5]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["3-bit", "4-bit", "5-bit", "8-bit", "16-bit baseline"]
-    assert "(only mini-opt 5-bit: int)" in words(figure)
+        assert drawn(figure, panel, FOUR_BIT, INT) == pytest.approx(drawn(whole, panel, FOUR_BIT, INT))
+    assert len(drawn(figure, 1, FIVE_BIT, INT)) == 3
+    assert [len(axis.lines) for axis in figure.axes] == [13, 14]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:5] == ["3-bit", "4-bit", "5-bit", "8-bit", "16-bit baseline"]
 
 
 def test_a_family_without_baselines_has_gaps_for_them(reference: pd.DataFrame) -> None:
@@ -256,9 +252,26 @@ def test_a_family_without_baselines_has_gaps_for_them(reference: pd.DataFrame) -
 def test_block_sizes_of_the_figure(reference: pd.DataFrame) -> None:
     of = {"data_type": "int", "block_size": 64}
     reference = with_copies(reference, of, granularity="tensor", block_size=np.nan)
-    assert "block size tensor mean over int ·" in words(bits_against_size(reference, block_size="tensor"))
+    figure = bits_against_size(reference, block_size="tensor")
+    assert "block size tensor" in words(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["3-bit", "4-bit", "8-bit", "16-bit baseline", "int"]
     with pytest.raises(ConfigurationError, match=r"There are: 64, 1024, tensor\. Choose one: --block-size"):
         bits_against_size(reference, block_size=128)
+
+
+def test_titles_and_legends_of_many_panels_do_not_overlap(reference: pd.DataFrame) -> None:
+    """As drawn: no text of the figure lies over another."""
+    long = reference.assign(family=reference.family + " of a laboratory with a name of many words")
+    other = [{"data_type": "int"}] * 9
+    for number, of in enumerate(other):
+        long = with_copies(long, {**of, "method": "round_to_nearest"}, method=f"a_method_with_a_long_name_{number}")
+    figure = bits_against_size(planted(long))
+    figure.canvas.draw()
+    texts = [figure._suptitle, figure._supxlabel, *(axis.title for axis in figure.axes), *figure.legends[0].get_texts()]  # type: ignore[attr-defined]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert len(boxes) > 20
+    assert not any(one.overlaps(two) for place, one in enumerate(boxes) for two in boxes[:place])
+    assert all(box.y0 >= 0 and box.y1 <= figure.bbox.y1 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
 # --- the command --------------------------------------------------------------------------------------------------------
@@ -268,11 +281,14 @@ def test_the_command_prints_the_table_and_draws(
     reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(quantsweep, "load_results", lambda _: reference)
-    assert main([str(tmp_path), "--metric", "acc", "--task", "mini_cloze", "--block-size", "1024"]) == 0
+    monkeypatch.setattr(quantsweep, "load_samples", lambda _: None)
+    (tmp_path / "results" / "mine" / "plan").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["mine", "--metric", "acc", "--task", "mini_cloze", "--block-size", "1024"]) == 0
     out = capsys.readouterr().out
     assert "acc of mini_cloze, mean over 7 models, 30 documents" in out
-    assert "column stderr" in out
-    assert {path.name for path in tmp_path.iterdir()} == {"acc.png", "acc.svg"}
+    assert "difference to the 16-bit baseline ± half its 95 % interval" in out
+    assert {path.name for path in (tmp_path / "results" / "mine").iterdir()} == {"plan", "acc.png", "acc.svg"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import quantsweep
 from analysis import k_bit_claims
@@ -23,8 +24,9 @@ from analysis.k_bit_figures import curves_at_equal_bits, effects_of_type_and_blo
 from analysis.k_bit_inference import Setting, best_bit_width, block_size_effects, correlation, data_type_effects, paired, shares
 from analysis.k_bit_report import correlation_in_words
 from analysis.scores import scores
-from analysis.selection import block_order
-from analysis.uncertainty import Scoreboard, Z
+from analysis.selection import block_order, select, variants
+from analysis.tables import against_baseline
+from analysis.uncertainty import Scoreboard, proportion_interval
 from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.evaluation.statistics import standard_error
 
@@ -93,7 +95,8 @@ class Trial:
         """Rows of metrics and of samples, from outcomes by example."""
         rows, samples = [], []
         for task, outcomes in (correct or {}).items():
-            rows.append(self.row(task, "acc", float(np.mean(outcomes)), standard_error("mean", outcomes, 0.0)))
+            value, stderr = float(np.mean(outcomes)), standard_error("mean", outcomes, 0.0)
+            rows.append(self.row(task, "acc", value, stderr, num_samples=len(outcomes)))
             samples.append(rows[-1] | {"requests_hash": task, "correct": list(outcomes), "loglikelihood": [0.0], "num_bytes": None})
         if text:
             value = -sum(text[0]) / sum(text[1]) / math.log(2)
@@ -388,26 +391,115 @@ def test_intervals_of_leads_cover_the_truth_95_times_in_100() -> None:
         lead = mean_lead(four, three, 11)  # the mean over x of two straight lines: that of their ends
         board = Scoreboard(table, "accuracy", samples)
         error = abs(board.value(lead) - 0.10)
-        covered += error < Z * board.stderr(lead)
-        as_if_independent += error < Z * Scoreboard(table, "accuracy").stderr(lead)
+        covered += error < board.margin(lead)
+        as_if_independent += error < Scoreboard(table, "accuracy").margin(lead)
     assert abs(covered / repetitions - 0.95) < 3 * math.sqrt(0.95 * 0.05 / repetitions)
     assert as_if_independent / repetitions > covered / repetitions + 0.01
 
 
-def test_the_interval_of_r_covers_where_trials_are_versions_of_models() -> None:
-    """Twenty models of ten trials each, which differ by much less than the models do; the truth is that of many models."""
+@pytest.mark.parametrize("number", [4, 8, 20])
+@pytest.mark.parametrize("rho", [-0.5, -0.95])
+def test_the_interval_of_r_covers_where_trials_are_versions_of_models(number: int, rho: float) -> None:
+    """Models of ten trials each, which differ by much less than the models do; the truth is that of many models."""
     rng = np.random.default_rng(3)
-    rho, repetitions, as_if_independent, covered = -0.8, 300, 0, 0
-    models = np.repeat(np.arange(20), 10)
+    repetitions, as_if_independent, covered = 400, 0, 0
+    models = np.repeat(np.arange(number), 10)
     for _ in range(repetitions):
-        x, e = rng.standard_normal((2, 20))
+        x, e = rng.standard_normal((2, number))
         x, y = x[models], (rho * x + math.sqrt(1 - rho**2) * e)[models]
-        jitter = rng.standard_normal((2, 200)) * 1e-3
+        jitter = rng.standard_normal((2, len(models))) * 1e-3
         found = correlation(pd.DataFrame({"model": models, "cross_entropy": x + jitter[0], "accuracy": y + jitter[1]}))
         covered += found.low < rho < found.high
-        as_if_independent += abs(math.atanh(found.r) - math.atanh(rho)) < Z / math.sqrt(found.n - 3)
-    assert covered / repetitions > 0.88, "percentiles of 20 models fall a little short of 0.95"
+        as_if_independent += abs(math.atanh(found.r) - math.atanh(rho)) < 1.96 / math.sqrt(found.n - 3)
+    assert covered / repetitions > 0.93
     assert as_if_independent / repetitions < 0.6
+
+
+def test_intervals_of_few_examples_cover_the_truth() -> None:
+    """A rare right answer among 20 (± 1.96 standard errors covers .33), and pairs of which few differ."""
+    rng = np.random.default_rng(11)
+    right = rng.binomial(20, 0.02, size=1_000)
+    intervals = {k: proportion_interval(int(k), 20) for k in set(right)}
+    assert np.mean([intervals[k][0] <= 0.02 <= intervals[k][1] for k in right]) > 0.95
+    first, second = Trial(model="m1"), Trial(model="m2")
+    covered, with_difference = 0, 0
+    for _ in range(100):
+        kind = rng.choice(3, p=[0.02, 0.005, 0.975], size=200)  # the second alone right, the first alone, the same
+        shared = rng.uniform(size=200) < 0.5
+        answers = [np.where(kind == 2, shared, kind == alone).astype(float) for alone in (1, 0)]
+        results, samples = frames(first.observed({"t": answers[0]}), second.observed({"t": answers[1]}))
+        board = Scoreboard(scores(results, samples), "accuracy", samples)
+        ids = dict(zip(board.table["model"], board.table.index, strict=True))
+        low, high = board.interval({ids["m2"]: 1.0, ids["m1"]: -1.0})
+        with_difference += not math.isnan(low)
+        covered += low <= 0.015 <= high
+    assert with_difference > 95
+    assert covered / with_difference > 0.92
+
+
+def test_the_interval_of_one_accuracy_is_exact_and_that_of_means_is_t() -> None:
+    results, samples = frames(Trial().observed({"t": [0.0] * 20}))
+    (trial,) = results["trial_id"].unique()
+    for outcomes in (samples, None):
+        board = Scoreboard(scores(results, outcomes), "accuracy", outcomes)
+        assert board.interval({trial: 1.0}) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+    results, samples = frames(Trial().observed({"t": [0.0, 1.0] * 5, "u": [1.0, 1.0, 0.0, 1.0]}))
+    assert Scoreboard(scores(results), "accuracy").degrees({trial: 1.0}) == 3
+    board = Scoreboard(scores(results, samples), "accuracy", samples)
+    assert 3 < board.degrees({trial: 1.0}) < 13
+    low, high = board.interval({trial: 1.0})
+    assert (low + high) / 2 == pytest.approx(0.625)
+    assert (high - low) / 2 > 1.96 * board.stderr({trial: 1.0})
+
+
+def test_what_quantizing_costs_is_known_document_by_document() -> None:
+    rng = np.random.default_rng(5)
+    difficulty = rng.normal(2.0, 1.0, size=(2, 60))
+    loss = {16: np.zeros((2, 60)), 4: rng.normal(0.1, 0.02, size=(2, 60)), 3: rng.normal(0.5, 0.1, size=(2, 60))}
+    observed = [
+        Trial(model=f"m{place}", bits=bits).observed(text=(list(-100 * (difficulty[place] + lost[place])), [100] * 60))
+        for bits, lost in loss.items()
+        for place in range(2)
+    ]
+    results, samples = frames(*observed)
+    difference, margin = against_baseline(results, samples)
+    assert difference["int"].to_list() == pytest.approx([loss[bits].mean() / math.log(2) for bits in (3, 4)])
+    by_document = loss[4].mean(axis=0)  # both models answer the same documents: their losses are added, document by document
+    stderr = float(np.std(by_document, ddof=1)) / math.sqrt(60) / math.log(2)
+    assert margin.loc[(4, "64"), "int"] == pytest.approx(stderr * stats.t.ppf(0.975, 59), rel=0.05)
+    alone = against_baseline(results)[1].loc[(4, "64"), "int"]
+    assert alone > 20 * margin.loc[(4, "64"), "int"]
+    without = results[~((results["model"] == "m1") & (results["method"] == "none"))]
+    assert against_baseline(without, samples)[0].isna().all().all()
+    with pytest.raises(ConfigurationError, match="word_perplexity have no standard error"):
+        against_baseline(results, samples, metric="word_perplexity")
+
+
+# --- what has no common mean --------------------------------------------------------------------------------------------
+
+
+def test_planted_and_plain_models_are_not_averaged_from_python_either() -> None:
+    rows = pd.DataFrame([row for bits in (3, 4) for row in Trial(bits=bits).measured({"a": (0.5, 0.03)})])
+    planted = rows.assign(plant_channels=2, plant_scale=16.0, plant_seed=0, trial_id=rows["trial_id"] + "p")
+    both = pd.concat([rows.assign(plant_channels=math.nan, plant_scale=math.nan, plant_seed=math.nan), planted])
+    table = scores(both)
+    board = Scoreboard(table, "accuracy")
+    for average in (lambda: claims(both), lambda: block_size_effects(board), lambda: data_type_effects(board), lambda: correlation(table)):
+        with pytest.raises(ConfigurationError, match=r"plain, planted 2×16.*variants"):
+            average()
+    assert {name: len(of) for name, of in variants(both)} == {"plain models": 2, "planted 2×16": 2}
+    for _, of in variants(both):
+        claims(of)
+
+
+def test_one_name_with_several_requests_is_refused() -> None:
+    rows = pd.DataFrame([row for bits in (3, 4) for row in Trial(bits=bits).measured({"a": (0.5, 0.03)})])
+    mixed = rows.assign(requests_hash=["first", "second"])
+    with pytest.raises(ConfigurationError, match=r"different requests under the name 'a@1\.0': requests_hash first \(1 trial\), second"):
+        scores(mixed)
+    with pytest.raises(ConfigurationError, match="different requests"):
+        select(mixed, metric="acc")
+    scores(rows.assign(requests_hash=["first", None]))
 
 
 # --- claims -------------------------------------------------------------------------------------------------------------
@@ -648,7 +740,7 @@ def test_figures_show_the_best_curves_and_paired_effects() -> None:
     assert [axis.get_title().splitlines()[0] for axis in figure.axes] == ["opt", "pythia"]
     assert "4: quantile" in figure.axes[0].get_title()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*(f"{bits}-bit" for bits in range(3, 9)), "16-bit baseline"]
-    (four,) = [c.lines[0] for c in figure.axes[0].containers if c.lines[0].get_color() == "C2"]
+    (four,) = [line for line in figure.axes[0].lines if line.get_color() == "C2"]
     assert np.asarray(four.get_xdata())[0] == pytest.approx(math.log2(1e9 * 4.25))
     assert np.asarray(four.get_ydata())[0] == pytest.approx(0.5 - 0.005 + 0.004)
     effects = effects_of_type_and_block(board)

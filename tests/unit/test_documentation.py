@@ -78,10 +78,10 @@ def test_the_table_averages_the_same_models_in_each_cell(reference: pd.DataFrame
     pd.testing.assert_frame_equal(partial.drop(3), whole.drop(3))
 
 
-def test_the_figure_has_a_panel_a_family_and_a_curve_a_bit_width(reference: pd.DataFrame) -> None:
+def test_the_figure_has_a_panel_a_family_and_curves_of_bit_widths_and_data_types(reference: pd.DataFrame) -> None:
     figure = bits_against_size(reference)
     assert [axis.get_title() for axis in figure.axes] == ["mini-neox", "mini-opt"]
-    assert all(len(axis.containers) == 4 for axis in figure.axes)
+    assert all(len(axis.lines) == 3 * 4 + 1 for axis in figure.axes)
 
 
 def commands() -> list[str]:
