@@ -11,6 +11,8 @@ from typing import Any
 from quantsweep import records
 from quantsweep.environment import Environment
 from quantsweep.failures import Failure
+from quantsweep.order import launch_number
+from quantsweep.paths import SweepFolder
 from quantsweep.specs import PlannedTrial, content_hash
 from quantsweep.workers import WorkerRecord
 
@@ -22,12 +24,15 @@ class Attempt:
     """What is known of a trial while it runs; becomes its row in `trials`.
 
     environment: what ran it; of a lost worker no more is known than its machine and its job.
+    plan, launch, life: where its rows stand in the order (quantsweep.order).
     facts: what the child reported (FACTS, device, driver).  sizes: the columns of records.SIZE.
     """
 
     planned: PlannedTrial
     attempt: str
     plan: str
+    launch: int
+    life: int
     shard_id: int | None
     environment: Environment
     log: str
@@ -51,6 +56,8 @@ class Attempt:
             "attempt": self.attempt,
             "shard_id": self.shard_id,
             "plan": self.plan,
+            "launch": self.launch,
+            "life": self.life,
             "finished_at": now,
             "device": self.facts.get("device"),
             "driver": self.facts.get("driver"),
@@ -83,13 +90,15 @@ def _failure_columns(failure: Failure | None) -> Mapping[str, Any]:
     return {f"failure_{name}": getattr(failure, key, None) for name, key in fields.items()}
 
 
-def lost_row(record: WorkerRecord, planned: PlannedTrial, failure: Failure) -> dict[str, Any]:
+def lost_row(folder: SweepFolder, record: WorkerRecord, planned: PlannedTrial, failure: Failure) -> dict[str, Any]:
     """The row of `trials` for an attempt whose worker cannot write it any more; the same loss has the same attempt id."""
     now = datetime.now(UTC)
     attempt = Attempt(
         planned=planned,
         attempt=content_hash([record.worker, planned.trial.trial_id, record.trial_started]),
         plan=record.plan,
+        launch=launch_number(folder.plan, record.plan),
+        life=record.restarts,
         shard_id=record.shard_id,
         environment=Environment(host=record.node, slurm_job=record.job, code_commit=None, code_diff=None, versions="{}"),
         log=Path(record.log).name,

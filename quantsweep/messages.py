@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from quantsweep import records
+from quantsweep.effective import effective
 from quantsweep.plan import Plan, skipped_summary
 from quantsweep.specs import BASELINE, PlantedOutliers
 from quantsweep.words import count, time_unit
@@ -166,13 +167,9 @@ def finished_text(folder: SweepFolder, asked: Mapping[str, Collection[str]]) -> 
 def results_text(folder: Path, asked: Mapping[str, Collection[str]]) -> str:
     """The rows of some trials (trial id to task keys) as a table; what failed is said below it."""
     trial_ids = list(asked)
-    metrics = records.latest(_of(records.read_table(folder, "metrics"), trial_ids), ("trial_id", "task_key", "metric"))
+    metrics, trials = (effective(folder, table, _of(records.read_table(folder, table), trial_ids)) for table in ("metrics", "trials"))
     rows = [r for r in metrics.to_pylist() if r["task_key"] in asked[r["trial_id"]]]
-    failed = [
-        r
-        for r in records.latest(_of(records.read_table(folder, "trials"), trial_ids), ("trial_id",)).to_pylist()
-        if r["status"] == "failed"
-    ]
+    failed = [r for r in trials.to_pylist() if r["status"] == "failed"]
     lines = table(
         ("trial", "task", "metric", "value", "± stderr", "n", "bits a weight"),
         [

@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, ResultsError
-from quantsweep.files import write_table
+from quantsweep.files import filesystem_now, write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
@@ -241,7 +241,7 @@ def build_plan(
 
 # --- the file -----------------------------------------------------------------------------------------------------------
 
-_PLAN_NAME = re.compile(r"plan-(\d{5,})-[0-9T]+-[0-9a-f]+\.parquet")
+_NUMBERED = re.compile(r"(plan|fence)-(\d{5,})-[0-9T]+-[0-9a-f]+\.parquet")
 ROWS_A_GROUP = 2_000
 """Rows of one Parquet row group: a worker reads the groups that hold its shard, not the whole plan."""
 
@@ -267,6 +267,11 @@ class PlanHeader:
         """The plan's number."""
         return plan_sequence(self.name)
 
+    @property
+    def launched(self) -> int:
+        """The number of the launch that it descends from."""
+        return plan_sequence(self.root)
+
 
 def plan_sequence(name: str) -> int:
     """The number in a plan's name.
@@ -274,10 +279,20 @@ def plan_sequence(name: str) -> int:
     >>> plan_sequence("plan-00007-20260101T000000-1a2b3c4d.parquet")
     7
     """
-    match = _PLAN_NAME.fullmatch(name)
+    match = _NUMBERED.fullmatch(name)
     if match is None:
         raise ResultsError(f"{name} is not the name of a plan, plan-<number>-<time>-<id>.parquet. Move it away, or give another sweep=…")
-    return int(match[1])
+    return int(match[2])
+
+
+def next_name(folder: Path, kind: Literal["plan", "fence"]) -> str:
+    """A name with the next number: greater than that of every plan and every fence (`quantsweep.forgetting`) so far.
+
+    Plans are named under the launch lock.  A fence named at the same moment may get the same number: it is in force for that plan.
+    """
+    filesystem_now(folder)  # what other hosts have named is seen now
+    numbers = (int(match[2]) for match in (_NUMBERED.fullmatch(path.name) for path in folder.iterdir()) if match)
+    return f"{kind}-{1 + max(numbers, default=0):05d}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.parquet"
 
 
 def plan_files(folder: Path) -> list[Path]:
@@ -302,8 +317,7 @@ def write_plan(folder: Path, plan: Plan, *, root: str | None = None, typed: Type
             }
         )
     rows.sort(key=lambda row: -1 if row["shard_id"] is None else row["shard_id"])
-    number = 1 + max((plan_sequence(path.name) for path in plan_files(folder)), default=0)
-    name = f"plan-{number:05d}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.parquet"
+    name = next_name(folder, "plan")
     metadata = {
         "sweep": plan.sweep,
         "root": root or name,

@@ -10,7 +10,7 @@ atomically (`quantsweep.files`), and begins another when that one is large.  Not
 appended to, no two processes write one file, so a plain `pandas.read_parquet` works at any moment.
 
 The samples of an evaluation are written before its metrics: a pair (trial_id, task_key) that is in
-`metrics/` is complete.  Where a pair stands more than once (two workers ran it), the latest wins.
+`metrics/` is complete.  Where a pair stands more than once (two workers ran it), `quantsweep.effective` says which one counts.
 Rows that were forgotten on purpose (`quantsweep.forgetting`) are left out by everything that reads here.
 """
 
@@ -35,11 +35,12 @@ import pyarrow.parquet as pq
 
 from quantsweep.errors import ResultsError
 from quantsweep.files import filesystem_now, write_table
-from quantsweep.forgetting import read_tombstones
+from quantsweep.forgetting import read_forgotten
+from quantsweep.order import launches
 from quantsweep.paths import TABLES, SweepFolder
 from quantsweep.specs import PlannedTrial, TaskSpec, TrialSpec, canonical_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a column changes its meaning.  New columns need no new version: where a file lacks one, it is read as null."""
 MAX_ROWS = {"trials": 1_000, "metrics": 3_200, "samples": 1_600, "layers": 4_000}
 """Rows after which a worker begins another file: small enough to rewrite after each task, large enough to be few."""
@@ -112,8 +113,10 @@ SIZE = (
 PROVENANCE = (
     Column("attempt", _TEXT, "hash", "which run of this trial wrote the row: joins metrics, samples and layers to trials"),
     Column("shard_id", _INT, "", "shard of the plan"),
-    Column("plan", _TEXT, "file name", "plan of the launch, in plan/"),
-    Column("finished_at", _TIME, "UTC", "when the row was made"),
+    Column("plan", _TEXT, "file name", "plan of the launch or retry, in plan/; its number only grows"),
+    Column("launch", _INT, "", "number of the launch that asked for it (that of its plan, or of the plan that a retry descends from)"),
+    Column("life", _INT, "restarts", "how often Slurm had started the job again"),
+    Column("finished_at", _TIME, "UTC", "when the row was made, by its machine's clock; for people: which row counts is not told by it"),
     Column("host", _TEXT, "", "machine"),
     Column("device", _TEXT, "", "GPU by name, or the processor"),
     Column("driver", _TEXT, "", "GPU driver; null on a processor"),
@@ -325,12 +328,20 @@ def decoded(rows: pa.Table, table: str) -> pa.Table:
 
 def read_encoded(folder: Path, table: str, columns: Iterable[str] | None = None) -> pa.Table:
     """The same as `read_table`, texts dictionary-encoded: a third of the memory, and quick to sort and compare."""
-    forgotten = read_tombstones(folder)
+    forgotten = read_forgotten(folder)
     names = list(columns) if columns is not None else arrow_schema(table).names
-    needed = [name for name in forgotten.columns(table) if name not in names]
-    rows = _read_patiently(folder / table, table, [*names, *needed])
+    needed = [*forgotten.columns(table), *(["plan"] if "launch" in names else [])]
+    rows = _read_patiently(folder / table, table, list(dict.fromkeys([*names, *needed])))
     gone = forgotten.mask(table, rows)
-    return (rows.filter(pa.array(~gone)) if gone.any() else rows).select(names)
+    return _with_launches(rows.filter(pa.array(~gone)) if gone.any() else rows, folder).select(names)
+
+
+def _with_launches(rows: pa.Table, folder: Path) -> pa.Table:
+    """The rows with the column `launch`, if they have it, filled where an older version wrote none."""
+    if "launch" not in rows.column_names or not rows.column("launch").null_count:
+        return rows
+    place = rows.column_names.index("launch")
+    return rows.set_column(place, "launch", pa.chunked_array([pa.array(launches(rows, folder / "plan"), pa.int32())]))
 
 
 def table_files(room: Path) -> list[Path]:
@@ -439,25 +450,6 @@ def read_done(folder: Path) -> frozenset[tuple[str, str]]:
 def _texts(column: pa.ChunkedArray, places: npt.NDArray[np.int64]) -> Iterator[str]:
     whole = encoded(column)
     return map(whole.dictionary.to_pylist().__getitem__, whole.indices.to_numpy()[places].tolist())
-
-
-def latest(table: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """One row for each combination of `keys`: the one that was finished last (then: the greatest attempt, the last row).
-
-    The rows stay in their order.  Where nothing is double, which is the rule, the table itself comes back.
-    """
-    codes, count = row_codes(table, keys)
-    doubled = (np.bincount(codes, minlength=count) > 1)[codes]
-    if not doubled.any():
-        return table
-    places = np.flatnonzero(doubled)
-    when, who = (table.column(name).take(pa.array(places)) for name in ("finished_at", "attempt"))
-    suspects = pa.table({"finished_at": when, "attempt": who.cast(pa.string())})  # dictionaries do not sort
-    order = pc.sort_indices(suspects, sort_keys=[("finished_at", "ascending"), ("attempt", "ascending")]).to_numpy()
-    last = np.zeros(count, np.int64)
-    last[codes[places[order]]] = places[order]  # of several rows with one code, the last assignment stands
-    doubled[last[codes[places]]] = False
-    return table.filter(pa.array(~doubled))
 
 
 def row_codes(table: pa.Table, keys: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:

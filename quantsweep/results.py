@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from quantsweep import records
+from quantsweep.effective import effective
 from quantsweep.errors import ResultsError
 
 if TYPE_CHECKING:
@@ -35,29 +36,33 @@ def load_results(sweeps: Sweeps) -> pd.DataFrame:
     Axes that are whole numbers or null (bit_width, block_size, …) are of pandas' Int64: a baseline has <NA> there.
     sweeps: the folder of a sweep, or several of different names (the column `sweep` tells them apart).
     """
-    return _frame(sweeps, "metrics", ("trial_id", "task_key", "metric"))
+    return _frame(sweeps, "metrics")
 
 
 def load_trials(sweeps: Sweeps, *, attempts: bool = False) -> pd.DataFrame:
-    """One row a trial: its latest attempt (all of them with attempts=True), with status, failure, times and provenance."""
-    return _frame(sweeps, "trials", ("trial_id",) if not attempts else ())
+    """One row a trial: the attempt that counts, with status, failure, times and provenance; attempts=True: all attempts, as each ended.
+
+    A trial is `done` where everything that its attempt was to evaluate has its row, also if that attempt failed afterwards or another
+    one wrote the rows: as `load_results` and `quantsweep status` have it.
+    """
+    return _frame(sweeps, "trials", whole=attempts)
 
 
 def load_samples(sweeps: Sweeps) -> pd.DataFrame:
     """One row an evaluation, outcomes as lists in the order of the examples; compare rows with equal `requests_hash` only."""
-    return _frame(sweeps, "samples", ("trial_id", "task_key"))
+    return _frame(sweeps, "samples")
 
 
 def load_layers(sweeps: Sweeps) -> pd.DataFrame:
     """One row a trial and layer: stored bits and quantization error."""
-    return _frame(sweeps, "layers", ("trial_id", "layer"))
+    return _frame(sweeps, "layers")
 
 
-def _frame(sweeps: Sweeps, table: str, keys: tuple[str, ...]) -> pd.DataFrame:
+def _frame(sweeps: Sweeps, table: str, *, whole: bool = False) -> pd.DataFrame:
     tables, names = [], []
     for name, folder in _folders(sweeps, table).items():
         rows = records.read_encoded(folder, table)
-        tables.append(records.latest(rows, keys) if keys else rows)
+        tables.append(rows if whole else effective(folder, table, rows))
         names.append(pa.array([name] * tables[-1].num_rows, pa.string()))
     # Texts stay encoded until here: choosing rows is quick on codes.  Users get plain text columns, not categories,
     # which sort by first appearance, keep values that no row has, and fall apart when frames are joined.

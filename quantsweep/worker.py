@@ -197,7 +197,7 @@ class _ShardRun:
     def _give_up(self, planned: PlannedTrial, lost: WorkerRecord) -> dict[str, Any]:
         """The row of a trial at which this very job was lost, and started again, too often."""
         failure = failures.of_lost_job("NODE_FAIL", f"{planned.trial.label}, {MAX_RESTARTS_OF_A_TRIAL} times in this one job")
-        row = lost_row(lost, planned, failure)
+        row = lost_row(self._folder, lost, planned, failure)
         self._writer.add("trials", [row])
         return row
 
@@ -272,6 +272,8 @@ class _ShardRun:
             planned=planned,
             attempt=content_hash([trial_id, self._worker.beat.record.worker, time.time_ns(), threading.get_ident()]),
             plan=self._worker.plan.name,
+            launch=self._worker.header.launched,
+            life=self._worker.beat.record.restarts,
             shard_id=self._shard.shard_id,
             environment=self._worker.environment,
             log=self._log.name,

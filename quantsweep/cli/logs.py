@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quantsweep import records
+from quantsweep import order, records
 from quantsweep.cli._sweep import add_sweep, find_sweep, sweep_names
+from quantsweep.effective import effective
 from quantsweep.errors import ResultsError
 from quantsweep.paths import SweepFolder
 from quantsweep.words import count
@@ -40,10 +41,10 @@ def _find(arguments: argparse.Namespace) -> tuple[dict[str, Any], SweepFolder]:
         [find_sweep(arguments)] if arguments.sweep else [SweepFolder((Path(arguments.results_dir) / name).resolve()) for name in names]
     )
     # One trial may have run in several sweeps: each has its own log.
-    columns = ["trial_id", "label", "status", "host", "log", "log_start", "log_end", "finished_at", "attempt"]
+    columns = ["trial_id", "label", "status", "config", "host", "log", "log_start", "log_end", *order.COLUMNS]
     found: list[tuple[dict[str, Any], SweepFolder]] = []
     for folder in folders:
-        rows = records.latest(records.read_table(folder.path, "trials", columns), ("trial_id",)).to_pylist()
+        rows = effective(folder.path, "trials", records.read_table(folder.path, "trials", columns)).to_pylist()
         found += [(row, folder) for row in rows if row["trial_id"].startswith(arguments.trial)]
     if len(found) != 1:
         places = ", ".join(str(folder.path) for folder in folders) or arguments.results_dir

@@ -2,8 +2,10 @@
 
 A bug in our own code must not leave its rows standing.  What matches is written down as forgotten
 first (`quantsweep.forgetting`), which every reader heeds at once; then the rows leave the files.
+Nothing of it that was asked for before comes back, whoever is still at it: workers leave it alone, and
+queued jobs that have nothing else to do leave the queue.
 
-    model=… bit_width=…        every attempt at these trials: results and failures
+    model=… bit_width=…        everything of these trials: results and failures, also what has no row yet
     code_commit=…              every attempt that ran this code
     task=… (or --task)         these evaluations only
     status=failed, failure_class=…   that these attempts failed, so that their retries begin anew; what they completed stays
@@ -12,6 +14,7 @@ first (`quantsweep.forgetting`), which every reader heeds at once; then the rows
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,17 +23,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from quantsweep import records
+from quantsweep import records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.cli.compact import summary_text
-from quantsweep.errors import ConfigurationError, LockedError, ResultsError
-from quantsweep.filters import OUTCOME_COLUMNS, TASK_COLUMNS, Filter, parse
-from quantsweep.forgetting import Forgotten, Kind, Tombstone, write_tombstones
+from quantsweep.errors import ConfigurationError, LockedError, ResultsError, SlurmError
+from quantsweep.filters import OUTCOME_COLUMNS, PLAN_COLUMNS, TASK_COLUMNS, Filter, parse, planned_rows
+from quantsweep.forgetting import Fence, Forgotten, Kind, Tombstone, read_forgotten, write_fence
 from quantsweep.launching.compaction import compact
-from quantsweep.paths import SweepFolder
+from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.settle import write_cancelled
+from quantsweep.launching.tasks import Task, observe
+from quantsweep.paths import TABLES, SweepFolder
+from quantsweep.plan import read_asked, read_headers, read_numbered_trials, remaining_tasks
 from quantsweep.words import count
-from quantsweep.workers import read_records
+
+LOCK_SECONDS = 10.0
+NEXT = sys.maxsize
+"""For counting: all that was ever asked for lies before what is forgotten now."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = _filter(arguments)
     selection = select(folder, wanted)
     print(f"{folder.name}: {selection.text} to forget ({wanted})")
-    _warn_of_workers(folder)
     if not arguments.yes and not _agreed():
         print("nothing was forgotten")
         return 1
-    write_tombstones(folder, selection.tombstones)
-    print("forgotten; the launch command resumes: it runs again what is missing")
+    write_fence(folder, selection.lines)
+    print("forgotten, whoever may still write it; the launch command resumes: it runs again what is missing")
+    print(_taken_back(folder))
     try:
         print(summary_text(compact(folder)))
     except LockedError as error:
@@ -64,17 +75,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is to be forgotten; trials, evaluations and failures count what stands of it in the tables now."""
+    """What is to be forgotten; trials, evaluations and failures count what stands of it in the tables now, planned what does not yet."""
 
-    tombstones: tuple[Tombstone, ...]
+    lines: tuple[Tombstone, ...]
     trials: int
     evaluations: int
     failures: int
+    planned: int
 
     @property
     def text(self) -> str:
         """The counts in words."""
-        return f"{count(self.evaluations, 'evaluation')} and {count(self.failures, 'failed attempt')} of {count(self.trials, 'trial')}"
+        text = f"{count(self.evaluations, 'evaluation')} and {count(self.failures, 'failed attempt')} of {count(self.trials, 'trial')}"
+        return text + (f", and what was asked of {count(self.planned, 'trial')} without any result," if self.planned else "")
 
 
 def select(folder: SweepFolder, wanted: Filter) -> Selection:
@@ -84,18 +97,33 @@ def select(folder: SweepFolder, wanted: Filter) -> Selection:
         raise ConfigurationError(
             f"{', '.join(sorted(outcome))} is said of a whole attempt, {', '.join(sorted(task))} of one evaluation: give one of them"
         )
-    tables = ("trials",) if outcome else ("metrics", "samples") if task else ("metrics", "trials", "samples", "layers")
-    stones: set[Tombstone] = set()
+    tables = ("trials",) if outcome else ("metrics", "samples") if task else TABLES
+    met: set[_Part] = set()
+    failed: set[_Part] = set()
     there: defaultdict[str, set[Any]] = defaultdict(set)
     for table in tables:
         rows = _rows(folder, table, wanted.columns)
         for column, values in wanted.values(rows).items():
             there[column].update(values)
-        stones.update(_stones(rows.filter(pa.array(wanted.mask(rows))), by_task=bool(task), by_outcome=bool(outcome)))
+        rows = rows.filter(pa.array(wanted.mask(rows)))
+        met |= _parts(rows, by_task=bool(task))
+        if outcome:
+            failed |= _parts(rows.filter(pc.equal(rows.column("status").cast(pa.string()), "failed")), by_task=False)
+    ahead = _planned(folder, wanted, there, by_task=bool(task)) if wanted.columns <= set(PLAN_COLUMNS) else set()
     wanted.refuse_unmet(there, folder.name)
-    if not stones:
+    keys = {(trial, task_key) for _, trial, task_key in met} | ahead
+    if not keys:
         raise ResultsError(f"nothing in {folder.name} matches {wanted}")
-    return _counted(folder, stones)
+    # Axes and tasks name a trial or a task whole.  By what ran it, or by how it ended, some of its attempts are meant and others are not.
+    others = set() if wanted.columns <= set(PLAN_COLUMNS) else _others(folder, keys, met - failed, by_task=bool(task))
+    lines = [Tombstone(None, trial, task_key, (Kind.TASK if task else Kind.TRIAL).value) for trial, task_key in keys]
+    lines += [Tombstone(*part, Kind.SPARED.value) for part in others]
+    lines += [Tombstone(attempt, trial, None, Kind.FAILURE.value) for attempt, trial, _ in failed]
+    return _counted(folder, lines, {trial for trial, _ in ahead} - {trial for _, trial, _ in met})
+
+
+_Part = tuple[str, str, str | None]
+"""attempt, trial, task (None: all of them)"""
 
 
 def _rows(folder: SweepFolder, table: str, columns: Iterable[str] = ()) -> pa.Table:
@@ -103,30 +131,48 @@ def _rows(folder: SweepFolder, table: str, columns: Iterable[str] = ()) -> pa.Ta
     return records.read_encoded(folder.path, table, sorted({"attempt", "trial_id", *extra, *columns}))
 
 
-def _stones(rows: pa.Table, *, by_task: bool, by_outcome: bool) -> Iterable[Tombstone]:
-    codes, _ = records.row_codes(rows, ["attempt", "trial_id", *(["task_key"] if by_task else ["status"] if by_outcome else [])])
+def _parts(rows: pa.Table, *, by_task: bool) -> set[_Part]:
+    names = ["attempt", "trial_id", *(["task_key"] if by_task else [])]
+    codes, _ = records.row_codes(rows, names)
     rows = rows.take(pa.array(np.unique(codes, return_index=True)[1]))
-    attempts, trials = rows.column("attempt").to_pylist(), rows.column("trial_id").to_pylist()
-    if by_task:
-        return (Tombstone(*row, Kind.EVALUATION.value) for row in zip(attempts, trials, rows.column("task_key").to_pylist(), strict=True))
-    if by_outcome:
-        kinds = [Kind.FAILURE if status == "failed" else Kind.ATTEMPT for status in rows.column("status").to_pylist()]
-        return (Tombstone(attempt, trial, None, kind.value) for attempt, trial, kind in zip(attempts, trials, kinds, strict=True))
-    return (Tombstone(attempt, trial, None, Kind.ATTEMPT.value) for attempt, trial in zip(attempts, trials, strict=True))
+    columns = [rows.column(name).to_pylist() for name in names]
+    return set(zip(*columns, *([] if by_task else [[None] * rows.num_rows]), strict=True))
 
 
-def _counted(folder: SweepFolder, stones: set[Tombstone]) -> Selection:
-    forgotten = Forgotten(stones)
-    metrics = _rows(folder, "metrics")
-    metrics = metrics.filter(pa.array(forgotten.mask("metrics", metrics)))
-    trials = _rows(folder, "trials")
-    trials = trials.filter(pa.array(forgotten.mask("trials", trials)))
+def _planned(folder: SweepFolder, wanted: Filter, there: defaultdict[str, set[Any]], *, by_task: bool) -> set[tuple[str, str | None]]:
+    """(trial, task or None) of what was asked and matches, whether or not it has a row yet: a queued job would still write it."""
+    found: set[tuple[str, str | None]] = set()
+    for planned in read_asked(folder.plan):
+        for row in planned_rows(planned):
+            for column in wanted.columns:
+                there[column].add(row[column])
+            if wanted.matches(row):
+                found.add((row["trial_id"], row["task_key"] if by_task else None))
+    return found
+
+
+def _others(folder: SweepFolder, keys: set[tuple[str, str | None]], met: set[_Part], *, by_task: bool) -> set[_Part]:
+    """Attempts at the same trials (or tasks) that are not meant."""
+    tables = ("metrics", "samples") if by_task else TABLES
+    there = set().union(*(_parts(_rows(folder, table), by_task=by_task) for table in tables))
+    return {part for part in there if part[1:] in keys} - met
+
+
+def _counted(folder: SweepFolder, lines: list[Tombstone], planned: set[str]) -> Selection:
+    forgotten = Forgotten([Fence(number=NEXT, lines=tuple(lines))], folder.plan)
+
+    def gone(table: str) -> pa.Table:
+        rows = _rows(folder, table, forgotten.columns(table))
+        return rows.filter(pa.array(forgotten.mask(table, rows)))
+
+    metrics, trials = gone("metrics"), gone("trials")
     evaluations = set(zip(metrics.column("trial_id").to_pylist(), metrics.column("task_key").to_pylist(), strict=True))
     return Selection(
-        tombstones=tuple(sorted(stones, key=lambda stone: (stone.trial_id, stone.attempt, stone.task_key or ""))),
-        trials=len({stone.trial_id for stone in stones}),
+        lines=tuple(sorted(lines, key=lambda line: (line.trial_id, line.attempt or "", line.task_key or "", line.kind))),
+        trials=len({line.trial_id for line in lines} - planned),
         evaluations=len(evaluations),
         failures=trials.column("status").to_pylist().count("failed"),
+        planned=len(planned),
     )
 
 
@@ -139,13 +185,41 @@ def _filter(arguments: argparse.Namespace) -> Filter:
     return parse(texts)
 
 
-def _warn_of_workers(folder: SweepFolder) -> None:
-    alive = [heard.record for heard in read_records(folder) if heard.is_alive]
+def _taken_back(folder: SweepFolder) -> str:
+    """Queued jobs that have nothing left to do leave the queue; says so, and what becomes of the others."""
+    try:
+        seen = observe(folder)
+        idle = _idle(folder, seen.in_flight)
+        slurm.cancel([task.job_id for task in idle])
+    except SlurmError as error:
+        return f"{error}. Jobs that would still compute what is forgotten leave it alone by themselves"
+    if idle:
+        # Whoever holds the lock for long (wait=true) writes it down with its own next look.
+        with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose="rerun", wait_seconds=LOCK_SECONDS):
+            write_cancelled(folder, idle)
+    alive = sum(heard.is_alive for heard in seen.records)
+    text = f"{count(len(idle), 'queued job')} had nothing else to do and left the queue" if idle else "no queued job had nothing else to do"
     if alive:
-        print(
-            f"{count(len(alive), 'worker is', 'workers are')} at work. What is being run and has no row yet is not forgotten, and "
-            f"workers run the code that they began with: after a change of code end them first (quantsweep cancel {folder.name})"
-        )
+        text += f"; {count(alive, 'worker is', 'workers are')} at work, and will leave alone what is forgotten, from the next trial on"
+    return text
+
+
+def _idle(folder: SweepFolder, tasks: Iterable[Task]) -> list[Task]:
+    """Pending tasks that have no trial left that is still asked of them."""
+    pending = [task for task in tasks if task.state is slurm.State.PENDING]
+    if not pending:
+        return []
+    done, forgotten, headers = records.read_done(folder.path), read_forgotten(folder.path), read_headers(folder.plan)
+    by_plan: dict[str, set[int]] = {}
+    for task in pending:
+        by_plan.setdefault(task.plan, set()).update(task.shard_ids)
+    busy = {
+        (plan, shard_id)
+        for plan, ids in by_plan.items()
+        for shard_id, planned in read_numbered_trials(folder.plan / plan, ids)
+        if forgotten.still_asked(remaining_tasks(planned, done), headers[plan].launched).tasks
+    }
+    return [task for task in pending if not any((task.plan, shard_id) in busy for shard_id in task.shard_ids)]
 
 
 def _agreed() -> bool:

@@ -9,8 +9,11 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from quantsweep import budget, records, slurm
+import pyarrow as pa
+
+from quantsweep import budget, order, records, slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
+from quantsweep.effective import effective
 from quantsweep.errors import ResultsError, SlurmError
 from quantsweep.launches import dropped_trials, held_trials, left_of
 from quantsweep.launching.lock import lock_holder
@@ -59,13 +62,14 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
     left = left_of(asked, done)
     seen, silence = _observe(folder)
     states = _states(folder, seen, left)
-    attempts = _attempts(folder)
+    rows = _attempts(folder)
+    attempts = rows.to_pylist()
     idle = left - set().union(*states.values())
     held = held_trials(folder, idle)
     dropped = dropped_trials(held)
     asked = {trial_id: tasks for trial_id, tasks in asked.items() if trial_id not in dropped}
     left, idle = left - dropped, idle - dropped
-    failed = [row for row in _latest(attempts) if row["status"] == "failed" and row["trial_id"] in idle]
+    failed = [row for row in effective(folder.path, "trials", rows).to_pylist() if row["status"] == "failed" and row["trial_id"] in idle]
     holds = {trial_id: hold for trial_id, hold in held.items() if trial_id in idle - {row["trial_id"] for row in failed}}
     num_done = sum((trial_id, task) in done for trial_id, tasks in asked.items() for task in tasks)
     per_hour = _trials_per_hour(attempts)
@@ -131,7 +135,7 @@ def _state_name(state: slurm.State) -> str:
 # --- attempts -------------------------------------------------------------------------------------------------------------
 
 
-def _attempts(folder: SweepFolder) -> list[dict[str, Any]]:
+def _attempts(folder: SweepFolder) -> pa.Table:
     columns = [
         "trial_id",
         "status",
@@ -139,17 +143,12 @@ def _attempts(folder: SweepFolder) -> list[dict[str, Any]]:
         "failure_message",
         "failure_fingerprint",
         "finished_at",
-        "attempt",
+        "config",
         "host",
         "slurm_job",
+        *order.COLUMNS,
     ]
-    return records.read_table(folder.path, "trials", columns).to_pylist()  # type: ignore[no-any-return]
-
-
-def _latest(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last attempt of each trial."""
-    ordered = sorted(attempts, key=lambda row: (row["finished_at"], row["attempt"]))
-    return list({row["trial_id"]: row for row in ordered}.values())
+    return records.read_table(folder.path, "trials", columns)
 
 
 def _retried(attempts: list[dict[str, Any]], seen: Observation, failed: Collection[str]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from quantsweep import breaker, records
 from quantsweep.errors import LockedError, QuantsweepError
 from quantsweep.files import filesystem_now
-from quantsweep.forgetting import forgotten_since
+from quantsweep.forgetting import forgotten_since, read_forgotten
 from quantsweep.holds import Hold, holding, read_holds
 from quantsweep.launching.compaction import compact
 from quantsweep.launching.lock import launch_lock
@@ -178,19 +178,21 @@ def _left_behind(folder: SweepFolder, seen: Observation, headers: Mapping[str, P
     done = records.read_done(folder.path)
     roots = {header.root for header in headers.values()}
     # What somebody forgot on purpose comes back with the next launch, and its code; not by itself, with the old one.
-    forgotten = {root: forgotten_since(folder.path, folder.plan / root) for root in roots if (folder.plan / root).exists()}
+    by_name = {root: forgotten_since(folder.path, folder.plan / root) for root in roots if (folder.plan / root).exists()}
+    forgotten = read_forgotten(folder.path)
     shards: dict[str, set[int]] = {}
     mine: set[tuple[str, str]] = set()
     for trial_id, ((plan, shard_id), tasks) in read_owned_tasks(folder.plan).items():
         word = last.get((plan, shard_id))
         if word is None or word in NOT_BY_ITSELF or plan not in headers or trial_id in flying:
             continue
-        missing = any((trial_id, task) not in done for task in tasks)
-        if missing and trial_id not in forgotten.get(headers[plan].root, ()):
+        header = headers[plan]
+        missing = [task for task in tasks if (trial_id, task) not in done and not forgotten.covers(trial_id, task, header.launched)]
+        if missing and trial_id not in by_name.get(header.root, ()):
             shards.setdefault(plan, set()).add(shard_id)
             mine.add((plan, trial_id))
     rest = (
-        (plan, remaining_tasks(planned, done))
+        (plan, forgotten.still_asked(remaining_tasks(planned, done), headers[plan].launched))
         for plan, ids in shards.items()
         for planned in read_shard_trials(folder.plan / plan, ids)
         if (plan, planned.trial.trial_id) in mine  # an older plan's shard has trials that a newer plan took over

@@ -20,7 +20,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ import pyarrow as pa
 from quantsweep import records
 from quantsweep.errors import LockedError, ResultsError
 from quantsweep.files import filesystem_now, write_table
-from quantsweep.forgetting import read_tombstones
+from quantsweep.forgetting import read_forgotten
 from quantsweep.launching.lock import launch_lock
 from quantsweep.paths import SweepFolder
 from quantsweep.workers import STALE_SECONDS, read_records, worker_of_file
@@ -133,8 +133,8 @@ class _Fold:
         now = filesystem_now(self._room)  # after the records: who had ended by then has written all that stands here
         self._recover(now)
         files = records.table_files(self._room)
-        forgotten = read_tombstones(self._folder.path)
-        scanned = self._scan(files, self._closed(files, alive, now), with_live=bool(forgotten.columns(self._table)))
+        forgotten = read_forgotten(self._folder.path)
+        scanned = self._scan(files, self._closed(files, alive, now), forgotten.columns(self._table))
         choices = _compared([(file, forgotten.mask(self._table, file.keys)) for file in scanned if file.is_closed])
         chosen = _worth_it(choices)
         with contextlib.suppress(_ChangedError):  # what is folded by then is folded; the rest is for the next run
@@ -166,13 +166,16 @@ class _Fold:
                 closed.add(path)
         return closed
 
-    def _scan(self, files: Iterable[Path], closed: set[Path], *, with_live: bool) -> list[_Scanned]:
-        """Keys of the closed files (and of the others, if asked); files that are gone, or that this version cannot hold, are left out."""
+    def _scan(self, files: Iterable[Path], closed: set[Path], more: Sequence[str]) -> list[_Scanned]:
+        """Keys and the columns `more` of the closed files (and of the others, if there are any such columns).
+
+        Files that are gone, or that this version cannot hold, are left out.
+        """
         found = []
         for path in files:
-            if path in closed or with_live:
+            if path in closed or more:
                 with contextlib.suppress(FileNotFoundError):
-                    keys, identity, known = self._read(path, _COPY_KEYS[self._table])
+                    keys, identity, known = self._read(path, dict.fromkeys((*_COPY_KEYS[self._table], *more)))
                     found.append(_Scanned(path, identity, keys, path in closed and known))
         return found
 

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from quantsweep import budget, slurm
 from quantsweep.errors import SlurmError
 from quantsweep.files import filesystem_now, write_text
+from quantsweep.forgetting import read_forgotten
 from quantsweep.holds import holding, read_holds
 from quantsweep.launching import cluster as sbatch
 from quantsweep.launching.cluster import NoRoomError, RefusedError
@@ -87,7 +88,7 @@ class _Group:
 
 
 def waiting_shards(folder: SweepFolder, submissions: Iterable[Submission]) -> list[Waiting]:
-    """Shards for Slurm that no live array has and that own a trial which is not done, oldest plan first."""
+    """Shards for Slurm that no live array has and that own a trial which is neither done nor forgotten, oldest plan first."""
     taken = {
         (array.plan, shard_id)
         for submission in submissions
@@ -96,14 +97,16 @@ def waiting_shards(folder: SweepFolder, submissions: Iterable[Submission]) -> li
         for ids in array.tasks
         for shard_id in ids
     }
-    on_slurm = {name for name, header in read_headers(folder.plan).items() if header.launch.cluster.kind == "slurm"}
-    if not on_slurm:
+    launched = {name: header.launched for name, header in read_headers(folder.plan).items() if header.launch.cluster.kind == "slurm"}
+    if not launched:
         return []
-    done = read_done(folder.path)
+    done, forgotten = read_done(folder.path), read_forgotten(folder.path)
     waiting = {
         shard
         for trial_id, (shard, tasks) in read_owned_tasks(folder.plan).items()
-        if shard[0] in on_slurm and shard not in taken and any((trial_id, task) not in done for task in tasks)
+        if shard[0] in launched
+        and shard not in taken
+        and any((trial_id, task) not in done and not forgotten.covers(trial_id, task, launched[shard[0]]) for task in tasks)
     }
     waiting -= _held_shards(folder, waiting)
     order = {path.name: number for number, path in enumerate(plan_files(folder.plan))}

@@ -126,7 +126,7 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
             rows += _not_started(folder, unfinished, task, own, names[task.submission, task.array])
         for record in own:
             if record.ended in (None, ENDED_BY_SLURM):
-                rows += _lost(unfinished, record, task.ended or "UNKNOWN")
+                rows += _lost(folder, unfinished, record, task.ended or "UNKNOWN")
                 over.append(replace(record, ended=f"lost: {task.ended}"))
     _write_new(folder, rows)
     for record in over:
@@ -150,7 +150,7 @@ def _settle_local(folder: SweepFolder, heard: Iterable[Heard]) -> None:
             write_record(folder, replace(one.record, ended="lost"))
 
 
-def _lost(unfinished: _Unfinished, record: WorkerRecord, state: str) -> list[dict[str, Any]]:
+def _lost(folder: SweepFolder, unfinished: _Unfinished, record: WorkerRecord, state: str) -> list[dict[str, Any]]:
     """The row of the trial that a worker was at when it was lost; none if it was between trials, or the loss was wanted."""
     if record.trial_id is None or state in BLAMELESS or record.shard_id is None:
         return []
@@ -158,7 +158,7 @@ def _lost(unfinished: _Unfinished, record: WorkerRecord, state: str) -> list[dic
     if planned is None:
         return []  # every task of it was written; only the trial's own row is missing
     failure = failures.of_lost_job(state, planned.trial.label)
-    return [lost_row(record, planned, failure)]
+    return [lost_row(folder, record, planned, failure)]
 
 
 def _came_to_nothing(own: Sequence[WorkerRecord]) -> bool:
@@ -179,7 +179,7 @@ def _not_started(
     for shard_id in task.shard_ids:
         record = WorkerRecord(worker=task.job_id, host=task.node, pid=0, plan=task.plan, node=task.node, job=task.job_id, shard_id=shard_id)
         left = (planned for planned in unfinished.of(task.plan, shard_id) if not unfinished.has_failed(task.plan, planned))
-        rows += [lost_row(record, planned, failure) for planned in left]
+        rows += [lost_row(folder, record, planned, failure) for planned in left]
     return rows
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,11 +28,13 @@ from pathlib import Path
 from quantsweep import slurm
 from quantsweep.errors import SlurmError
 from quantsweep.files import filesystem_now
+from quantsweep.forgetting import read_forgotten
 from quantsweep.holds import holding, read_holds
 from quantsweep.launching.cluster import VISIBLE_SECONDS
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions, user_name
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_headers, read_shard_trials, shard_trials
+from quantsweep.specs import PlannedTrial
 from quantsweep.workers import STALE_SECONDS, Heard, read_records
 
 STUCK = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue", re.IGNORECASE)
@@ -133,24 +135,36 @@ def to_leave_alone(folder: SweepFolder, seen: Observation) -> frozenset[str]:
         return flying
     at_hand = {heard.record.trial_id for heard in seen.records if heard.is_alive}
     roots = {name: header.root for name, header in read_headers(folder.plan).items()}
-    by_plan: dict[str, set[int]] = {}
-    for task in seen.in_flight:
-        by_plan.setdefault(task.plan, set()).update(task.shard_ids)
     # What one job skips another may run: that of a launch since the hold.
-    return frozenset(
+    return flying & {
         planned.trial.trial_id
-        for plan, ids in by_plan.items()
-        for planned in read_shard_trials(folder.plan / plan, ids)
+        for plan, planned in _planned(folder, seen.in_flight)
         if planned.trial.trial_id in at_hand or holding(holds, planned, roots[plan]) is None
-    )
+    }
 
 
 def in_flight_trials(folder: SweepFolder, tasks: Iterable[Task]) -> frozenset[str]:
-    """Trial ids that some of these tasks have in their shards."""
+    """Trial ids that some of these tasks have in their shards; not those of which something is forgotten: jobs leave that alone."""
+    forgotten = read_forgotten(folder.path)
+    if not forgotten:
+        return frozenset().union(*(shard_trials(folder.plan / plan, ids) for plan, ids in _shards(tasks).items()))
+    launched = {name: header.launched for name, header in read_headers(folder.plan).items()}
+    return frozenset(
+        planned.trial.trial_id for plan, planned in _planned(folder, tasks) if forgotten.still_asked(planned, launched[plan]) is planned
+    )
+
+
+def _planned(folder: SweepFolder, tasks: Iterable[Task]) -> Iterator[tuple[str, PlannedTrial]]:
+    """(plan, trial) of everything that some of these tasks have in their shards."""
+    return ((plan, planned) for plan, ids in _shards(tasks).items() for planned in read_shard_trials(folder.plan / plan, ids))
+
+
+def _shards(tasks: Iterable[Task]) -> dict[str, set[int]]:
+    """Plan → shards of some tasks."""
     by_plan: dict[str, set[int]] = {}
     for task in tasks:
         by_plan.setdefault(task.plan, set()).update(task.shard_ids)
-    return frozenset().union(*(shard_trials(folder.plan / plan, ids) for plan, ids in by_plan.items()))
+    return by_plan
 
 
 def _refuse_strangers(folder: SweepFolder, submissions: Sequence[Submission]) -> None:

@@ -25,7 +25,7 @@ from quantsweep import records
 from quantsweep.cli.rerun import select
 from quantsweep.files import write_table
 from quantsweep.filters import parse
-from quantsweep.forgetting import write_tombstones
+from quantsweep.forgetting import write_fence
 from quantsweep.launching.compaction import compact
 from quantsweep.paths import TABLES, SweepFolder
 
@@ -196,7 +196,7 @@ def main() -> None:
         read_all(folder)
         print("quantsweep rerun bit_width=3 (a sixth of all):")
         timed("select", lambda: select(folder, parse(["bit_width=3"])), times=1)
-        write_tombstones(folder, select(folder, parse(["bit_width=3"])).tombstones)
+        write_fence(folder, select(folder, parse(["bit_width=3"])).lines)
         read_all(folder)
         timed("compact: rewrites all files", lambda: compact(folder), times=1)
         read_all(folder)

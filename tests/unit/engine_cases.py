@@ -26,6 +26,7 @@ from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.refill import SubmitSummary, submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import SubmittedArray, job_prefix, read_submissions
+from quantsweep.order import launch_number
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import Expansion, build_plan, write_plan
 from quantsweep.specs import ClusterSpec, LaunchSettings, ModelSpec, PlannedTrial, Resources, RunSettings, TaskSpec, TrialSpec
@@ -84,22 +85,34 @@ def finish(
 ) -> None:
     """The rows of a trial that was done (or of some of its tasks)."""
     done = planned.tasks if tasks is None else tuple(tasks)
-    identity = records.identity_columns(planned.trial)
+    identity = {**records.identity_columns(planned.trial), "launch": launch_number(folder.plan, plan), "life": 0}
     when = datetime.now(UTC)
     rows = [row("metrics", **identity, **records.task_columns(task), plan=plan, finished_at=when) for task in done]
     writer = records.Writer(folder, f"w{next(_numbers)}")
     writer.add("metrics", rows)
     if done == planned.tasks:
-        writer.add("trials", [row("trials", **identity, status="done", failure_class=None, plan=plan, host=host, finished_at=when)])
+        values = {"status": "done", "failure_class": None, "config": records.config_json(planned)}
+        writer.add("trials", [row("trials", **identity, **values, plan=plan, host=host, finished_at=when)])
 
 
 def fail(folder: SweepFolder, planned: PlannedTrial, cause: str, *, plan: str, fingerprint: str = "abc", host: str = "n0") -> None:
     """The row of a failed attempt."""
     number = next(_numbers)
-    values = {"status": "failed", "failure_class": cause, "failure_fingerprint": fingerprint, "failure_message": f"it was {cause}"}
-    identity = records.identity_columns(planned.trial)
-    made = row("trials", **identity, **values, plan=plan, attempt=f"a{number}", host=host, finished_at=datetime.now(UTC))
-    records.Writer(folder, f"w{number}").add("trials", [made])
+    values = {
+        **records.identity_columns(planned.trial),
+        "status": "failed",
+        "failure_class": cause,
+        "failure_fingerprint": fingerprint,
+        "failure_message": f"it was {cause}",
+        "config": records.config_json(planned),
+        "plan": plan,
+        "launch": launch_number(folder.plan, plan),
+        "life": 0,
+        "attempt": f"a{number:06d}",
+        "host": host,
+        "finished_at": datetime.now(UTC),
+    }
+    records.Writer(folder, f"w{number}").add("trials", [row("trials", **values)])
 
 
 def failed_rows(folder: SweepFolder) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from quantsweep import budget, failures, records
+from quantsweep import budget, failures
 from quantsweep.errors import LockedError
-from quantsweep.forgetting import Kind, Tombstone, write_tombstones
+from quantsweep.forgetting import Kind, Tombstone, write_fence
 from quantsweep.holds import cancelled, read_holds
 from quantsweep.launching import advance as module
 from quantsweep.launching.advance import StepSummary, advance, advance_now_and_then
@@ -346,12 +346,9 @@ def test_what_was_forgotten_since_comes_back_with_the_next_launch_only(sweep: Sw
     submit(sweep)
     for one in planned:
         finish(sweep, one, plan=plan.name)
-    [attempt] = {row["attempt"] for row in records.read_table(sweep.path, "metrics").to_pylist()}
-    write_tombstones(sweep, [Tombstone(attempt, planned[0].trial.trial_id, None, Kind.ATTEMPT)])
+    write_fence(sweep, [Tombstone(None, planned[0].trial.trial_id, None, Kind.TRIAL)])
     step = end(sweep, site)
-    assert (step.retried, newest(sweep)) == (0, plan.name)
-    [tombstone] = sweep.plan.glob("forgotten-*.parquet")
-    os.utime(tombstone, (time.time() - 60,) * 2)
+    assert (step.retried, step.submitted.shards, newest(sweep)) == (0, 0, plan.name)
     write(sweep, planned)
     submit(sweep)
     assert end(sweep, site, "NODE_FAIL").retried == 1, "it is the new launch's"

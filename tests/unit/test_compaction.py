@@ -23,7 +23,7 @@ from quantsweep import records, workers
 from quantsweep.cli.main import main
 from quantsweep.errors import LockedError, ResultsError
 from quantsweep.files import write_table
-from quantsweep.forgetting import Kind, Tombstone, write_tombstones
+from quantsweep.forgetting import Kind, Tombstone, write_fence
 from quantsweep.launching import compaction
 from quantsweep.launching.compaction import compact
 from quantsweep.launching.lock import launch_lock
@@ -361,7 +361,7 @@ def test_a_listing_that_straddles_a_compaction_is_made_again(folder: SweepFolder
 def test_forgotten_rows_leave_the_files_but_for_those_of_live_workers(folder: SweepFolder) -> None:
     worker(folder, range(2), **ENDED)
     live = worker(folder, range(2, 4))
-    write_tombstones(folder, [Tombstone(f"a{n}", f"{n:016x}", None, Kind.ATTEMPT) for n in (0, 2)])
+    write_fence(folder, [Tombstone(f"a{n}", f"{n:016x}", None, Kind.ATTEMPT) for n in (0, 2)])
     summary = compact(folder)
     assert numbers(folder) == Counter([1, 2, 3])
     assert (summary.tables["metrics"].forgotten, summary.tables["metrics"].forgotten_left) == (1, 1)
@@ -376,7 +376,7 @@ def test_forgotten_rows_leave_the_files_but_for_those_of_live_workers(folder: Sw
 
 def test_a_file_whose_rows_are_all_forgotten_goes(folder: SweepFolder) -> None:
     worker(folder, range(1), **ENDED)
-    write_tombstones(folder, [Tombstone("a0", f"{0:016x}", None, Kind.ATTEMPT)])
+    write_fence(folder, [Tombstone("a0", f"{0:016x}", None, Kind.ATTEMPT)])
     compact(folder)
     assert files(folder) == []
 

@@ -157,56 +157,17 @@ def test_load_results_has_each_evaluation_once_and_the_latest(
     folder = SweepFolder(tmp_path_factory.mktemp("s") / "sweep")
     folder.create()
     latest: dict[tuple[str, str], tuple[int, float]] = {}
-    for trial, task, when, value in rows:
-        if any(w == when for (t, k), (w, _) in latest.items() if (t, k) == (trial, task)):
-            continue  # two attempts in the same microsecond: either may stand
-        records.Writer(folder, "w").add(
-            "metrics", [row("metrics", trial_id=trial, task_key=task, value=value, finished_at=NOW + timedelta(seconds=when))]
-        )
-        latest[trial, task] = max(latest.get((trial, task), (-1, 0.0)), (when, value))
+    for number, (trial, task, launch, value) in enumerate(rows):
+        if any(known == launch for pair, (known, _) in latest.items() if pair == (trial, task)):
+            continue  # two attempts of one launch: other things than the launch decide
+        when = NOW - timedelta(seconds=number)
+        values = {"launch": launch, "attempt": str(number), "value": value, "finished_at": when}
+        records.Writer(folder, "w").add("metrics", [row("metrics", trial_id=trial, task_key=task, **values)])
+        latest[trial, task] = max(latest.get((trial, task), (-1, 0.0)), (launch, value))
     frame = quantsweep.load_results(folder.path)
     assert {(r.trial_id, r.task_key): r.value for r in frame.itertuples()} == {key: value for key, (_, value) in latest.items()}
     assert len(frame) == len(latest)
     assert records.read_done(folder.path) == frozenset(latest)
-
-
-KEY_CHOICES = [("trial_id",), ("trial_id", "task_key"), ("task_key", "metric")]
-some_rows = st.lists(
-    st.fixed_dictionaries(
-        {
-            "trial_id": st.sampled_from(["a", "b", None]),
-            "task_key": st.sampled_from(["t", "u"]),
-            "metric": st.sampled_from(["x", "y"]),
-            "attempt": st.sampled_from(["1", "2", "10"]),
-            "finished_at": st.sampled_from([NOW, NOW + timedelta(seconds=1), None]),
-            "value": st.integers(0, 999),
-        }
-    ),
-    max_size=25,
-)
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("trial_id", "task_key", "metric", "attempt")]
-    + [("finished_at", pa.timestamp("us", tz="UTC")), ("value", pa.int64())]
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(some_rows, st.sampled_from(KEY_CHOICES), st.booleans(), st.integers(1, 4))
-def test_latest_is_what_a_plain_loop_finds(rows: list[dict[str, Any]], keys: tuple[str, ...], encode: bool, pieces: int) -> None:
-    """Doubled keys, ties in time, nulls, several chunks with dictionaries of their own."""
-    size = max(1, len(rows) // pieces)
-    parts = [pa.Table.from_pylist(rows[i : i + size], schema=SCHEMA) for i in range(0, len(rows), size)] or [SCHEMA.empty_table()]
-    if encode:
-        code = pa.schema([(f.name, pa.dictionary(pa.int32(), f.type) if f.type == pa.string() else f.type) for f in SCHEMA])
-        parts = [part.cast(code) for part in parts]
-    best: dict[tuple[Any, ...], int] = {}
-    for i, r in enumerate(rows):
-        rank = (r["finished_at"] or datetime.max.replace(tzinfo=UTC), r["attempt"], i)
-        key = tuple(r[name] for name in keys)
-        known = best.get(key)
-        if known is None or rank >= (rows[known]["finished_at"] or datetime.max.replace(tzinfo=UTC), rows[known]["attempt"], known):
-            best[key] = i
-    assert records.latest(pa.concat_tables(parts), keys).to_pylist() == [rows[i] for i in sorted(best.values())]
 
 
 def test_a_file_that_is_gone_when_it_is_read_is_looked_for_again(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_records import row
 
@@ -16,10 +18,11 @@ from quantsweep.cli.main import main
 from quantsweep.cli.rerun import select
 from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.filters import parse
-from quantsweep.forgetting import Kind, Tombstone, read_tombstones, write_tombstones
+from quantsweep.forgetting import SCHEMA, Kind, Tombstone, read_forgotten, write_fence
 from quantsweep.paths import SweepFolder
 from quantsweep.words import count
 from quantsweep.workers import WorkerRecord, write_record
+from tests.unit.engine_cases import trial
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def folder(tmp_path: Path) -> SweepFolder:
 
 def attempt(folder: SweepFolder, model: str, name: str, tasks: list[str], status: str = "done", **values: Any) -> None:
     common = {"model": model, "trial_id": f"trial-{model}", "attempt": name} | {
-        key: values.pop(key) for key in ("code_commit",) if key in values
+        key: values.pop(key) for key in ("code_commit", "launch") if key in values
     }
     for task in tasks:
         where = {"task": task.split("@")[0], "task_key": task}
@@ -43,6 +46,7 @@ def attempt(folder: SweepFolder, model: str, name: str, tasks: list[str], status
         records.write_rows(folder, "metrics", [row("metrics", **common, **where, metric=m) for m in ("x", "y")], f"{name}-{task}")
     records.write_rows(folder, "layers", [row("layers", **common)], name)
     failure = {f"failure_{key}": None for key in ("class", "message", "fingerprint", "traceback")}
+    common["config"] = records.config_json(trial())
     records.write_rows(folder, "trials", [row("trials", **{**common, "status": status, **failure, **values})], name)
 
 
@@ -93,12 +97,12 @@ def test_what_matches_is_forgotten_and_nothing_else(
 
 
 def test_forgotten_at_once_also_before_compaction_and_later_attempts_count(folder: SweepFolder) -> None:
-    write_tombstones(folder, select(folder, parse(["model=b"])).tombstones)
+    write_fence(folder, select(folder, parse(["model=b"])).lines)
     assert len(pd.read_parquet(folder.table("metrics"))) == 8
     assert {trial for trial, _ in records.read_done(folder.path)} == {"trial-a"}
     assert "b1" not in set(quantsweep.load_layers(folder.path).attempt)
     assert "b1" not in set(quantsweep.load_trials(folder.path, attempts=True).attempt)
-    attempt(folder, "b", "b2", ["t@1"])
+    attempt(folder, "b", "b2", ["t@1"], launch=2)
     assert ("trial-b", "t@1") in records.read_done(folder.path)
     assert set(
         quantsweep.load_results(
@@ -109,20 +113,51 @@ def test_forgotten_at_once_also_before_compaction_and_later_attempts_count(folde
     ) == {"b2"}
 
 
-def test_what_a_forgotten_attempt_writes_later_is_forgotten_too(folder: SweepFolder) -> None:
-    write_tombstones(folder, select(folder, parse(["model=b"])).tombstones)
-    attempt(folder, "b", "b1", ["v@1"])
-    assert ("trial-b", "v@1") not in records.read_done(folder.path)
+@pytest.mark.parametrize("name", ["b1", "b9"], ids=["the same attempt", "another one"])
+@pytest.mark.parametrize("texts", ["model=b", "code_commit=old", "status=done"])
+def test_whatever_was_asked_for_before_never_comes_back_whoever_writes_it(folder: SweepFolder, name: str, texts: str) -> None:
+    write_fence(folder, select(folder, parse([texts])).lines)
+    attempt(folder, "b", name, ["t@1", "v@1"], code_commit="newest")
+    assert {trial for trial, _ in records.read_done(folder.path)} == {"trial-a"}
+    for load in (quantsweep.load_results, quantsweep.load_samples, quantsweep.load_trials, quantsweep.load_layers):
+        assert set(load(folder.path).trial_id) == {"trial-a"}
+    assert main(["compact", str(folder.path)]) == 0
+    assert set(pd.read_parquet(folder.table("metrics")).trial_id) == {"trial-a"}
+    attempt(folder, "b", "b3", ["t@1"], launch=2)
+    assert ("trial-b", "t@1") in records.read_done(folder.path)
+
+
+def test_of_one_trial_what_other_code_wrote_before_stays_and_what_it_writes_later_does_not(folder: SweepFolder) -> None:
+    write_fence(folder, select(folder, parse(["code_commit=old"])).lines)
+    assert standing(folder) == ({("a2", "u@1")}, {"a2"})
+    attempt(folder, "a", "a3", ["t@1"], code_commit="old")
+    assert standing(folder) == ({("a2", "u@1")}, {"a2"})
+
+
+def test_tombstones_of_older_versions_are_heeded(folder: SweepFolder) -> None:
+    """As commit 8d87509 wrote them: exact attempts, no number; its rows have no launch of their own."""
+    lines = [
+        {"attempt": "b1", "trial_id": "trial-b", "task_key": None, "kind": "attempt"},
+        {"attempt": "a2", "trial_id": "trial-a", "task_key": "u@1", "kind": "evaluation"},
+        {"attempt": "a1", "trial_id": "trial-a", "task_key": None, "kind": "failure"},
+    ]
+    pq.write_table(pa.Table.from_pylist(lines, schema=SCHEMA), folder.plan / "forgotten-0018f2b4c6d8e0a1-1a2b3c4d.parquet")
+    for path in folder.path.glob("*/*.parquet"):
+        if path.parent.name != "plan":
+            pq.write_table(pq.read_table(path).drop_columns(["launch", "life"]), path)
+    assert standing(folder) == ({("a1", "t@1")}, {"a2"})
+    attempt(folder, "b", "b2", ["t@1"])
+    assert ("b2", "t@1") in standing(folder)[0]
 
 
 def test_the_same_attempt_name_in_another_trial_is_not_meant(folder: SweepFolder) -> None:
-    write_tombstones(folder, [Tombstone("b1", "trial-other", None, Kind.ATTEMPT), Tombstone("b1", "trial-b", "t@1", Kind.EVALUATION)])
+    write_fence(folder, [Tombstone("b1", "trial-other", None, Kind.ATTEMPT), Tombstone("b1", "trial-b", "t@1", Kind.EVALUATION)])
     assert standing(folder)[0] == EVERYTHING - {("b1", "t@1")}
     assert standing(folder)[1] == {"a1", "a2", "b1"}
 
 
 def test_columns_that_were_not_asked_for_do_not_appear(folder: SweepFolder) -> None:
-    write_tombstones(folder, select(folder, parse(["model=b"])).tombstones)
+    write_fence(folder, select(folder, parse(["model=b"])).lines)
     assert records.read_table(folder.path, "metrics", ["value"]).column_names == ["value"]
     assert records.read_table(folder.path, "metrics", ["value"]).num_rows == 4
 
@@ -170,9 +205,9 @@ def test_live_workers_are_told_and_keep_their_files(folder: SweepFolder, capsys:
 
 
 def test_a_damaged_tombstone_is_said_since_its_rows_would_come_back(folder: SweepFolder) -> None:
-    (folder.plan / "forgotten-1.parquet").write_bytes(b"nothing")
-    with pytest.raises(ResultsError, match=r"forgotten-1\.parquet"):
-        read_tombstones(folder.path)
+    (folder.plan / "fence-00001-20260101T000000-1a2b3c4d.parquet").write_bytes(b"nothing")
+    with pytest.raises(ResultsError, match=r"fence-00001-20260101T000000-1a2b3c4d\.parquet"):
+        read_forgotten(folder.path)
 
 
 @pytest.mark.parametrize("options", [["--task", "t", "--task", "u"], ["--task", "t,u"]])
