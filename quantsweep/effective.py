@@ -22,14 +22,16 @@ from quantsweep.plan import remaining_tasks
 from quantsweep.specs import PlannedTrial
 
 PAIR = ("trial_id", "task_key")
+TRIAL_COLUMNS = ("trial_id", "status", "config", *order.COLUMNS)
+"""What `effective` needs of the table of trials."""
 _KEYS = {"metrics": (*PAIR, "metric"), "samples": PAIR, "layers": ("trial_id", "layer"), "trials": ("trial_id",)}
 
 
 def effective(folder: Path, table: str, rows: pa.Table) -> pa.Table:
     """Those rows of a table of the sweep in `folder` that count, in the order in which they come.
 
-    rows: what `records.read_table` or `read_encoded` gave of whole trials, with order.COLUMNS and the table's keys (trials: with
-    `status` and `config`).
+    rows: what `records.read_table` or `read_encoded` gave of whole trials, with order.COLUMNS and the table's keys (trials:
+    TRIAL_COLUMNS).
     """
     if table == "metrics":
         return _of_one_attempt(rows, PAIR, _KEYS[table])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from quantsweep import records
+from quantsweep.effective import TRIAL_COLUMNS, effective
 from quantsweep.exit_status import ExitStatus, of_trials
 from quantsweep.holds import Hold, holding, read_holds
 from quantsweep.paths import SweepFolder
@@ -78,6 +79,6 @@ def ending(folder: SweepFolder, asked: Mapping[str, Collection[str]], *, has_bud
         return ExitStatus.DONE
     held = held_trials(folder, left)
     not_run = left - held.keys()
-    attempts = records.latest(records.read_table(folder.path, "trials", ["trial_id", "status", "finished_at", "attempt"]), ("trial_id",))
+    attempts = effective(folder.path, "trials", records.read_table(folder.path, "trials", TRIAL_COLUMNS))
     failed = {row["trial_id"] for row in attempts.to_pylist() if row["status"] == "failed"} & left
     return of_trials(failed=len(failed) or (0 if has_budget else len(not_run)), held=len(held), budget_spent=bool(not_run))
