@@ -84,7 +84,10 @@ class SweepFolder:
 
     def remove_if_empty(self) -> None:
         """Take away rooms in which nothing was put (what was asked turned out to be a mistake)."""
-        if not any(path.is_file() for path in self.path.rglob("*")):
+        files = [path for path in self.path.rglob("*") if path.is_file()]
+        if all(_is_free_lock(path) for path in files):
+            for path in files:
+                path.unlink()
             for room in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True):
                 room.rmdir()
             self.path.rmdir()
@@ -112,6 +115,11 @@ class SweepFolder:
             raise ResultsError(
                 f"results folder {self.path} cannot be made: {parent} is not a writable folder. Give another with results_dir=…"
             )
+
+
+def _is_free_lock(path: Path) -> bool:
+    """True for the file of a lock that was given back (`quantsweep.launching.lock`): nothing that anybody put there."""
+    return ".lock." in path.name and '"released": true' in path.read_text()
 
 
 def sweep_folder(results_dir: str | Path, sweep: str) -> SweepFolder:

@@ -28,7 +28,7 @@ from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import asked_folder, prepare, refuse_unpinned
 from quantsweep.launches import ending
 from quantsweep.launching.cluster import within_nodes
-from quantsweep.launching.lock import RUN, launch_lock
+from quantsweep.launching.lock import RUN, check_held, launch_lock
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import Observation
@@ -86,6 +86,7 @@ class QuantsweepSweeper(Sweeper):
                 self._finish(folder, prepared.plan, here=here)
                 return returned
             plan = prepared.plan if here else replace(prepared.plan, launch=_on_slurm(prepared.plan.launch, folder))
+            check_held(folder.plan / "launch.lock")
             path = write_plan(folder.plan, plan, typed=typed(["-m", *arguments]))
             returned = self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in plan.shards], initial_job_idx=0)
             self._finish(folder, plan, here=here)

@@ -22,7 +22,7 @@ from quantsweep.files import filesystem_now
 from quantsweep.forgetting import forgotten_since, read_forgotten
 from quantsweep.holds import Hold, holding, read_holds
 from quantsweep.launching.compaction import compact
-from quantsweep.launching.lock import launch_lock
+from quantsweep.launching.lock import check_not_lost, launch_lock
 from quantsweep.launching.nodes import broken_nodes
 from quantsweep.launching.refill import SubmitSummary, submit_waiting
 from quantsweep.launching.settle import NOT_BY_ITSELF, settle
@@ -154,6 +154,7 @@ def plan_retries(folder: SweepFolder, seen: Observation) -> tuple[int, dict[str,
             continue
         model = replace(planned.trial.model, resources=verdict.resources)
         again.setdefault(root, []).append(replace(planned, trial=replace(planned.trial, model=model)))
+    check_not_lost(folder.plan / "launch.lock")
     for root, trials in again.items():
         _write_retry(folder, headers[root], trials)
     return sum(map(len, again.values())), dict(given_up)

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from quantsweep import budget
+from quantsweep.launching.lock import check_not_lost
 from quantsweep.launching.submissions import read_submissions, spent_by_job
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header, shard_samples
@@ -107,7 +108,9 @@ def run_local(plan_path: Path, shard_ids: Sequence[int], *, total: int, workers:
         for index in range(workers)
     ]
     with stopped_by_signals(stop), _display(total) as display:
-        if not _attend([_Hand(make, stop, todo, summary, display) for make in makers], stop, display):
+        if not _attend(
+            [_Hand(make, stop, todo, summary, display, plan_path.resolve().parent / "launch.lock") for make in makers], stop, display
+        ):
             summary.problems.append(f"workers did not end within {DROP_SECONDS:.0f} s: does {plan_path.parent} answer?")
     summary.budget_spent = stop.reason == Stop.BUDGET
     summary.interrupted = stop.reason in (Stop.PERSON, Stop.ENDED) and not summary.problems
@@ -136,10 +139,10 @@ class _Hand(threading.Thread):
     """One worker thread: takes shards until there are none."""
 
     def __init__(
-        self, make: Callable[[], Worker], stop: Stop, todo: queue.SimpleQueue[int], summary: LocalSummary, display: _Display
+        self, make: Callable[[], Worker], stop: Stop, todo: queue.SimpleQueue[int], summary: LocalSummary, display: _Display, lock: Path
     ) -> None:
         super().__init__(daemon=True)
-        self._make, self._stop_asked, self._todo, self._summary, self._display = make, stop, todo, summary, display
+        self._make, self._stop_asked, self._todo, self._summary, self._display, self._lock = make, stop, todo, summary, display, lock
 
     def run(self) -> None:
         """Until the queue is empty, a stop, or results that cannot be written."""
@@ -158,6 +161,7 @@ class _Hand(threading.Thread):
         elif status == "failed":
             self._summary.failed += 1
         self._display.advance(planned, self._summary)
+        check_not_lost(self._lock)  # this machine may have slept, and another launch be at work: what is written stays, no more is begun
 
 
 def _attend(crew: list[_Hand], stop: Stop, display: _Display) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 from quantsweep import failures, records, slurm
 from quantsweep.attempts import lost_row
 from quantsweep.launching.charges import charges
+from quantsweep.launching.lock import check_not_lost
 from quantsweep.launching.submissions import Submission, read_submissions
 from quantsweep.launching.tasks import Observation, Task, observe
 from quantsweep.paths import SweepFolder
@@ -40,12 +41,14 @@ OUTPUT_TAIL = 2_000
 def settle(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
     """Look, write down what has ended, and return what was seen, as it is written now (its in_flight is what may still run)."""
     seen = observe(folder, assume_dead=assume_dead)
+    check_not_lost(folder.plan / "launch.lock")
     slurm.cancel([task.job_id for task in seen.ended if task.to_cancel])
     _settle_tasks(folder, seen)
     _settle_local(folder, seen.records)
     seen = _with_own_words(seen)
     flying = {task.submission for task in seen.in_flight}
     ended, spent = _words(seen), charges(folder, seen)
+    check_not_lost(folder.plan / "launch.lock")
     written = (one if one.closed else _close(one, ended, spent, is_flying=one.path in flying) for one in seen.submissions)
     return replace(seen, submissions=tuple(written))
 
@@ -59,6 +62,7 @@ def write_cancelled(folder: SweepFolder, tasks: Iterable[Task]) -> None:
     for task in tasks:
         if task.state is slurm.State.PENDING:
             words.setdefault((task.submission, task.array), {})[task.index] = slurm.State.CANCELLED.word
+    check_not_lost(folder.plan / "launch.lock")
     for submission in read_submissions(folder):
         arrays = tuple(
             replace(array, ended={**words.get((submission.path, number), {}), **array.ended})
@@ -128,6 +132,7 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
             if record.ended in (None, ENDED_BY_SLURM):
                 rows += _lost(folder, unfinished, record, task.ended or "UNKNOWN")
                 over.append(replace(record, ended=f"lost: {task.ended}"))
+    check_not_lost(folder.plan / "launch.lock")
     _write_new(folder, rows)
     for record in over:
         write_record(folder, record)

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import quantsweep
+from quantsweep.launching.lock import lock_holder
 from quantsweep.paths import SweepFolder
 from quantsweep.workers import read_records
 from tests.conftest import ROOT, Launch
@@ -211,14 +212,14 @@ def test_ctrl_c_finishes_what_is_at_hand_and_says_how_to_go_on(tmp_path: Path) -
     assert set(trials.trial_id) == set(kept.index[kept == 3]), "a trial whose tasks are all there has its own row"
     assert [heard.record.ended for heard in read_records(SweepFolder(folder))] == ["stopped"], "no record stays open"
     assert "The same command goes on from here" in output
-    assert not (folder / "plan" / "launch.lock").exists()
+    assert lock_holder(folder / "plan" / "launch.lock") is None
     assert 0 < quantsweep.load_results(folder).trial_id.nunique() < 12
 
 
 def test_two_launches_of_one_sweep_at_once(tmp_path: Path, launch: Launch) -> None:
     arguments = ("-m", SMALLEST, "bit_width=3,4", "limit=40", "sweep=twice")
     process = start(tmp_path, *arguments)
-    wait_for(lambda: (tmp_path / "results" / "twice" / "plan" / "launch.lock").exists())
+    wait_for(lambda: (tmp_path / "results" / "twice" / "plan" / "launch.lock.1").exists())
     refused = launch(*arguments, expect=1)
     assert f"process {process.pid}" in refused.stderr
     process.communicate(timeout=300)

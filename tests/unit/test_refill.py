@@ -401,12 +401,12 @@ def test_where_slurm_falls_silent_the_intent_stays_until_somebody_can_ask(sweep:
 def test_who_lost_the_lock_submits_no_more(sweep: SweepFolder, site: Site) -> None:
     """Stopped for long (a suspended laptop) between two arrays; another launch has taken over."""
     planned = three_arrays(sweep, site)
-    lock = sweep.plan / "launch.lock"
+    lock = sweep.plan / "launch.lock.2"
     genuine = site.submit_array
 
     def slept(*arguments: object, **more: object) -> int:
         number = genuine(*arguments, **more)  # type: ignore[arg-type]
-        lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "theirs", "purpose": "launch"}))
+        lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "theirs", "purpose": "launch", "machine": "another"}))
         return number
 
     with pytest.MonkeyPatch.context() as patch:
