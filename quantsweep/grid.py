@@ -8,10 +8,16 @@ means (or that it means nothing) is decided later, by `quantsweep.schema` and `q
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
+
+from quantsweep.checks import shown
+from quantsweep.conditions import Exclusion
+
+MAX_SHOWN = 6
+"""Values of an axis that are said one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +33,15 @@ class Grid:
     """A product of axes.
 
     origin: tells people where it was written: "sweeps/quickstart.yaml, grid 2".
-    typed: keys of a study's grid whose values were typed on the command line instead.
+    typed: keys of a study's grid whose values were typed on the command line instead; changes: the same in words.
+    exclusions: which of its trials its author leaves out.
     """
 
     axes: tuple[Axis, ...]
     origin: str
     typed: frozenset[str] = frozenset()
+    changes: tuple[str, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
 
     @property
     def size(self) -> int:
@@ -43,6 +52,16 @@ class Grid:
     def keys(self) -> tuple[str, ...]:
         """The keys of the axes, in order."""
         return tuple(axis.key for axis in self.axes)
+
+    def with_axis(self, new: Axis) -> Grid:
+        """The grid with a typed axis in place of its own one of that key, or beside the others."""
+        old = next((axis for axis in self.axes if axis.key == new.key), None)
+        if old == new:
+            return replace(self, typed=self.typed | {new.key})
+        axes = tuple(new if axis is old else axis for axis in self.axes) if old else (*self.axes, new)
+        instead = f" in place of {_listed(old.values)}" if old else ""
+        change = f"{new.key}={_listed(new.values)}{instead}"
+        return replace(self, axes=axes, typed=self.typed | {new.key}, changes=(*self.changes, change))
 
     def candidates(self) -> Iterator[dict[str, Any]]:
         """Every combination, the last axis fastest.
@@ -66,13 +85,13 @@ def refine(grids: tuple[Grid, ...], overrides: Mapping[str, tuple[Any, ...]]) ->
     for key, values in overrides.items():
         axis = Axis(key=key, values=values)
         if any(key in grid.keys for grid in grids):
-            grids = tuple(_replace_axis(grid, axis) for grid in grids)
+            grids = tuple(grid.with_axis(axis) if key in grid.keys else grid for grid in grids)
         else:
-            grids = tuple(replace(grid, axes=(*grid.axes, axis), typed=grid.typed | {key}) for grid in grids)
+            grids = tuple(grid.with_axis(axis) for grid in grids)
     return grids
 
 
-def _replace_axis(grid: Grid, new: Axis) -> Grid:
-    if new.key not in grid.keys:
-        return grid
-    return replace(grid, axes=tuple(new if axis.key == new.key else axis for axis in grid.axes), typed=grid.typed | {new.key})
+def _listed(values: Sequence[Any]) -> str:
+    """Values as they are typed; of many the first and their number."""
+    words = [shown(value).strip("'") for value in values[:MAX_SHOWN]]
+    return ",".join(words) + (f",… ({len(values)} values)" if len(values) > MAX_SHOWN else "")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from quantsweep.errors import ConfigurationErrors
-from quantsweep.schema import AUTO, BASELINE_BITS, NO_CALIBRATION, QUANTIZATION_KEYS
-from quantsweep.specs import TrialSpec
+from quantsweep.schema import AUTO, NO_CALIBRATION, QUANTIZATION_KEYS
+from quantsweep.specs import BASELINE_BITS, TrialSpec
 
 UNSET = ("", "null", "[]", AUTO)
 """Typed values that ask for nothing."""

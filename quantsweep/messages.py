@@ -57,6 +57,7 @@ def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
         f"  done        {counts['done']:>9,}   {left}",
         *_what(plan),
     ]
+    lines += [f"  changed     {change}" for change in plan.expansion.changes]
     reasons = skipped_summary(plan.expansion)
     lines += [f"  skipped     {reason}" for reason in reasons[:MAX_REASONS]]
     if len(reasons) > MAX_REASONS:

@@ -20,12 +20,13 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from quantsweep.conditions import facts_of
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, ResultsError
 from quantsweep.files import filesystem_now, write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
-from quantsweep.specs import LaunchSettings, ModelSpec, PlannedTrial, RunSettings, Shard, canonical_json
+from quantsweep.specs import LaunchSettings, ModelSpec, PlannedTrial, RunSettings, Shard, TrialSpec, canonical_json
 from quantsweep.typed import Typed
 
 PLAN_SCHEMA = pa.schema(
@@ -49,12 +50,14 @@ class Expansion:
     """What the grids came to, before anything is known of what is done.
 
     duplicates: candidates that were equal to an earlier one.  skipped: reason → (count, an example).
+    changes: what was typed over a study, in words, grid by grid.
     """
 
     trials: tuple[PlannedTrial, ...]
     duplicates: int
     skipped: Mapping[str, tuple[int, str]]
     candidates: int
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,7 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
     duplicates = candidates = 0
     all_verdicts: list[_Verdicts] = []
     for grid in grids:
+        skipped |= {exclusion.reason: (0, "nothing") for exclusion in grid.exclusions if exclusion.reason not in skipped}
         all_verdicts.append(verdicts := _Verdicts(grid))
         for candidate in grid.candidates():
             candidates += 1
@@ -131,12 +135,13 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
                 problems.append(f"{error} ({grid.origin})")
                 continue
             verdicts.note(candidate, resolved.reason)
+            reason = resolved.reason or _excluded(grid, resolved.trial)
             if resolved.reason is not None and not grid.axes:
                 problems.append(resolved.reason)  # nobody asked for anything else
-            if resolved.trial is None:
-                reason = str(resolved.reason)
-                count, example = skipped.get(reason, (0, resolved.description))
-                skipped[reason] = (count + 1, example)
+            if resolved.trial is None or reason is not None:
+                reason = str(reason)
+                count, example = skipped.get(reason, (0, ""))
+                skipped[reason] = (count + 1, example if count else resolved.description)
                 continue
             planned = PlannedTrial(trial=resolved.trial, tasks=resolved.tasks)
             known = found.get(planned.trial.trial_id)
@@ -149,6 +154,14 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
     if problems:
         raise ConfigurationErrors(problems)
     return Expansion(trials=tuple(found.values()), duplicates=duplicates, skipped=skipped, candidates=candidates)
+
+
+def _excluded(grid: Grid, trial: TrialSpec | None) -> str | None:
+    """Why the study's author leaves a trial out; None if nobody does."""
+    if trial is None or not grid.exclusions:
+        return None
+    facts = facts_of(trial)
+    return next((exclusion.reason for exclusion in grid.exclusions if exclusion.holds(facts)), None)
 
 
 def _namesakes(models: Iterable[ModelSpec]) -> Iterator[str]:

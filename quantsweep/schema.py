@@ -30,6 +30,7 @@ from quantsweep.errors import ConfigurationError, ModelError
 from quantsweep.pins import Pins
 from quantsweep.specs import (
     BASELINE,
+    BASELINE_BITS,
     CHANNEL_NEEDS_INPUT,
     LEVELS,
     ROUND_TO_NEAREST,
@@ -52,7 +53,6 @@ TASK_KEYS = ("limit", "num_fewshot")
 AXIS_KEYS = (*SECTIONS, *QUANTIZATION_KEYS, *TASK_KEYS, "seed")
 """What may vary inside a sweep (besides dotted keys of sections); the rest is set once a launch."""
 
-BASELINE_BITS = 16
 NO_CALIBRATION = "none"
 AUTO = "auto"
 """The block size that means the data type's own (null means one scale an output channel)."""

@@ -46,6 +46,8 @@ BLOCK_AXES = get_args(BlockAxis)
 CHANNEL_NEEDS_INPUT = (
     "block_size=null means one scale an output channel, which needs block_axis=input; with block_axis=flat give a number or 'tensor'"
 )
+BASELINE_BITS = 16
+"""The bit width that means the baseline, and that is counted for what is not quantized."""
 BASELINE = "none"
 """The method that changes nothing: the 16-bit baseline."""
 ROUND_TO_NEAREST = "round_to_nearest"

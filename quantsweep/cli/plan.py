@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             "array_tasks": len(plan.shards) if arrays is not None else 0,
             "arrays": arrays or 0,
             "skipped_reasons": skipped,
+            "changes": list(plan.expansion.changes),
             "unpinned": list(plan.unpinned),
             "predicted": _predicted(plan),
             "sweep": plan.sweep,

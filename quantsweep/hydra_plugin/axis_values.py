@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, QuotedString, Sweep
+from hydra.core.override_parser.types import Glob, Override, QuotedString, RangeSweep, Sweep
+from hydra.errors import HydraException
 
 from quantsweep.errors import ConfigurationError
+
+MOST_VALUES = 100_000
+"""Of one range: more are a slip in its bounds."""
 
 
 def yaml_values(key: str, value: Any, known: Sequence[str]) -> tuple[Any, ...]:
     """An axis in a study: a list, one value, or text in Hydra's sweep grammar."""
     if isinstance(value, str):
-        return override_values(OverridesParser.create().parse_override(f"{key}={value}"), known)
+        return override_values(_parsed(key, value), known)
     values = value if isinstance(value, list) else [value]
     flat: list[Any] = []
     for item in values:
-        is_sweep = isinstance(item, str) and "(" in item
-        flat += override_values(OverridesParser.create().parse_override(f"{key}={item}"), known) if is_sweep else [hashable(item)]
+        is_sweep = isinstance(item, str) and "(" in item and "/" not in item
+        flat += override_values(_parsed(key, item), known) if is_sweep else [hashable(item)]
     return _unique(key, flat)
+
+
+def _parsed(key: str, text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(f"{key}={text}")
+    except HydraException as error:
+        raise ConfigurationError(
+            f"{key}: cannot read {text!r}; write a list, range(start,stop,step) or glob(pattern), in quotes where it stands in braces"
+        ) from error
 
 
 def override_values(override: Override, known: Iterable[str]) -> tuple[Any, ...]:
@@ -36,6 +50,8 @@ def override_values(override: Override, known: Iterable[str]) -> tuple[Any, ...]
         if not names:
             raise ConfigurationError(f"{override.input_line} matches no {key}. Available: {', '.join(sorted(known)) or '(none)'}")
         return tuple(names)
+    if isinstance(parsed, RangeSweep):
+        _check_range(override, parsed)
     values = [plain_element(value) for value in override.sweep_iterator()]
     if any(isinstance(value, (Sweep, Glob)) for value in values):
         raise ConfigurationError(
@@ -43,6 +59,17 @@ def override_values(override: Override, known: Iterable[str]) -> tuple[Any, ...]
             f"write the values out: {key}=…,…"
         )
     return _unique(key, values)
+
+
+def _check_range(override: Override, asked: RangeSweep) -> None:
+    """Refuse a range that never ends or holds nothing; range(9,3) counts downwards only with a step below 0."""
+    start, stop, step = (0 if bound is None else bound for bound in (asked.start, asked.stop, asked.step))
+    if not all(math.isfinite(bound) for bound in (start, stop, step)) or step == 0:
+        raise ConfigurationError(f"{override.input_line}: a range needs finite bounds and a step that is not 0: range(3,9), range(9,3,-1)")
+    if (stop - start) / step > MOST_VALUES:
+        raise ConfigurationError(f"{override.input_line}: more than {MOST_VALUES:,} values on one axis; give a larger step")
+    if (stop - start) / step <= 0:
+        raise ConfigurationError(f"{override.input_line} holds no value: it begins at {start} and ends before {stop}, in steps of {step}")
 
 
 def plain_element(value: Any) -> Any:

@@ -105,7 +105,7 @@ def _spread_keys(overrides: Sequence[Override]) -> Callable[[str], bool]:
     files = [file for name in whole for file in study_files(name, folders)]
     axes = {str(key) for file in files for axes in _grids_of(file) for key in axes}
     chosen = {override.key_or_group for override in overrides} & set(SECTIONS)  # what is said of these is not for the file's
-    return lambda key: _is_option(key) or key in axes or key.partition(".")[0] in chosen
+    return lambda key: _is_option(key) or key in axes or key == "method" or key.partition(".")[0] in chosen
 
 
 def _is_option(key: str) -> bool:

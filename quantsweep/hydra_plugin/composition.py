@@ -19,9 +19,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean
-from quantsweep.grid import Axis, Grid, refine
-from quantsweep.hydra_plugin.axis_values import hashable, override_values, yaml_values
+from quantsweep.checks import shown
+from quantsweep.errors import ConfigurationError, ConfigurationErrors
+from quantsweep.grid import Axis, Grid
+from quantsweep.hydra_plugin.axis_values import hashable, override_values
 from quantsweep.hydra_plugin.command_line import (
     check_command_line,
     dotted_settings,
@@ -31,7 +32,8 @@ from quantsweep.hydra_plugin.command_line import (
     study_files,
     study_names,
 )
-from quantsweep.hydra_plugin.components import CONFIG_NAME, NAMED, is_source, leaf_settings, load_options, option_names, refuse_other_name
+from quantsweep.hydra_plugin.components import CONFIG_NAME, NAMED, leaf_settings, load_options, option_names, refuse_other_name
+from quantsweep.hydra_plugin.studies import changes, refine_study, study_grids
 from quantsweep.paths import product_root
 from quantsweep.pins import read_pins
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, Schema
@@ -49,6 +51,8 @@ class Request:
     base: Mapping[str, Any]
     schema: Schema
     grids: tuple[Grid, ...]
+    changes: tuple[str, ...] = ()
+    """What was typed over a study, in words, grid by grid."""
 
 
 def compose_base(arguments: Sequence[str]) -> DictConfig:
@@ -78,11 +82,13 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
     problems: list[str] = []
     axes, typed = _split(overrides, folders, problems)
     study = next((name for override in parsed for name in study_names(override)), None)
+    words: tuple[str, ...] = ()
     if study is None and base["study"] is None:
         grids = _command_line_grid(axes)
     else:
         origin = "study" if study is None else f"sweeps/{study}.yaml"
-        grids = refine(_study_grids(base, origin, folders, problems), axes)
+        grids = refine_study(study_grids(base["study"], origin, folders, problems), axes, base["method"]["name"])
+        words = changes(grids, {key: shown(value).strip("'") for key, value in typed.items() if key.split(".")[0] in AXIS_KEYS})
         grids = _with_settings(grids, base, [] if study is None else study_files(study, folders))
     problems += _tasks_set_twice(base, {*typed, *(key for grid in grids for key in grid.keys)})
     if problems:
@@ -91,7 +97,7 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
     for section in {*NAMED} & {*typed}:
         refuse_other_name(section, typed[section], base[section])
     pins = read_pins(str(base["results_dir"]))
-    return Request(base=base, schema=Schema(base, options, typed, pins), grids=grids)
+    return Request(base=base, schema=Schema(base, options, typed, pins), grids=grids, changes=words)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -141,34 +147,3 @@ def _tasks_set_twice(base: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
         for key in TASK_KEYS
         if f"task.{key}" in keys and (key in keys or base[key] is not None)
     ]
-
-
-def _study_grids(base: Mapping[str, Any], origin: str, folders: Sequence[Path], problems: list[str]) -> tuple[Grid, ...]:
-    study = base["study"]
-    if not isinstance(study, Mapping) or not isinstance(study.get("grids"), list) or not study["grids"]:
-        problems.append(f"{origin}: study.grids must be a list of grids, each with its axes")
-        return ()
-    known = ("title", "paper", "grids")
-    problems.extend(f"{origin}: {did_you_mean('key', key, known)}" for key in study if key not in known)
-    return tuple(_study_grid(grid, f"{origin}, grid {number}", folders, problems) for number, grid in enumerate(study["grids"], 1))
-
-
-def _study_grid(grid: Any, origin: str, folders: Sequence[Path], problems: list[str]) -> Grid:
-    axes: list[Axis] = []
-    if not isinstance(grid, Mapping) or set(grid) != {"axes"} or not isinstance(grid["axes"], Mapping):
-        problems.append(f"{origin}: a grid has one key, `axes`, with an axis a line; got {grid!r}")
-        return Grid(axes=(), origin=origin)
-    for key, value in grid["axes"].items():
-        if key.split(".")[0] not in AXIS_KEYS:
-            problems.append(f"{origin}: {did_you_mean('axis', key, AXIS_KEYS)}")
-            continue
-        try:
-            known = option_names(key, folders)
-            values = yaml_values(key, value, known)
-        except (ConfigurationError, HydraException) as error:
-            problems.append(f"{origin}: {error}")
-            continue
-        if key in SECTIONS:
-            problems.extend(f"{origin}: {did_you_mean(key, v, known)}" for v in values if v not in known and not is_source(v))
-        axes.append(Axis(key=str(key), values=values))
-    return Grid(axes=tuple(axes), origin=origin)

@@ -56,7 +56,7 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
     assume_dead = _collect(problems, lambda: checks.truth("assume_dead", base["assume_dead"]))
     _collect(problems, lambda: checks.whole_number("workers", base["workers"], otherwise=", or null for one a GPU or core"))
     launch = None if cluster is None else _collect(problems, lambda: launch_settings(base, cluster))
-    expansion = _collect(problems, lambda: expand(request.schema, request.grids))
+    expansion = _collect(problems, lambda: replace(expand(request.schema, request.grids), changes=request.changes))
     if expansion is not None:
         _collect(problems, lambda: refuse_inapplicable([planned.trial for planned in expansion.trials], _typed(arguments)))
         _collect(problems, lambda: _refuse_without_code(expansion))

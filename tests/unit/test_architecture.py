@@ -73,7 +73,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("typed",),
     ("checks",),
     ("specs", "registry"),
-    ("constraints", "convert", "declared", "identity", "slurm", "failures", "files", "pins"),
+    ("conditions", "constraints", "convert", "declared", "identity", "slurm", "failures", "files", "pins"),
     ("grid", "schema", "paths"),
     ("inapplicable",),
     ("workers",),
