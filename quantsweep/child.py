@@ -57,8 +57,10 @@ class TrialRunner:
         meter = _Meter(loaded)
         try:
             self._quantize(loaded, planned)
+            state = loaded.written_state()
             for task in planned.tasks:
                 result = evaluator.evaluate(task)
+                loaded.check_state(state)  # before it becomes a row
                 self._send({"event": "task", "task_key": task.task_key, "result": asdict(result)})
         finally:
             started = time.perf_counter()

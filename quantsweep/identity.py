@@ -6,8 +6,8 @@
 What is hashed are the files' contents and their names inside the folder, never the folder's own
 name or place: the same model copied to another disk is the same model.
 
-A 14 GB model is read once: hashes of files above 64 MB are remembered in a small JSON file in the
-user's cache folder, under path, size and modification time.  That cache is a convenience and nothing
+A 14 GB model is read once on each machine: hashes of files above 64 MB are remembered in a small JSON file in
+the user's cache folder, under path, machine, inode, size and times.  That cache is a convenience and nothing
 depends on it: if it is broken, unwritable or lost, the files are read again.
 
 Planning uses this module on a login node: standard library only, no torch.
@@ -20,9 +20,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
+import stat
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantsweep.errors import ModelError
@@ -31,8 +34,8 @@ PACKAGE_SCHEME = "package:"
 CACHED_FROM_BYTES = 64 * 2**20
 """Files from this size on have their hash remembered; smaller ones are read in less than 0.1 s."""
 
-_WEIGHT_INDEX = "model.safetensors.index.json"
-_CONFIG = "config.json"
+WEIGHT_INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
 TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -88,12 +91,17 @@ def local_content(path: Path, gguf_file: str | None = None) -> str:
     of that file or the file itself (a GGUF file holds configuration and tokenizer too).
     Raises ModelError, naming the folder, what is missing and what is there.
     """
-    files = [gguf_path(path, gguf_file)] if gguf_file is not None else model_files(path)
+    files = content_files(path, gguf_file)
     digest = hashlib.sha256()
     with _HashCache() as cache:
         for file in files:
             digest.update(f"{file.name}\0{cache.sha256(file)}\0".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def content_files(path: Path, gguf_file: str | None = None) -> list[Path]:
+    """The files that `local_content` hashes; raises ModelError as it does."""
+    return [gguf_path(path, gguf_file)] if gguf_file is not None else model_files(path)
 
 
 def hub_content(hub_id: str, revision: str | None) -> str | None:
@@ -104,10 +112,36 @@ def hub_content(hub_id: str, revision: str | None) -> str | None:
     return None if revision is None else f"hub:{hub_id}@{revision}"
 
 
+BLOBS_AS_NAMED = "each file as its blob is named"
+"""What `snapshot_content` says of a snapshot of which every file is what it was when it was downloaded."""
+
+
+def snapshot_content(folder: Path) -> str:
+    """BLOBS_AS_NAMED, or which file of a snapshot in the hub's cache is not what its blob's name says.
+
+    The hub names a blob by the SHA-256 of a large file and by git's hash of a small one; a file that is no link to a blob
+    (caches on file systems without links) tells nothing.
+    """
+    with _HashCache() as cache:
+        for file in model_files(folder):
+            blob = file.resolve()
+            if blob.parent.name != "blobs":
+                continue
+            found = cache.sha256(blob) if len(blob.name) == 64 else _git_hash(blob)
+            if found != blob.name:
+                return f"{file.name} with the hash {found} in place of {blob.name}"
+    return BLOBS_AS_NAMED
+
+
+def _git_hash(file: Path) -> str:
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
 def gguf_path(path: Path, gguf_file: str) -> Path:
     """The GGUF file itself; raises ModelError when it is not there."""
     file = path if path.name == gguf_file else path / gguf_file
-    if not file.is_file():
+    if not _lies_there(file):
         raise ModelError(f"model file {file} does not exist; {_contents(file.parent)}")
     return file
 
@@ -117,15 +151,46 @@ def model_files(folder: Path) -> list[Path]:
 
     Raises ModelError when the folder, its weights or its config.json are missing.
     """
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise ModelError(f"model folder {folder} does not exist{_near(folder)}")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(file for file in folder.glob("*.safetensors") if _lies_there(file))
     if not weights:
         raise ModelError(f"model folder {folder} holds no *.safetensors file; {_contents(folder)}. {_no_weights_remedy(folder)}")
-    if not (folder / _CONFIG).is_file():
-        raise ModelError(f"model folder {folder} holds no {_CONFIG}; {_contents(folder)}. Copy it from where the weights come from")
-    others = (folder / name for name in (_WEIGHT_INDEX, _CONFIG, *TOKENIZER_FILES))
-    return [*weights, *(file for file in others if file.is_file())]
+    if not _lies_there(folder / CONFIG):
+        raise ModelError(f"model folder {folder} holds no {CONFIG}; {_contents(folder)}. Copy it from where the weights come from")
+    others = (folder / name for name in (WEIGHT_INDEX, CONFIG, *TOKENIZER_FILES))
+    return [*weights, *(file for file in others if _lies_there(file))]
+
+
+def _lies_there(file: Path) -> bool:
+    """False where nothing is; raises ModelError for what has the name of a file and cannot be read as one."""
+    try:
+        mode = file.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if file.is_symlink():
+            raise ModelError(f"model file {file} is a link to {file.readlink()}, where nothing is; mend or remove the link") from None
+        return False
+    except OSError as error:
+        raise ModelError(f"model file {file} cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise ModelError(f"model file {file} is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file; put the file itself there")
+    if not os.access(file, os.R_OK):
+        raise ModelError(f"model file {file} may not be read by this user; ask its owner, or copy the model")
+    return True
+
+
+def _is_folder(folder: Path) -> bool:
+    try:
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise ModelError(f"model folder {folder} is a file; give the folder that holds the model, not a file in it")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ModelError(f"model folder {folder} cannot be looked at: {error.strerror}") from error
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ModelError(f"model folder {folder} may not be read by this user; ask its owner, or copy the model")
+    return True
 
 
 def _no_weights_remedy(folder: Path) -> str:
@@ -148,6 +213,22 @@ def _contents(folder: Path, limit: int = 12) -> str:
     return f"{folder} holds: {shown or '(nothing)'}"
 
 
+@dataclass(frozen=True)
+class FileState:
+    """What tells, without reading, whether a file is still the same: its times are in nanoseconds."""
+
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, file: Path) -> FileState:
+        """As it is now; links are followed."""
+        now = file.stat()
+        return cls(now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+
+
 class _HashCache:
     """SHA-256 of files, remembered for large ones; used as a context, written back at its end if anything is new."""
 
@@ -167,10 +248,10 @@ class _HashCache:
 
     def sha256(self, file: Path) -> str:
         """Hexadecimal SHA-256 of the file's content."""
-        stat = file.stat()
-        if stat.st_size < CACHED_FROM_BYTES:
+        state = FileState.of(file)
+        if state.size < CACHED_FROM_BYTES:
             return _sha256(file)
-        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        key = f"{file.resolve()}|{platform.node()}|{state.inode}|{state.size}|{state.modified_ns}|{state.changed_ns}"
         if key not in self._known:
             self._known[key] = self._new[key] = _sha256(file)
         return self._known[key]
@@ -204,7 +285,7 @@ def _write_hashes(file: Path, hashes: dict[str, str]) -> None:
 
 def _still_there(hashes: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Only files that exist, so that the cache does not grow for ever."""
-    return {key: value for key, value in hashes if Path(key.rsplit("|", 2)[0]).is_file()}
+    return {key: value for key, value in hashes if Path(key.rsplit("|", 5)[0]).is_file()}
 
 
 def own_task_content(folder: Path, task: str) -> str | None:

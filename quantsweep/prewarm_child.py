@@ -30,6 +30,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from quantsweep.errors import ModelError, QuantsweepError
 from quantsweep.files import write_text
+from quantsweep.identity import local_content
+from quantsweep.models.content import CONTENT_FILE
 from quantsweep.specs import TaskSpec
 
 BIN = "pytorch_model.bin"
@@ -91,6 +93,7 @@ def convert(source: Path, target: Path, companions: list[str]) -> None:
         _write_weights(source, shards, folder, dropped=_redundant(source, shards))
         for name in companions:
             shutil.copyfile(source / name, folder / name)
+        (folder / CONTENT_FILE).write_text(local_content(folder))
         folder.chmod(0o755)
         shutil.rmtree(target, ignore_errors=True)  # half of an earlier one
         folder.rename(target)

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantsweep import identity
+from quantsweep import checkpoint, identity
 from quantsweep.checks import whole_seed
 from quantsweep.constraints import problem_of_levels, reason_to_skip
 from quantsweep.convert import Config, T, convert, convert_value
@@ -240,9 +240,14 @@ def _content(path: str | None, gguf_file: str | None, hub_id: str | None, revisi
     if path is None:
         return identity.hub_content(typing.cast("str", hub_id), revision)
     try:
-        return identity.local_content(identity.resolve_path(path), gguf_file)
+        folder = identity.resolve_path(path)
+        if gguf_file is None:
+            checkpoint.check_folder(folder)
+        return identity.local_content(folder, gguf_file)
     except ModelError as error:
         raise ConfigurationError(str(error)) from error
+    except OSError as error:
+        raise ConfigurationError(f"model folder {path} cannot be read: {error}") from error
 
 
 def build_quantization(method: Config, data_type: Config, scalars: Config, none: Config) -> tuple[QuantizationSpec, str | None]:

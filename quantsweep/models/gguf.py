@@ -3,7 +3,7 @@
 A GGUF file holds weights that are quantized already; transformers gives their dequantized values,
 slowly (tens of seconds for 135M parameters).  The conversion is done once for each file content:
 
-    <cache>/gguf/<hash of the file>/   config.json, model.safetensors (float32), tokenizer files
+    <cache>/gguf/<hash of the file>-<version of the conversion>/   config.json, model.safetensors (float32), tokenizer files
 
 float32, because dequantized values (16-bit scale × 4-bit code + 16-bit minimum) need more bits than
 16-bit floats have.  Such weights lie on a coarse grid: another quantizer on the same grid finds them
@@ -25,7 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantsweep.errors import ModelError
 from quantsweep.identity import cache_dir, gguf_path, local_content
+from quantsweep.models.content import CONTENT_FILE
 from quantsweep.models.progress import no_progress_bars
+
+_CONVERSION = 2
+"""Raised when the same file is converted otherwise, or is refused now."""
 
 
 def converted_folder(path: Path, gguf_file: str) -> Path:
@@ -34,7 +38,7 @@ def converted_folder(path: Path, gguf_file: str) -> Path:
     Raises ModelError when the file or the Python package `gguf` is not there, or cannot be read.
     """
     file = gguf_path(path, gguf_file)
-    target = cache_dir() / "gguf" / local_content(path, gguf_file).removeprefix("sha256:")[:16]
+    target = cache_dir() / "gguf" / f"{local_content(path, gguf_file).removeprefix('sha256:')[:16]}-{_CONVERSION}"
     if not target.is_dir():
         _convert(file, target)
     return target
@@ -60,10 +64,13 @@ def _write_safetensors(file: Path, folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
     # The loaded model carries marks of its quantized origin and refuses to be saved; a plain one takes its weights over.
+    if hasattr(dequantized.config, "quantization_config"):
+        del dequantized.config.quantization_config
     plain = AutoModelForCausalLM.from_config(dequantized.config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     plain.load_state_dict(dequantized.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / CONTENT_FILE).write_text(local_content(folder))
 
 
 def _publish(folder: Path, target: Path) -> None:

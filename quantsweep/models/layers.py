@@ -2,7 +2,7 @@
 
     read()     the ORIGINAL weight, float32, out×in, on the model's device, whatever was written since
     write(W)   W cast to the compute dtype into the model, in place
-    restore()  the original bits again, and a checksum that proves it
+    restore()  the original bits again, and a checksum that proves it (`checksums.py`)
 
 Shapes: O output channels, I input channels.  All weights that cross this interface are `weight_OI`;
 GPT-2's `Conv1D` stores I×O and is transposed here and nowhere else.  An expert's weight is a slice of
@@ -10,44 +10,21 @@ one parameter that holds all experts; it is written and restored through a view 
 
 The original stays on the host (see `originals.py`), so that the device holds one model and at most
 one layer more.
-
-Checksum.  The bits are read as 64-bit words and laid out in rows of 1024; the sums of all rows and of
-all columns, in wrap-around arithmetic, are hashed.  Every change of a single word alters one row and
-one column.  Only reductions are needed, so the checksum is as quick as memory on a CPU (8 GB/s a core) and
-on a GPU, where the weight need not be fetched.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from quantsweep.errors import ModelError, QuantizationError
+from quantsweep.models.checksums import checksum
 from quantsweep.models.walk import Source
 
 Sources = Callable[[], Mapping[str, Source]]
 """Where the inputs of layers come from, by name of the layer."""
-
-_WORD_BYTES = 8
-_ROW_WORDS = 1024
-
-
-def checksum(tensor: Tensor) -> str:
-    """A hash of the bits of `tensor` (any shape and dtype, taken in row-major order), the same on every device.
-
-    >>> checksum(torch.tensor([1.0, 2.0])) == checksum(torch.tensor([2.0, 1.0]))
-    False
-    """
-    bits = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    in_rows = bits.numel() - bits.numel() % (_WORD_BYTES * _ROW_WORDS)
-    words = bits[:in_rows].view(torch.int64).view(-1, _ROW_WORDS)
-    digest = hashlib.sha256()
-    for part in (words.sum(dim=0), words.sum(dim=1), bits[in_rows:]):
-        digest.update(part.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class LinearLayer:
@@ -90,6 +67,11 @@ class LinearLayer:
 
     def __repr__(self) -> str:
         return f"LinearLayer({self.name}, {self.out_features}×{self.in_features})"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What holds the weight in the model: the layer's own, or that of all experts."""
+        return self._parameter
 
     @property
     def device(self) -> torch.device:

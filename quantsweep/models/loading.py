@@ -7,8 +7,9 @@
     loaded.restore()                      # the original bits, proven by checksum
 
 Safe by default: safetensors only (a pickle can run code), no code from the hub, and no network for a
-model on disk.  A checkpoint that lacks a weight is refused: transformers would fill it with random
-numbers and go on.
+model on disk.  What is loaded is what was planned (`content.py`) and what config.json describes: a checkpoint that
+lacks a weight is refused (transformers would fill it with random numbers and go on), and one that has more than the
+model knows (they would be dropped).  From then on nothing but `LinearLayer.write` changes a weight, and each trial proves it.
 
 Memory: weights on the device in the compute dtype; the originals on the host, memory-mapped from the
 model's files where they can be (`originals.py`).
@@ -16,8 +17,9 @@ model's files where they can be (`originals.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -29,9 +31,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from quantsweep import checkpoint
 from quantsweep.errors import ModelError
-from quantsweep.identity import model_files, resolve_path
+from quantsweep.identity import resolve_path
 from quantsweep.models.blocks import Place, quantizable_linears
+from quantsweep.models.checksums import differing, state_checksums
+from quantsweep.models.content import ContentCheck, converted_check, local_check, snapshot_check
 from quantsweep.models.gguf import converted_folder as gguf_folder
 from quantsweep.models.layers import LinearLayer, Sources
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
@@ -53,6 +58,7 @@ _LOAD_OPTIONS: dict[str, Any] = {
 # tokenizer tell; the order is lm-eval's, so that both cut long texts at the same token.
 _MAX_LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
 _DEFAULT_MAX_LENGTH = 2048
+_SOME_TEXT = "The sun is 8 light-minutes away."
 _UNLIMITED = int(1e30)
 
 
@@ -65,6 +71,8 @@ class LoadedModel:
     num_embedding_parameters: token and position embeddings and an untied output head.
     num_quantizable: weights of `layers` (biases stay as they are).
     max_length: the longest input in tokens.
+    state: checksums of all parameters and buffers by name, as loaded.
+    contents: what its files are held against, while they are mapped.
     """
 
     model: PreTrainedModel
@@ -76,12 +84,33 @@ class LoadedModel:
     num_embedding_parameters: int
     num_quantizable: int
     max_length: int
+    state: Mapping[str, str]
+    contents: tuple[ContentCheck, ...] = ()
+
+    def written_state(self) -> Mapping[str, str]:
+        """Checksums of all parameters and buffers as they are now.
+
+        Raises ModelError when one has changed since loading that no layer's `write` did.
+        """
+        now = state_checksums(self.model)
+        written = {id(layer.parameter) for layer in self.layers.values() if layer.is_written}
+        names = {name for name, parameter in self.model.named_parameters(remove_duplicate=False) if id(parameter) in written}
+        if changed := [name for name in differing(self.state, now) if name not in names]:
+            raise ModelError(_changed(self.spec, changed, "after loading, and not by a method's writing to a layer"))
+        return now
+
+    def check_state(self, state: Mapping[str, str]) -> None:
+        """Raise ModelError when parameters or buffers are not what `written_state` said: what was scored is something else."""
+        if changed := differing(state, state_checksums(self.model)):
+            raise ModelError(_changed(self.spec, changed, "while it was evaluated"))
 
     def restore(self) -> int:
         """Put the original bits back into every layer written since the last restore; the number of such layers.
 
         Raises ModelError when the bits are not those that were loaded.
         """
+        for content in self.contents:
+            content.check()
         written = [layer for layer in self.layers.values() if layer.is_written]
         for layer in written:
             layer.restore()
@@ -98,17 +127,22 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
         raise ModelError(f"model {spec.name} cannot be loaded: {spec.unavailable}")
     # Full float32 products on every GPU: TF32 keeps 10 bits of mantissa.
     torch.set_float32_matmul_precision("highest")
-    source = _source(spec)
-    model = _load_weights(spec, source, device)
-    if spec.plant_outliers is not None:
-        plant_outliers(model, spec.plant_outliers)  # from here on these weights are the original ones
-    tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
-    return wrap_model(model, tokenizer, spec, _weight_folder(source, model))
+    with ExitStack() as stack:
+        source = _source(spec, stack)
+        model, info = _load_weights(spec, source, device)
+        source = _fetched(source, model)
+        assert source.folder is not None
+        _check_nothing_dropped(spec, info, source.folder)
+        if spec.plant_outliers is not None:
+            plant_outliers(model, spec.plant_outliers)  # from here on these weights are the original ones
+        tokenizer = _load_tokenizer(spec, source)
+        loaded = wrap_model(model, tokenizer, spec, source.folder)
+    return replace(loaded, contents=source.contents)
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec, weight_folder: Path | None) -> LoadedModel:
     """A model that is in memory already, as a LoadedModel; `weight_folder` holds its safetensors files, if anything does."""
-    files = FileTensors(weight_folder)
+    files = FileTensors([] if weight_folder is None else checkpoint.weight_files(weight_folder))
     linears = quantizable_linears(model, spec.unquantized)
     sources = cache(lambda: predecessors(model))
     layers = {name: _linear_layer(name, place, files, model.base_model_prefix, sources) for name, place in linears.items()}
@@ -122,35 +156,93 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec:
         num_embedding_parameters=_count_embedding_parameters(model),
         num_quantizable=sum(layer.out_features * layer.in_features for layer in layers.values()),
         max_length=_max_length(model.config, tokenizer),
+        state=MappingProxyType(state_checksums(model)),
     )
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What `from_pretrained` is given: a folder or hub id, and keyword arguments shared by model and tokenizer."""
+    """What `from_pretrained` is given: a folder or hub id, and keyword arguments shared by model and tokenizer.
+
+    folder: where its files lie; None where the hub's cache has none yet.  contents: what they are held against.
+    """
 
     name: str
     arguments: dict[str, Any]
+    folder: Path | None
+    contents: tuple[ContentCheck, ...]
 
 
-def _source(spec: ModelSpec) -> _Source:
+def _source(spec: ModelSpec, stack: ExitStack) -> _Source:
+    """Where the model is; from here until `stack` is left, its content is compared with what was planned."""
     if spec.path is None:
-        return _hub_source(str(spec.hub_id), spec.revision)
-    folder = resolve_path(spec.path)
-    if spec.gguf_file is not None:
-        folder = gguf_folder(folder, spec.gguf_file)
-    model_files(folder)  # says what is missing better than transformers does
-    return _Source(str(folder), {"local_files_only": True, "trust_remote_code": False})
+        return _hub_source(str(spec.hub_id), spec.revision, stack)
+    planned = stack.enter_context(local_check(spec))
+    if spec.gguf_file is None:
+        return _folder_source(resolve_path(spec.path), planned)
+    folder = gguf_folder(resolve_path(spec.path), spec.gguf_file)  # from here on the GGUF file itself is in use no more
+    return _folder_source(folder, stack.enter_context(converted_check(folder)))
 
 
-def _hub_source(hub_id: str, revision: str | None) -> _Source:
+def _folder_source(folder: Path, *contents: ContentCheck) -> _Source:
+    checkpoint.check_folder(folder)
+    return _Source(str(folder), {"local_files_only": True, "trust_remote_code": False}, folder, contents)
+
+
+def _hub_source(hub_id: str, revision: str | None, stack: ExitStack) -> _Source:
     """The hub's cache, or what prewarm made of a checkpoint that has pickled weights only."""
     if revision is not None and (folder := converted_folder(hub_id, revision)).is_dir():
-        return _Source(str(folder), {"local_files_only": True, "trust_remote_code": False})
-    return _Source(hub_id, {"revision": revision or "main", "trust_remote_code": False})
+        return _folder_source(folder, stack.enter_context(converted_check(folder)))
+    arguments = {"revision": revision or "main", "trust_remote_code": False}
+    snapshot = _snapshot(hub_id, revision or "main")
+    if snapshot is None or not _is_whole(snapshot):
+        return _Source(hub_id, arguments, None, ())
+    return _Source(hub_id, arguments, snapshot, (stack.enter_context(snapshot_check(snapshot)),))
 
 
-def _load_weights(spec: ModelSpec, source: _Source, device: str) -> PreTrainedModel:
+def _is_whole(snapshot: Path) -> bool:
+    """False for one that is not all here yet, or is to be refused: `_fetched` looks again when it is here."""
+    try:
+        checkpoint.check_folder(snapshot)
+    except ModelError:
+        return False
+    return True
+
+
+def _fetched(source: _Source, model: PreTrainedModel) -> _Source:
+    """The source of a model that was fetched from the hub while it was loaded, once that is looked at as others are before."""
+    if source.folder is not None:
+        return source
+    commit = getattr(model.config, "_commit_hash", None) or source.arguments["revision"]
+    folder = _snapshot(source.name, commit)
+    if folder is None:
+        raise ModelError(f"{source.name} was loaded from the hub, and its files are not in the hub's cache; prewarm it")
+    checkpoint.check_folder(folder)
+    with snapshot_check(folder) as content:
+        return replace(source, folder=folder, contents=(content,))
+
+
+def _snapshot(hub_id: str, revision: str) -> Path | None:
+    config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _load_tokenizer(spec: ModelSpec, source: _Source) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **source.arguments)
+        tokens = tokenizer(_SOME_TEXT, add_special_tokens=False).input_ids
+    except Exception as error:  # its files are data of users, and each kind of tokenizer fails in its own way
+        raise ModelError(f"the tokenizer of model {spec.name} cannot be loaded from {source.name}: {_first_line(error)}") from error
+    if not tokens:
+        raise ModelError(f"the tokenizer of model {spec.name} ({source.name}) makes no tokens of a text; are its files whole?")
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error) or '(no words)').splitlines()[0]}"
+
+
+def _load_weights(spec: ModelSpec, source: _Source, device: str) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     placement = {} if device == "cpu" else {"device_map": _placement(device, spec.resources.gpus)}
     # Declared to return the model alone; with `output_loading_info` it returns a pair.
     from_pretrained: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]
@@ -162,7 +254,14 @@ def _load_weights(spec: ModelSpec, source: _Source, device: str) -> PreTrainedMo
     _check_complete(spec, info)
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
-    return model
+    # Tied is what was tied by loading: called again (lm-eval does), it would overwrite a head that the checkpoint has.
+    model.tie_weights = _tied_already  # type: ignore[method-assign]
+    _check_finite(spec, model)
+    return model, info
+
+
+def _tied_already(*_arguments: object, **_options: object) -> None:
+    """In the place of `tie_weights` after loading."""
 
 
 def _placement(device: str, gpus: int) -> str | dict[str, str]:
@@ -177,17 +276,50 @@ def _check_complete(spec: ModelSpec, info: Mapping[str, Any]) -> None:
     for kind in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(kind) or ())):
             raise ModelError(
-                f"model {spec.name}: {len(keys)} weights are {kind.removesuffix('_keys')} in the checkpoint ({', '.join(keys[:3])}, …) "
+                f"model {spec.name}: {len(keys)} weights are {kind.removesuffix('_keys')} in the checkpoint ({_some(keys)}) "
                 "and would be random; the files and the config.json do not belong together, or the download is incomplete"
             )
 
 
-def _weight_folder(source: _Source, model: PreTrainedModel) -> Path | None:
-    if "revision" not in source.arguments:
-        return Path(source.name)
-    commit = getattr(model.config, "_commit_hash", None)
-    config = try_to_load_from_cache(source.name, "config.json", revision=commit or source.arguments["revision"])
-    return Path(config).parent if isinstance(config, str) else None
+def _check_nothing_dropped(spec: ModelSpec, info: Mapping[str, Any], folder: Path) -> None:
+    unexpected = sorted(map(str, info.get("unexpected_keys") or ()))
+    if not unexpected:
+        return
+    tensors = checkpoint.read_tensors(folder)
+    # A checkpoint of the base model alone has names without the prefix that transformers reports them with.
+    facts = {key: next((fact for name, fact in tensors.items() if f".{key}".endswith(f".{name}")), None) for key in unexpected}
+    if keys := [key for key, fact in facts.items() if not checkpoint.is_harmless(key, fact)]:
+        raise ModelError(
+            f"model {spec.name}: {len(keys)} weights of the checkpoint have no place in the model that its config.json describes "
+            f"({_some(keys)}) and would be dropped; the files and the config.json do not belong together"
+        )
+
+
+def _check_finite(spec: ModelSpec, model: PreTrainedModel) -> None:
+    """NaN and infinity in the weights make every score NaN: of the checkpoint, or of a dtype that is too narrow for it."""
+    bad = [name for name, parameter in model.named_parameters() if parameter.numel() and not _is_finite(parameter)]
+    if bad:
+        raise ModelError(
+            f"model {spec.name}: {len(bad)} weights hold NaN or infinity in {spec.dtype} ({_some(bad)}): the checkpoint is damaged, or "
+            f"its numbers are beyond {spec.dtype}'s {torch.finfo(_DTYPES[spec.dtype]).max:g}. Try model.dtype=bfloat16 or float32"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    low, high = torch.aminmax(tensor.detach())  # NaN wins; one pass, and no mask as large as the tensor
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
+
+
+def _changed(spec: ModelSpec, names: list[str], when: str) -> str:
+    return (
+        f"model {spec.name}: {len(names)} parameters or buffers changed {when} ({_some(names)}): something else than what was asked "
+        "would be scored. Its files were written over, or code outside the layers' `write` changed it"
+    )
 
 
 def _linear_layer(name: str, place: Place, files: FileTensors, base_prefix: str, sources: Sources) -> LinearLayer:

@@ -12,7 +12,7 @@ matrices of its own: gate and up apart, which then are the two parts of one orig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -27,10 +27,9 @@ _EXPERT_MATRICES = {
 
 
 class FileTensors(Mapping[str, Tensor]):
-    """The tensors of all safetensors files of a folder, by name; memory-mapped, read when looked at."""
+    """The tensors of safetensors files, by name; memory-mapped, read when looked at."""
 
-    def __init__(self, folder: Path | None) -> None:
-        files = [] if folder is None else sorted(folder.glob("*.safetensors"))
+    def __init__(self, files: Iterable[Path]) -> None:
         handles = [safe_open(file, framework="pt", device="cpu") for file in files]
         self._handle_of = {name: handle for handle in handles for name in handle.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
 

@@ -11,7 +11,7 @@ import torch
 from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.evaluation.scoring import Scorer
 from quantsweep.mini import model_path
-from quantsweep.models.layers import checksum
+from quantsweep.models.checksums import checksum
 from quantsweep.models.loading import load_model
 from quantsweep.specs import ModelSpec, TaskSpec
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import quantsweep
+from quantsweep.identity import local_content
 from quantsweep.mini import model_path
 from tests.conftest import ROOT
 from tests.hub import Hub
@@ -182,6 +183,7 @@ def test_pickled_weights_are_converted_once_and_load_with_the_same_bits(machine:
     assert machine.load("lab/pickled", commit) == machine.load("lab/safe", safe)
     folder = machine.root / "cache" / "quantsweep" / "converted" / "lab--pickled" / commit
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert (folder / ".content").read_text() == local_content(folder), "loading holds the folder against it"
     assert machine.plan("model=lab/pickled")["offline"] == OFFLINE
     asked = len(machine.hub.asked)
     machine.prewarm("model=lab/pickled")

@@ -28,6 +28,7 @@ FORBIDDEN = {
         "failures.py",
         "slurm.py",
         "identity.py",
+        "checkpoint.py",
     ): {
         "torch",
         "hydra",
@@ -74,6 +75,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("checks",),
     ("specs", "registry"),
     ("conditions", "constraints", "convert", "declared", "identity", "slurm", "failures", "files", "pins"),
+    ("checkpoint",),
     ("grid", "schema", "paths"),
     ("inapplicable",),
     ("workers",),

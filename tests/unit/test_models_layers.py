@@ -8,7 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from quantsweep.errors import ModelError, QuantizationError
-from quantsweep.models.layers import LinearLayer, checksum
+from quantsweep.models.checksums import checksum
+from quantsweep.models.layers import LinearLayer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

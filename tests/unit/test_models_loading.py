@@ -51,7 +51,7 @@ class TestRefusals:
     def test_a_file_that_was_not_copied_whole(self, folder: Path) -> None:
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:100_000])
-        with pytest.raises(ModelError, match="model m cannot be loaded from"):
+        with pytest.raises(ModelError, match=r"model\.safetensors has 100,000 bytes where its header promises 667,736"):
             load_model(replace(SPEC, path=str(folder)), "cpu")
 
     def test_files_that_are_not_there(self, folder: Path) -> None:
@@ -155,7 +155,7 @@ class TestOriginals:
     @pytest.fixture
     def files(self, tmp_path: Path) -> FileTensors:
         save_file({"h.weight": torch.ones(2, 2), "m.g.weight": torch.full((2, 2), 2.0)}, tmp_path / "a.safetensors")
-        return FileTensors(tmp_path)
+        return FileTensors([tmp_path / "a.safetensors"])
 
     @pytest.mark.parametrize(("name", "value"), [("m.h.weight", 1.0), ("h.weight", 1.0), ("g.weight", 2.0), ("m.g.weight", 2.0)])
     def test_names_with_and_without_the_base_prefix(self, files: FileTensors, name: str, value: float) -> None:
@@ -184,7 +184,7 @@ class TestOriginals:
             matrices = [*halves, (down, experts.down_proj)]
             tensors = {f"{prefix}h.0.{folder}.experts.{n}.{name}.weight": fused[n].clone() for n in range(4) for name, fused in matrices}
         save_file(tensors, tmp_path / "a.safetensors")
-        files = FileTensors(tmp_path)
+        files = FileTensors([tmp_path / "a.safetensors"])
         for name, parameter in experts.named_parameters():
             parts = expert_original_of(f"m.h.0.mlp.experts.{name}", 2, parameter[2].half().float(), files, "m")
             assert len(parts) == 1  # a clone: other bits than the file's
@@ -238,6 +238,14 @@ class TestGguf:
         monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("converted again"))
         assert list(load_model(spec, "cpu").layers) == list(loaded.layers)
 
+    def test_a_conversion_that_was_changed_since_is_not_loaded(self, file: Path) -> None:
+        folder = gguf.converted_folder(file.parent, file.name)
+        tensors = load_file(folder / "model.safetensors")
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+        spec = ModelSpec(name="g", family="f", path=str(file.parent), gguf_file=file.name, dtype="float32")
+        with pytest.raises(ModelError, match=r"the converted model .* is not what was planned"):
+            load_model(spec, "cpu")
+
     def test_the_cache_holds_whole_folders_only(self, file: Path) -> None:
         folder = gguf.converted_folder(file.parent, file.name)
         assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
@@ -251,7 +259,7 @@ class TestGguf:
             (other / "theirs").write_bytes(b"")
             other.rename(target)
 
-        target = gguf.cache_dir() / "gguf" / gguf.local_content(file.parent, file.name).removeprefix("sha256:")[:16]
+        target = gguf.cache_dir() / "gguf" / f"{gguf.local_content(file.parent, file.name).removeprefix('sha256:')[:16]}-{gguf._CONVERSION}"
         monkeypatch.setattr(gguf, "_write_safetensors", convert_while_another_finishes)
         folder = gguf.converted_folder(file.parent, file.name)
         assert [entry.name for entry in folder.iterdir()] == ["theirs"]

@@ -1,0 +1,398 @@
+"""Model folders that scored something else than what was planned: each gives the right value now, or is refused in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from quantsweep import checkpoint, child, identity
+from quantsweep.errors import ModelError
+from quantsweep.evaluation.evaluator import Evaluator
+from quantsweep.models.loading import load_model
+from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TrialSpec
+from tests import model_cases as cases
+
+
+def spec_of(folder: Path, **changes: Any) -> ModelSpec:
+    """As planning makes it."""
+    spec = ModelSpec(name="m", family="f", path=str(folder), dtype="float32", content=identity.local_content(folder))
+    return replace(spec, **changes)
+
+
+class TestContent:
+    """What is loaded is what was planned."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return cases.copy_of_mini(tmp_path / "model")
+
+    def test_weights_that_were_overwritten_while_the_job_waited(self, folder: Path) -> None:
+        spec = spec_of(folder)
+        cases.spoil(folder, **{"gpt_neox.final_layer_norm.bias": torch.ones(64).half()})
+        with pytest.raises(ModelError, match=r"model m .* is not what was planned: its content is sha256:\w+, the plan says sha256:"):
+            load_model(spec, "cpu")
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "special_tokens_map.json", "extra.safetensors"])
+    def test_any_file_of_the_identity(self, folder: Path, name: str) -> None:
+        spec = spec_of(folder)
+        if name in ("config.json", "tokenizer.json"):
+            (folder / name).write_text((folder / name).read_text() + "\n")
+        elif name.endswith(".json"):
+            (folder / name).write_text("{}")
+        else:
+            save_file({"x": torch.zeros(2)}, folder / name)
+        with pytest.raises(ModelError, match="is not what was planned"):
+            load_model(spec, "cpu")
+
+    def test_a_link_that_points_elsewhere_now(self, folder: Path, tmp_path: Path) -> None:
+        other = cases.own_head(tmp_path / "other")
+        link = tmp_path / "link"
+        link.symlink_to(folder)
+        spec = spec_of(link)
+        link.unlink()
+        link.symlink_to(other)
+        with pytest.raises(ModelError, match="is not what was planned"):
+            load_model(spec, "cpu")
+
+    def test_same_size_and_modification_time(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """What is remembered of a file ends with any change of it, also one that hides."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(identity, "CACHED_FROM_BYTES", 0)
+        spec, file = spec_of(folder), folder / "model.safetensors"
+        before = file.stat()
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(ModelError, match="is not what was planned"):
+            load_model(spec, "cpu")
+
+    def test_unchanged_files_are_not_read_again(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(identity, "CACHED_FROM_BYTES", 0)
+        spec = spec_of(folder)
+        monkeypatch.setattr(identity, "_sha256", lambda file: pytest.fail(f"{file} was read"))
+        load_model(spec, "cpu")
+
+    def test_a_snapshot_of_the_hub_is_held_against_its_blobs_names(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit = "a" * 40
+        snapshot = tmp_path / "hub" / "models--lab--mini" / "snapshots" / commit
+        blobs = snapshot.parents[1] / "blobs"
+        for place in (snapshot, blobs):
+            place.mkdir(parents=True)
+        for file in folder.iterdir():
+            name = identity._sha256(file) if file.suffix == ".safetensors" else identity._git_hash(file)
+            shutil.copy(file, blobs / name)
+            (snapshot / file.name).symlink_to(blobs / name)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        assert identity.snapshot_content(snapshot) == identity.BLOBS_AS_NAMED
+        blob = (snapshot / "config.json").resolve()
+        blob.write_text(blob.read_text().replace("\n", " \n"))
+        assert identity.snapshot_content(snapshot).startswith("config.json with the hash ")
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    def test_written_over_in_place_between_two_trials(self, folder: Path, dtype: str) -> None:
+        """In float16 the file is the very memory that the model computes with; in float32 its originals."""
+        loaded = load_model(spec_of(folder, dtype=dtype), "cpu")
+        layer = next(iter(loaded.layers.values()))
+        layer.write(torch.zeros(layer.out_features, layer.in_features))
+        file = folder / "model.safetensors"
+        tensors = {name: tensor * 2 for name, tensor in load_file(file).items()}
+        save_file(tensors, folder.parent / "new", metadata={"format": "pt"})
+        with file.open("r+b") as stream:
+            stream.write((folder.parent / "new").read_bytes())
+        with pytest.raises(ModelError, match="was written over while the model was in use"):
+            loaded.restore()
+
+    def test_replaced_by_a_new_file_the_loaded_one_is_still_right(self, folder: Path) -> None:
+        loaded = load_model(spec_of(folder, dtype="float16"), "cpu")
+        other = cases.own_head(folder.parent / "other")
+        (other / "model.safetensors").rename(folder / "model.safetensors")
+        assert loaded.restore() == 0
+        loaded.check_state(loaded.state)
+
+    def test_a_touched_file_is_still_the_same(self, folder: Path) -> None:
+        loaded = load_model(spec_of(folder), "cpu")
+        os.utime(folder / "model.safetensors")
+        assert loaded.restore() == 0
+
+
+class TestUnchanged:
+    """From load to score nothing changes a weight but a method's writing to a layer."""
+
+    def test_a_head_of_its_own_stays_though_the_configuration_says_tied(self, tmp_path: Path) -> None:
+        loaded = load_model(spec_of(cases.own_head(tmp_path / "model")), "cpu")
+        assert cases.bits_per_byte(loaded) == pytest.approx(1.9331331, abs=1e-6)
+        assert loaded.num_parameters == 462_208
+        assert loaded.num_embedding_parameters == 2 * 2048 * 64
+        loaded.check_state(loaded.state)
+
+    @pytest.mark.parametrize("what", ["head", "gain", "buffer", "tie"])
+    def test_a_library_that_changes_a_weight_is_found_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+        folder = cases.own_head(tmp_path / "model")
+        original = Evaluator.evaluate
+
+        def spoiling(evaluator: Evaluator, task: Any) -> Any:
+            model = evaluator._loaded.model
+            with torch.no_grad():
+                if what == "head":
+                    model.lm_head.weight[3, 3] += 1
+                elif what == "gain":
+                    model.gpt_neox.final_layer_norm.weight.mul_(1.001)
+                elif what == "buffer":
+                    model.gpt_neox.rotary_emb.inv_freq.mul_(2)
+                else:
+                    model.lm_head.weight = model.gpt_neox.embed_in.weight
+            return original(evaluator, task)
+
+        monkeypatch.setattr(Evaluator, "evaluate", spoiling)
+        events: list[Any] = []
+        trial = TrialSpec(model=spec_of(folder), quantization=QuantizationSpec(method="none", method_version=1))
+        planned = PlannedTrial(trial=trial, tasks=(cases.mini_task("mini_ppl", 2),))
+        with pytest.raises(ModelError, match=r"model m: 1 parameters or buffers changed while it was evaluated"):
+            child.TrialRunner(events.append).run(planned, RunSettings(device="cpu"))
+        assert "task" not in [event["event"] for event in events], "no row"
+
+    def test_before_the_first_trial_too(self, tmp_path: Path) -> None:
+        loaded = load_model(spec_of(cases.own_head(tmp_path / "model")), "cpu")
+        loaded.model.lm_head.weight = loaded.model.gpt_neox.embed_in.weight
+        with pytest.raises(ModelError, match=r"changed after loading, .* \(lm_head\.weight\)"):
+            loaded.written_state()
+
+    def test_layers_that_were_written_are_no_change(self, tmp_path: Path) -> None:
+        loaded = load_model(spec_of(cases.MINI), "cpu")
+        layer = next(iter(loaded.layers.values()))
+        layer.write(layer.read() * 2)
+        loaded.check_state(loaded.written_state())
+
+
+class TestBelongTogether:
+    """A checkpoint and its configuration."""
+
+    def test_biases_that_the_configuration_forgot(self, tmp_path: Path) -> None:
+        cases.biases(tmp_path / "good")
+        assert cases.bits_per_byte(load_model(spec_of(tmp_path / "good"), "cpu")) == pytest.approx(3.5449231, abs=1e-6)
+        dropped = Path(shutil.copytree(tmp_path / "good", tmp_path / "dropped"))
+        cases.edit_json(dropped / "config.json", attention_bias=False)
+        with pytest.raises(ModelError, match=r"8 weights of the checkpoint have no place .*\(model\.layers\.0\.self_attn\.k_proj\.bias"):
+            load_model(spec_of(dropped), "cpu")
+
+    def test_a_layer_fewer_in_the_configuration(self, tmp_path: Path) -> None:
+        folder = cases.copy_of_mini(tmp_path / "model")
+        cases.edit_json(folder / "config.json", num_hidden_layers=3)
+        with pytest.raises(ModelError, match=r"12 weights of the checkpoint have no place .*gpt_neox\.layers\.3\."):
+            load_model(spec_of(folder), "cpu")
+
+    def test_tables_that_every_model_makes_anew_are_harmless(self, tmp_path: Path) -> None:
+        folder = cases.copy_of_mini(tmp_path / "model")
+        attention = "gpt_neox.layers.0.attention."
+        tables = {"bias": torch.ones(1, 1, 8, 8).tril().bool(), "masked_bias": torch.tensor(-1e9), "rotary_emb.inv_freq": torch.ones(8)}
+        cases.spoil(folder, **{f"{attention}{name}": tensor for name, tensor in tables.items()})
+        assert cases.bits_per_byte(load_model(spec_of(folder), "cpu")) == pytest.approx(cases.PLAIN, abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("name", "shape", "harmless"),
+        [
+            ("h.0.attn.bias", (1, 1, 8, 8), True),
+            ("h.0.attn.bias", (64,), False),
+            ("h.0.attn.c_attn.bias", (64,), False),
+            ("model.layers.0.self_attn.rotary_emb.inv_freq", (8,), True),
+            ("embeddings.position_ids", (1, 8), True),
+            ("lm_head.bias", (64,), False),
+        ],
+    )
+    def test_what_is_harmless_by_name_and_shape(self, name: str, shape: tuple[int, ...], harmless: bool) -> None:
+        assert checkpoint.is_harmless(name, checkpoint.TensorFact("F32", shape)) is harmless
+
+
+def write_header(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
+    """A safetensors file of zeros with these dtypes and shapes."""
+    sizes = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
+    header, place = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        size = sizes.get(dtype, 1) * int(torch.tensor(shape).prod())
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(place))
+
+
+class TestFolders:
+    """What a folder's files tell is said at planning, in milliseconds, and again at loading."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return cases.copy_of_mini(tmp_path / "model")
+
+    def refused(self, folder: Path, words: str) -> None:
+        with pytest.raises(ModelError, match=words):
+            checkpoint.check_folder(folder)
+        with pytest.raises(ModelError, match=words):
+            load_model(ModelSpec(name="m", family="f", path=str(folder), dtype="float32"), "cpu")
+
+    def test_the_bundled_models_are_taken(self) -> None:
+        checkpoint.check_folder(cases.MINI)
+
+    def test_an_adapter_beside_its_base_model(self, tmp_path: Path) -> None:
+        self.refused(cases.adapter(tmp_path / "model"), r"holds an adapter \(adapter_config\.json\), .*merge_and_unload")
+
+    @pytest.mark.parametrize("where", ["quantization_config", "compression_config", "text_config"])
+    @pytest.mark.parametrize("kind", ["bitsandbytes", "gptq", "awq", "compressed-tensors", "fp8"])
+    def test_quantized_by_its_configuration(self, folder: Path, where: str, kind: str) -> None:
+        found = {"quant_method": kind, "bits": 4}
+        cases.edit_json(folder / "config.json", **{where: {"quantization_config": found} if where == "text_config" else found})
+        self.refused(folder, rf"is quantized already \(\w+ in its config\.json says {kind}\)")
+
+    @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+    def test_quantized_by_a_file_of_its_own(self, folder: Path, name: str) -> None:
+        (folder / name).write_text("{}")
+        self.refused(folder, rf"is quantized already \(it holds {name}\)")
+
+    @pytest.mark.parametrize(
+        ("name", "dtype"),
+        [("mlp.weight", "U8"), ("mlp.weight", "I8"), ("mlp.weight", "F8_E4M3"), ("mlp.qweight", "I32"), ("mlp.weight_packed", "I32")],
+    )
+    def test_quantized_by_its_tensors(self, folder: Path, name: str, dtype: str) -> None:
+        write_header(folder / "model.safetensors", {"embed.weight": ("F16", [4, 4]), name: (dtype, [4, 4])})
+        self.refused(folder, rf"is quantized already \(its tensor {name} is {dtype}\)")
+
+    def test_no_tokenizer(self, folder: Path) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink()
+        self.refused(folder, "holds no tokenizer")
+
+    def test_a_tokenizer_that_cannot_be_read_is_a_model_error(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+        with pytest.raises(ModelError, match="the tokenizer of model m cannot be loaded from"):
+            load_model(spec_of(folder), "cpu")
+
+    @pytest.mark.parametrize("entry", ["../elsewhere.safetensors", "/elsewhere.safetensors", "sub/model.safetensors", "weights.bin"])
+    def test_weights_outside_the_folders_own_files(self, folder: Path, entry: str) -> None:
+        (folder / "model.safetensors").rename(folder / "other.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"embed.weight": entry}}))
+        self.refused(folder, rf"names '{entry}': weights are read from \*\.safetensors files in the model's own folder")
+
+    def test_weights_that_the_configuration_names_itself(self, folder: Path) -> None:
+        (folder / "sub").mkdir()
+        shutil.copy(folder / "model.safetensors", folder / "sub")
+        cases.edit_json(folder / "config.json", transformers_weights="sub/model.safetensors")
+        self.refused(folder, "names its weights itself")
+
+    def test_two_checkpoints_in_one_folder(self, folder: Path) -> None:
+        shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+        index = {"weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), "model-00001-of-00001.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        self.refused(folder, "holds two checkpoints")
+        (folder / "model.safetensors").unlink()
+        checkpoint.check_folder(folder)
+        (folder / "consolidated.safetensors").write_bytes(b"not read")  # as Mistral's folders have it
+        assert [file.name for file in checkpoint.weight_files(folder)] == ["model-00001-of-00001.safetensors"]
+
+    def test_a_part_that_is_not_there_and_a_tensor_in_no_part(self, folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+        parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+        self.refused(folder, r"lacks 1 of the 2 files of model\.safetensors\.index\.json \(model-00002-of-00002\.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": parts["a"]}}))
+        self.refused(folder, r"1 tensors of model\.safetensors\.index\.json are in none of its files \(a")
+
+    def test_a_name_that_nothing_reads(self, folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "weights.safetensors")
+        self.refused(folder, r"neither model\.safetensors nor .* rename the file of its weights")
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"", "was cut short \\(0 bytes\\)"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "is a pointer of Git LFS"),
+            (b"\xff" * 100, "is no safetensors file, or was cut short"),
+            ((9).to_bytes(8, "little") + b"not JSON!", "its header cannot be read"),
+            ((2).to_bytes(8, "little") + b"{}more", "has 14 bytes where its header promises 10"),
+            ((2).to_bytes(8, "little") + b"[]", "its header cannot be read"),
+        ],
+    )
+    def test_damaged_weights(self, folder: Path, content: bytes, words: str) -> None:
+        (folder / "model.safetensors").write_bytes(content)
+        self.refused(folder, words)
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"{", "is no JSON in UTF-8"),
+            ("{}".encode("utf-16"), "is no JSON in UTF-8"),
+            (b"[]", "holds no JSON object"),
+            (b"{}", "has no model_type"),
+            (b'{"model_type": "t5"}', "the installed transformers has no causal language model of type t5"),
+            (b'{"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Mine"}}', "mine needs Python code of its own"),
+        ],
+    )
+    def test_a_configuration_that_is_none(self, folder: Path, content: bytes, words: str) -> None:
+        (folder / "config.json").write_bytes(content)
+        self.refused(folder, words)
+
+    def test_remote_code_beside_an_architecture_that_is_built_in_is_not_run_and_not_refused(self, folder: Path) -> None:
+        cases.edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "mine.Mine"})
+        (folder / "mine.py").write_text("raise SystemExit")
+        load_model(spec_of(folder), "cpu")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+    @pytest.mark.parametrize("kind", ["dangling", "loop", "pipe", "folder"])
+    def test_what_has_the_name_of_a_file_and_is_none(self, folder: Path, name: str, kind: str) -> None:
+        file = folder / name
+        file.unlink()
+        if kind == "dangling":
+            file.symlink_to("nowhere")
+        elif kind == "loop":
+            file.symlink_to(file)
+        elif kind == "pipe":
+            os.mkfifo(file)
+        else:
+            file.mkdir()
+        words = {"dangling": "is a link to nowhere", "loop": "symbolic links", "pipe": "is a pipe", "folder": "is a folder"}
+        self.refused(folder, rf"model file {file} .*{words[kind]}")
+
+    def test_a_file_or_a_loop_in_place_of_the_folder(self, folder: Path) -> None:
+        with pytest.raises(ModelError, match="is a file; give the folder"):
+            checkpoint.check_folder(folder / "config.json")
+        loop = folder.parent / "loop"
+        loop.symlink_to(loop)
+        with pytest.raises(ModelError, match="cannot be looked at: Too many levels"):
+            checkpoint.check_folder(loop)
+        with pytest.raises(ModelError, match="cannot be looked at: File name too long"):
+            checkpoint.check_folder(Path("/" + "x" * 3000))
+
+
+class TestNumbers:
+    """What only the values tell."""
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_no_numbers(self, tmp_path: Path, value: float) -> None:
+        folder = cases.copy_of_mini(tmp_path / "model")
+        cases.spoil(folder, **{"gpt_neox.layers.1.mlp.dense_h_to_4h.bias": torch.full((256,), value).half()})
+        with pytest.raises(
+            ModelError, match=r"1 weights hold NaN or infinity in float32 \(gpt_neox\.layers\.1\.mlp\.dense_h_to_4h\.bias\)"
+        ):
+            load_model(spec_of(folder), "cpu")
+
+    def test_weights_beyond_float16_outside_the_quantized_layers(self, tmp_path: Path) -> None:
+        model = cases.random_model(tmp_path / "model", transformers.LlamaConfig(**cases.LLAMA), dtype=torch.bfloat16)
+        with torch.no_grad():
+            model.model.embed_tokens.weight[5] = 1e5
+            model.model.norm.weight[3] = 7e4
+        model.save_pretrained(tmp_path / "model")
+        with pytest.raises(
+            ModelError, match=r"2 weights hold NaN or infinity in float16 .* beyond float16's 65504\. Try model\.dtype=bfloat16"
+        ):
+            load_model(spec_of(tmp_path / "model", dtype="float16"), "cpu")
+        load_model(spec_of(tmp_path / "model", dtype="bfloat16"), "cpu")
