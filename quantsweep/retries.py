@@ -97,8 +97,9 @@ def decide(
 
 def _doubled(resources: Resources, key: str, cluster: ClusterSpec) -> Resources:
     """The same resources with twice as much of one of them, or the very same object if there is no more."""
-    # A model that needs no GPU cannot be helped with more of them.
-    most = {"gpus": cluster.max_gpus if resources.gpus else 0, "memory_gb": cluster.max_memory_gb, "minutes": cluster.max_minutes}[key]
+    # A model that needs no GPU cannot be helped with more of them, nor a job whose memory the cluster's own parameters state.
+    memory = cluster.max_memory_gb if cluster.asks_for_memory else 0
+    most = {"gpus": cluster.max_gpus if resources.gpus else 0, "memory_gb": memory, "minutes": cluster.max_minutes}[key]
     base = cluster.resources(resources)  # all of it: what was not lacking stays what the cluster's yaml makes of it
     value = min(getattr(base, key) * 2, most)
     if value <= getattr(base, key):

@@ -27,6 +27,7 @@ States as in https://slurm.schedmd.com/squeue.html#SECTION_JOB-STATE-CODES and i
 from __future__ import annotations
 
 import enum
+import itertools
 import os
 import pwd
 import re
@@ -54,6 +55,10 @@ CLOCK_SLACK = timedelta(hours=1)
 
 class SlurmUnavailable(SlurmError):
     """Slurm gave no answer: command missing, controller or database down, or too slow. Jobs are unknown."""
+
+
+class CommandMissing(SlurmUnavailable):
+    """A command of Slurm's is not on this machine: some sites give their nodes no scontrol, or no sacct."""
 
 
 # -- states -----------------------------------------------------------------------------------------
@@ -290,18 +295,26 @@ def _is_already_gone(line: str) -> bool:
 def set_dependency(job_id: str, dependency: str) -> bool:
     """Let a pending job wait for other jobs, and for nothing else; False if it no longer waits (or Slurm does not let us)."""
     job = f"JobId={job_id.partition('_')[0]}"
-    return _run(["scontrol", "update", job, f"Dependency={dependency}", "StartTime=now"]).returncode == 0
+    return _has_done(["scontrol", "update", job, f"Dependency={dependency}", "StartTime=now"])
 
 
 def requeue(job_id: str) -> bool:
     """Put a running job back into the queue under its own id; False if Slurm does not let us."""
-    return _run(["scontrol", "requeue", job_id]).returncode == 0
+    return _has_done(["scontrol", "requeue", job_id])
 
 
 def exclude_nodes(job_ids: Iterable[str], nodes: Collection[str]) -> bool:
     """Keep pending jobs off some nodes; False if Slurm refused for one of them."""
     listed = ",".join(sorted(nodes))
-    return all(_run(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={listed}"]).returncode == 0 for job_id in job_ids)
+    return all(_has_done(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={listed}"]) for job_id in job_ids)
+
+
+def _has_done(argv: Sequence[str]) -> bool:
+    """True if a command did what it was told; one that gives no answer, or is not there, did not."""
+    try:
+        return _run(argv).returncode == 0
+    except SlurmUnavailable:
+        return False
 
 
 # -- limits -----------------------------------------------------------------------------------------
@@ -391,10 +404,29 @@ def _find_submit_limits(*, cluster: str, account: str | None, qos: str | None, p
     user = _user_name()
     account = account or _default_account(user, cluster)
     rows = _associations(user, account, cluster)
+    table = _qos_table()
+    listed, named = _partitions(), _names_of(partition)
+    found = [
+        limit
+        for name in named or (None,)
+        for limit in _limits_that_bind(rows, table, user, account, qos, name, _partition_qos(listed, name))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _limits_that_bind(
+    rows: Sequence[_Association],
+    table: Mapping[str, Mapping[str, str]],
+    user: str,
+    account: str,
+    qos: str | None,
+    partition: str | None,
+    partition_qos: str,
+) -> list[_SubmitLimit]:
+    """The same of one partition, from what was read."""
     chain = _association_chain(rows, user, account, partition)
     default_qos = next((row.default_qos for row in chain if row.default_qos), "")
-    table = _qos_table()
-    policies = _qos_order(table, partition=_partition_qos(partition), job=qos or default_qos or "normal")
+    policies = _qos_order(table, partition=partition_qos, job=qos or default_qos or "normal")
 
     def first_of_qos(column: str) -> list[_SubmitLimit]:
         found = (_limit(table[name][column], column, f"QOS {name}") for name in policies)
@@ -448,10 +480,10 @@ def _association_chain(rows: Iterable[_Association], user: str, account: str, pa
     return chain
 
 
-def _partition_qos(partition: str | None) -> str:
+def _partition_qos(listed: Iterable[Mapping[str, str]], partition: str | None) -> str:
     """Return the QOS bound to a partition (None: to the default partition), "" for none."""
-    fields = _chosen_partition(_partitions(), partition) or {}
-    bound = fields.get("QoS", "N/A")
+    row = next((row for row in listed if (row["PartitionName"] == partition if partition else row.get("Default") == "YES")), {})
+    bound = row.get("QoS", "N/A")
     return "" if bound == "N/A" else bound
 
 
@@ -490,15 +522,33 @@ class PartitionLimits:
 def partition_limits(name: str | None = None) -> PartitionLimits:
     """Return what a partition allows, in one call; None stands for the cluster's default partition.
 
+    Of several (`a,b`: a job starts in whichever can start it first) the widest of each limit is returned, and all their nodes.
     Raises SlurmError when there is no such partition (it names those that exist), SlurmUnavailable
     when the controller does not answer.
     """
     listed = _partitions()
-    fields = _chosen_partition(listed, name)
-    if fields is None:
-        known = [row["PartitionName"] for row in listed]
-        what = did_you_mean("partition", name, known) if name else f"no default partition. Available: {', '.join(known) or '(none)'}"
-        raise SlurmError(f"{what}. Choose with cluster.partition=…")
+    if not name:
+        if (row := next((row for row in listed if row.get("Default") == "YES"), None)) is None:
+            raise _no_partition("no default partition", listed)
+        return _partition(row)
+    by_name = {row["PartitionName"]: row for row in listed}
+    wanted = _names_of(name)
+    if absent := [one for one in wanted if one not in by_name]:
+        raise SlurmError(f"{did_you_mean('partition', absent[0], list(by_name))}. Choose with cluster.partition=…")
+    rows = [by_name[one] for one in wanted]
+    return _widest([_partition(row) for row in rows], [row.get("Nodes", "") for row in rows])
+
+
+def _names_of(partition: str | None) -> list[str]:
+    return [one.strip() for one in (partition or "").split(",") if one.strip()]
+
+
+def _no_partition(what: str, listed: Iterable[Mapping[str, str]]) -> SlurmError:
+    known = ", ".join(row["PartitionName"] for row in listed) or "(none)"
+    return SlurmError(f"{what}. Available: {known}. Choose with cluster.partition=…")
+
+
+def _partition(fields: Mapping[str, str]) -> PartitionLimits:
     return PartitionLimits(
         name=fields["PartitionName"],
         max_minutes=parse_minutes(fields.get("MaxTime", "UNLIMITED")),
@@ -512,6 +562,63 @@ def partition_limits(name: str | None = None) -> PartitionLimits:
         allow_qos=_names(fields.get("AllowQos", "ALL")),
         deny_qos=_names(fields.get("DenyQos", "")) or (),
     )
+
+
+def _widest(limits: Sequence[PartitionLimits], hosts: Sequence[str]) -> PartitionLimits:
+    """What a job may that names all these partitions.  hosts: the nodes of each, as Slurm lists them; partitions share nodes."""
+    if len(limits) == 1:
+        return limits[0]
+    nodes = {host for text in hosts for host in expand_hosts(text)}
+    return PartitionLimits(
+        name=",".join(one.name for one in limits),
+        max_minutes=_largest([one.max_minutes for one in limits]),
+        default_minutes=_largest([one.default_minutes for one in limits]),
+        max_nodes=_largest([one.max_nodes for one in limits]),
+        num_nodes=len(nodes) or max(one.num_nodes for one in limits),
+        whole_nodes=any(one.whole_nodes for one in limits),
+        state="UP" if any(one.state == "UP" for one in limits) else limits[0].state,
+        allow_accounts=_all_of([one.allow_accounts for one in limits]),
+        deny_accounts=_in_each([one.deny_accounts for one in limits]),
+        allow_qos=_all_of([one.allow_qos for one in limits]),
+        deny_qos=_in_each([one.deny_qos for one in limits]),
+    )
+
+
+def _largest(bounds: Sequence[int | None]) -> int | None:
+    known = [bound for bound in bounds if bound is not None]
+    return max(known) if len(known) == len(bounds) else None
+
+
+def _all_of(names: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    known = [each for each in names if each is not None]
+    return tuple(dict.fromkeys(name for each in known for name in each)) if len(known) == len(names) else None
+
+
+def _in_each(names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(name for name in names[0] if all(name in each for each in names))
+
+
+def expand_hosts(text: str) -> list[str]:
+    """Return the hosts that a list of Slurm's stands for.
+
+    >>> expand_hosts("login,n[08-10,20],r[1-2]g[1-2]")
+    ['login', 'n08', 'n09', 'n10', 'n20', 'r1g1', 'r1g2', 'r2g1', 'r2g2']
+    """
+    if text in ("", "(null)"):
+        return []
+    found = []
+    for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
+        pieces = [_numbers(piece[1:-1]) if piece.startswith("[") else [piece] for piece in re.findall(r"\[[^\]]*\]|[^\[\]]+", part)]
+        found += ["".join(choice) for choice in itertools.product(*pieces)]
+    return found
+
+
+def _numbers(text: str) -> list[str]:
+    numbers = []
+    for span in text.split(","):
+        first, _, last = span.partition("-")
+        numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last or first) + 1)]
+    return numbers
 
 
 def largest_node(partition: str | None = None) -> tuple[int, int]:
@@ -555,10 +662,6 @@ def _partitions() -> list[dict[str, str]]:
     lines = _ask(["scontrol", "--all", "--oneliner", "show", "partition"]).splitlines()  # --all: hidden ones too
     rows = [dict(field.partition("=")[::2] for field in line.split()) for line in lines]
     return [row for row in rows if "PartitionName" in row]  # "No partitions in the system" is a line too
-
-
-def _chosen_partition(listed: Iterable[dict[str, str]], name: str | None) -> dict[str, str] | None:
-    return next((row for row in listed if (row["PartitionName"] == name if name else row.get("Default") == "YES")), None)
 
 
 def cluster_name() -> str:
@@ -630,7 +733,7 @@ def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
             errors="replace", timeout=TIMEOUT_SECONDS, check=False,
         )  # fmt: skip
     except FileNotFoundError:
-        raise SlurmUnavailable(
+        raise CommandMissing(
             f"'{argv[0]}' is not on PATH. Load the site's Slurm module, or run on a login node (or locally, with hydra/launcher=basic)"
         ) from None
     except subprocess.TimeoutExpired:

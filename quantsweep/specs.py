@@ -490,6 +490,10 @@ _CLUSTER_NUMBERS = (
 )
 
 
+MEMORY = frozenset({"mem", "mem_per_cpu", "mem_per_gpu"})
+"""Options of sbatch that exclude each other; where one is in additional_parameters, jobs are not told memory_gb."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
     """Where shards run: this machine (`kind="local"`) or a Slurm cluster; the fields are those of conf/cluster/slurm.yaml.
@@ -531,6 +535,11 @@ class ClusterSpec:
             raise ConfigurationError("cluster.allocation=node needs cluster.node_gpus (or cluster.node_cpus for nodes without GPUs)")
         for name in _CLUSTER_NUMBERS:
             whole_number(f"cluster.{name}", getattr(self, name))
+
+    @property
+    def asks_for_memory(self) -> bool:
+        """False where the site's own option says how much memory a job gets, or that it must not say."""
+        return not MEMORY & dict(self.additional_parameters).keys()
 
     def resources(self, model: Resources) -> Resources:
         """What a shard asks for here: the model's resources, unless the cluster's configuration says otherwise."""

@@ -16,10 +16,12 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Sweep
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from quantsweep.checks import shown
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean
 from quantsweep.hydra_plugin.axis_values import override_values, plain_element
+from quantsweep.hydra_plugin.cluster import file_problems as cluster_file_problems
 from quantsweep.hydra_plugin.components import (
     CONFIG_NAME,
     GROUPS,
@@ -298,6 +300,9 @@ def _unknown_names(overrides: Sequence[Override], studies: Sequence[str], folder
             files += [] if broken else study_files(name, folders)
     typed = _typed_choices(overrides, folders, problems)
     choices = _choices(typed, files, load_yaml(folders, CONFIG_NAME))
+    broken = _cluster_problems(choices.base["cluster"], folders)
+    if broken:
+        return [*problems, *broken]
     known = _known_keys(folders, choices.options)
     for override in overrides:
         key = override.key_or_group
@@ -308,6 +313,12 @@ def _unknown_names(overrides: Sequence[Override], studies: Sequence[str], folder
     for number in range(len(files)):
         problems += [f"sweeps/{studies[0]}.yaml: {problem}" for problem in _problems_of_settings(files[number:], folders)]
     return problems
+
+
+def _cluster_problems(name: str, folders: Sequence[Path]) -> list[str]:
+    """What the chosen cluster's file says that YAML or Hydra would take for something else."""
+    config = load_yaml(folders, CONFIG_NAME)
+    return cluster_file_problems(find_yaml(folders, f"cluster/{name}"), {*config, *GROUPS, "hydra"})
 
 
 def _problems_of_settings(files: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
@@ -371,10 +382,24 @@ def _known_keys(folders: Sequence[Path], options: Mapping[str, Sequence[str]]) -
     known |= {f"budget.{key}": value for key, value in config["budget"].items()}
     for group in GROUPS:
         for option in options[group] or option_names(group, folders):
-            for component in _components(folders, group, option, config):
+            for component in _components(folders, group, option, config) if options[group] else _of_any(folders, group, option, config):
                 fixed = FIXED_KEYS.get(group, ())
                 known |= {f"{group}.{key}": value for key, value in dotted_keys(component).items() if key.split(".")[0] not in fixed}
     return known
+
+
+def _of_any(folders: Sequence[Path], group: str, option: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same of an option that nobody chose: a file that cannot be read is no concern of this launch."""
+    return _components(folders, group, option, config) if _readable(folders, f"{group}/{option}") else []
+
+
+def _readable(folders: Sequence[Path], name: str) -> list[dict[str, Any]]:
+    """What a yaml holds that nobody chose; nothing where it cannot be read."""
+    try:
+        content = load_yaml(folders, name)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError):
+        return []
+    return [content] if isinstance(content, dict) else []
 
 
 def _components(folders: Sequence[Path], group: str, option: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -382,8 +407,12 @@ def _components(folders: Sequence[Path], group: str, option: str, config: Mappin
     own = load_component(folders, group, option, config)
     if group in SECTIONS:
         return [own]
-    kinds = [own["kind"]] if "kind" in own else option_names(group, folders)
-    return [own, *(load_yaml(folders, f"{group}/{kind}") for kind in kinds if has_option(folders, group, kind))]
+    if "kind" in own:
+        return [own, *(load_yaml(folders, f"{group}/{kind}") for kind in [own["kind"]] if has_option(folders, group, kind))]
+    return [
+        own,
+        *(component for other in option_names(group, folders) if other != option for component in _readable(folders, f"{group}/{other}")),
+    ]
 
 
 def _problem_of_key(key: str, value: Any, known: Mapping[str, Any], choices: _Choices, folders: Sequence[Path]) -> str | None:
@@ -412,7 +441,14 @@ def _no_such_key(group: str, name: str, known: Mapping[str, Any], choices: _Choi
     key = f"{group}.{name}"
     if group in SECTIONS:
         return unknown_key(key, known)
-    having = [option for option in option_names(group, folders) if key in _known_keys(folders, {**choices.options, group: [option]})]
+    having = [
+        option
+        for option in option_names(group, folders)
+        if any(
+            key.partition(".")[2] in dotted_keys(component)
+            for component in _of_any(folders, group, option, load_yaml(folders, CONFIG_NAME))
+        )
+    ]
     if having:
         return f"{group}={chosen} has no {name}; give {group}={' or '.join(having)} first"
     message = did_you_mean(f"key of {group}={chosen}", name, [each.partition(".")[2] for each in known if each.startswith(f"{group}.")])

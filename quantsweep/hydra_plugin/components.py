@@ -105,7 +105,8 @@ def refuse_other_name(section: str, stem: str, config: Mapping[str, Any]) -> Non
 
 def load_yaml(folders: Sequence[Path], name: str) -> dict[str, Any]:
     """What one yaml holds; the first of the folders that has it."""
-    resolve = name != CONFIG_NAME  # the primary config refers to Hydra's own keys
+    # The primary config refers to Hydra's own keys, and a cluster may refer to the sweep's.
+    resolve = name != CONFIG_NAME and not name.startswith(("cluster/", "tracking/"))
     return OmegaConf.to_container(OmegaConf.load(find_yaml(folders, name)), resolve=resolve)  # type: ignore[return-value]
 
 

@@ -24,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quantsweep.errors import ResultsError
 from quantsweep.exit_status import ExitStatus
+from quantsweep.hydra_plugin.cluster import cluster_spec
 from quantsweep.hydra_plugin.mistakes import shown_plainly
-from quantsweep.hydra_plugin.prepare import cluster_spec
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.advance import step
 from quantsweep.launching.cluster import RefusedError

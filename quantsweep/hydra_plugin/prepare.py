@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from quantsweep import checks, identity, records
 from quantsweep.convert import convert
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
+from quantsweep.hydra_plugin.cluster import cluster_spec
 from quantsweep.hydra_plugin.command_line import as_typed
 from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.inapplicable import refuse_inapplicable
@@ -63,7 +64,7 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
         _collect(problems, lambda: _refuse_foreign_tasks(_tasks(expansion), settings))
     if problems or folder is None or settings is None or launch is None or expansion is None or cluster is None or assume_dead is None:
         raise ConfigurationErrors(problems)
-    workers = num_workers(base["workers"], settings.device)
+    workers = num_workers(base["workers"], settings.device) if cluster.kind == "local" else 1
     seen = seen or observe(folder, assume_dead=assume_dead)
     plan = _plan(base, folder, settings, launch, expansion, workers, seen)
     return Prepared(plan=plan, folder=folder, cluster=cluster, workers=workers, title=_title(request))
@@ -196,14 +197,6 @@ def run_settings(base: Mapping[str, Any]) -> RunSettings:
     if tracking["kind"] == "wandb" and tracking.get("mode") not in ("online", "offline"):
         raise ConfigurationError(f"tracking.mode must be online or offline, got {tracking.get('mode')!r}")
     return RunSettings(**{key: getattr(settings, key) for key in data}, tracking=options_tuple(tracking))
-
-
-def cluster_spec(config: Mapping[str, Any]) -> ClusterSpec:
-    """The cluster of the composed configuration."""
-    parameters = config.get("additional_parameters") or {}
-    rest = {key: value for key, value in config.items() if key != "additional_parameters"}
-    spec = convert(ClusterSpec, rest, "cluster")
-    return ClusterSpec(**{key: getattr(spec, key) for key in rest}, additional_parameters=options_tuple(parameters))
 
 
 def launch_settings(base: Mapping[str, Any], cluster: ClusterSpec) -> LaunchSettings:

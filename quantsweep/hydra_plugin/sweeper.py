@@ -7,6 +7,7 @@ That is all a launcher has to carry, so the stock ones (`hydra/launcher=basic`, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from quantsweep import snapshot
 from quantsweep.checks import truth
 from quantsweep.exit_status import ExitStatus
+from quantsweep.hydra_plugin.cluster import unused_variables
 from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.launcher import wait_for_end
@@ -116,6 +118,8 @@ class QuantsweepSweeper(Sweeper):
 
 def _on_slurm(launch: LaunchSettings, folder: SweepFolder) -> LaunchSettings:
     """What jobs run, how far their retries may go, and whether they ask the hub is settled now, whoever submits them later."""
+    if ignored := unused_variables():
+        print(f"{', '.join(ignored)}: not used for the jobs of a sweep; give the options in cluster.additional_parameters", file=sys.stderr)
     variables = tuple(sorted({**own_switches(), **dict(launch.variables)}.items()))
     return replace(launch, cluster=within_nodes(launch.cluster), code=snapshot.take(folder), variables=variables)
 

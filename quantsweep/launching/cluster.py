@@ -9,6 +9,7 @@ that the warning before the time limit (`--signal=B:USR2@…`) reaches it.
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,20 +18,26 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError
+from submitit.core.utils import CommandFunction, FailedJobError
 
 from quantsweep import slurm
 from quantsweep.errors import SlurmError
 from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.paths import SweepFolder, product_root
 from quantsweep.pins import OFFLINE
-from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
+from quantsweep.specs import MEMORY, ClusterSpec, LaunchSettings, Resources
 from quantsweep.words import count
 
 VISIBLE_SECONDS = 90
 """For so long another host's new file may stay unseen on a network file system."""
 COLLECTOR_MINUTES = 30
 """Time limit of a collector: it reads tables and submits, a minute or so for a very large sweep."""
+
+
+VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+"""Which GPUs a process may see; Slurm sets them in each job that has some."""
+OF_GPUS = frozenset({"gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket", "cpus_per_gpu", "mem_per_gpu", "gpu_bind", "gpu_freq"})
+"""Options that Slurm refuses, or grants GPUs for, where a job needs none."""
 
 
 class RefusedError(SlurmError):
@@ -48,15 +55,34 @@ class ShardExecutor(submitit.SlurmExecutor):
         # sbatch hands its environment on to the job, and obeys SBATCH_…: what belongs to a job that submits, or would quietly
         # overrule the cluster's configuration, stays here.  So do the hub's switches: those of the plan stand in the script
         # (`LaunchSettings.variables`), and the job that submits may belong to another plan.
+        # And which GPUs a job sees is Slurm's word: a job without any would see those of the job that submits it.
         ours = [key for key in os.environ if key.startswith(("SLURM_", "SBATCH_")) and key != "SLURM_CONF"]
-        return ["env", *(f"--unset={key}" for key in (*ours, *OFFLINE)), "sbatch", str(submission_file_path)]
+        return ["env", *(f"--unset={key}" for key in (*ours, *OFFLINE, *VISIBLE_GPUS)), "sbatch", str(submission_file_path)]
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Always here: submitit looks for srun, which no job of ours needs."""
+        return 2
+
+    def _submit_command(self, command: str) -> submitit.SlurmJob[Any]:
+        # submitit's own reads %j and the like in the folder's name as patterns, and writes the script somewhere above it.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        script = self.folder / f"submission-{secrets.token_hex(4)}.sh"
+        script.write_text(self._make_submission_file_text(command, script.stem))
+        answer = CommandFunction(self._make_submission_command(script), verbose=False)()
+        return submitit.SlurmJob(folder=self.folder, job_id=self._get_job_id_from_submission_command(answer), tasks=[0])
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        place = str(self.folder).replace("%", "%%")  # Slurm reads %u, %j and the like as patterns too
+        given = self.parameters.get("additional_parameters") or {}
+        self.parameters["additional_parameters"] = {**given, "output": f"{place}/%A_%a_0_log.out"}
+        return super()._make_submission_file_text(command, uid)
 
     def submit_tasks(self, command: str, num_tasks: int) -> int:
         """Submit `command` as an array of tasks 0 … num_tasks−1; returns the array's job id.
 
         Raises RefusedError or SlurmError (then it may have been accepted all the same).
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters["map_count"] = num_tasks
         try:
             return int(self._submit_command(command).job_id)
@@ -101,6 +127,10 @@ def submit_collector(
     return executor.submit_tasks(f"exec {executor.python} -u -m quantsweep.slurm_job collect {shlex.quote(str(folder.path))}", 1)
 
 
+_QUOTE = "'\\''"
+"""A single quote within single quotes of the shell."""
+
+
 def afterany(jobs: Sequence[int]) -> str:
     """Slurm's words for: once all of these have ended (afterok would wait for ever once one failed)."""
     return "afterany:" + ":".join(str(job) for job in jobs)
@@ -125,22 +155,26 @@ def sbatch_parameters(
     cluster: ClusterSpec, needs: Resources, job_name: str, *, workers: int = 1, code: Path | None = None
 ) -> dict[str, Any]:
     """The options of one array, as submitit's SlurmExecutor names them; `needs` is what one worker needs."""
+    whole = cluster.allocation == "node" and needs.memory_gb
+    additional = _without_gpus(dict(cluster.additional_parameters)) if not needs.gpus else dict(cluster.additional_parameters)
+    own: dict[str, Any] = {"signal": f"B:USR2@{warning_seconds(cluster, needs)}", "requeue": True}
+    memory: dict[str, Any] = {} if MEMORY & additional.keys() else {"mem": "0" if whole else f"{needs.memory_gb * workers}GB"}
     parameters: dict[str, Any] = {
         "job_name": job_name,
         "time": needs.minutes,
-        "mem": f"{needs.memory_gb * workers}GB",
         "nodes": 1,
         "ntasks_per_node": 1,
         "cpus_per_task": needs.cpus * workers,
         "stderr_to_stdout": True,
         "use_srun": False,
-        "setup": [*cluster.setup, *_python_path(code), f"export OMP_NUM_THREADS={needs.cpus} TOKENIZERS_PARALLELISM=false"],
-        "additional_parameters": {
-            "signal": f"B:USR2@{warning_seconds(cluster, needs)}",
-            "requeue": True,
-            **({"exclusive": True, "mem": "0"} if cluster.allocation == "node" and needs.memory_gb else {}),
-            **dict(cluster.additional_parameters),
-        },
+        "wckey": None,  # else submitit charges every job to a key of its own name
+        "setup": [
+            *_checked(cluster.setup),
+            *_python_path(code),
+            f"export OMP_NUM_THREADS={needs.cpus} TOKENIZERS_PARALLELISM=false",
+        ],
+        "additional_parameters": _as_options({**own, **({"exclusive": True, **memory} if whole else {}), **additional}),
+        **({} if whole else memory),
     }
     optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint", "exclude")}
     if needs.gpus:
@@ -148,6 +182,25 @@ def sbatch_parameters(
         gpus = needs.gpus * workers
         optional[key] = f"gpu:{gpus}" if key == "gres" else gpus
     return parameters | {key: value for key, value in optional.items() if value is not None}
+
+
+def _without_gpus(additional: Mapping[str, Any]) -> dict[str, Any]:
+    """Further options for a job that needs no GPU: the collector, and models without."""
+    return {key: value for key, value in additional.items() if key not in OF_GPUS and not (key == "gres" and str(value).startswith("gpu"))}
+
+
+def _as_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """null and false leave an option out; what Slurm has a word of its own for not doing is said with that."""
+    options = {key: value for key, value in given.items() if value is not None and value is not False}
+    return options | ({"no_requeue": True} if "requeue" in given and "requeue" not in options else {})
+
+
+def _checked(setup: Sequence[str]) -> list[str]:
+    """Setup lines of which the first that fails ends the job, as its last word; what they source may do as it likes inside."""
+    if not setup:
+        return []
+    said = "echo \"a setup line failed with exit status $status (add '|| true' where it may): $BASH_COMMAND\" >&2"
+    return [f"trap 'status=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || {{ {said.replace(chr(39), _QUOTE)}; exit 1; }}' ERR", *setup, "trap - ERR"]
 
 
 def warning_seconds(cluster: ClusterSpec, needs: Resources) -> int:

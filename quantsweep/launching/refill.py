@@ -183,7 +183,10 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
 def _to_exclude(folder: SweepFolder, cluster: ClusterSpec) -> tuple[str, ...]:
     """Nodes to keep off; none if no other node would be left."""
     broken = tuple(sorted(broken_nodes(folder)))
-    return () if broken and len(broken) >= slurm.partition_limits(cluster.partition).num_nodes else broken
+    try:
+        return () if broken and len(broken) >= slurm.partition_limits(cluster.partition).num_nodes else broken
+    except slurm.CommandMissing:
+        return ()  # a node without scontrol: whoever submits from elsewhere keeps them off
 
 
 def _keep_off(seen: Observation, headers: Mapping[str, PlanHeader], excluded: Sequence[str]) -> None:
@@ -199,11 +202,18 @@ def _keep_off(seen: Observation, headers: Mapping[str, PlanHeader], excluded: Se
 def _limits(folder: SweepFolder, cluster: ClusterSpec, *, fresh: bool) -> slurm.Limits:
     """The cluster's limits; the running sweep believes what was read some minutes ago, since each reading is several requests."""
     path = folder.plan / "limits.json"
+    known: slurm.Limits | None = None
     with contextlib.suppress(OSError, ValueError, TypeError):
+        content = json.loads(path.read_text())
+        known = slurm.Limits(**{**content, "notes": tuple(content["notes"])})
         if not fresh and filesystem_now(folder.plan) - path.stat().st_mtime < LIMITS_SECONDS:
-            content = json.loads(path.read_text())
-            return slurm.Limits(**{**content, "notes": tuple(content["notes"])})
-    limits = slurm.read_limits(cluster.account, cluster.qos, cluster.partition)
+            return known
+    try:
+        limits = slurm.read_limits(cluster.account, cluster.qos, cluster.partition)
+    except slurm.CommandMissing:
+        if known is None:
+            raise
+        return known  # a node without scontrol believes what the launch command read
     write_text(path, json.dumps(asdict(limits)), durable=False)
     return limits
 
@@ -243,6 +253,8 @@ def _longest(partition: str | None, known: dict[str | None, int | None]) -> int 
     if partition not in known:
         try:
             known[partition] = slurm.partition_limits(partition).max_minutes
+        except slurm.CommandMissing:
+            known[partition] = None  # a node without scontrol
         except slurm.SlurmUnavailable:
             raise
         except SlurmError:

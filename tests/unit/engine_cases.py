@@ -136,6 +136,7 @@ class Site:
     jobs: (array job, index) → (name, state as squeue says it, node).  accounts: the same keys → state as sacct says it;
     None: no accounting.  reasons: why squeue says that a job waits (by default "None").  later: minutes after which
     collectors begin that wait for no job.  down: commands that give no answer.  refuse: what sbatch says to its n-th call (0, 1, …).
+    partitions: the lines of `scontrol show partition` (by default one of two nodes).
     """
 
     folder: SweepFolder
@@ -153,6 +154,7 @@ class Site:
     max_job_count: int = 10_000
     max_minutes: str = "UNLIMITED"
     cluster: str = ""
+    partitions: str = ""
     calls: int = 0
     next_id: int = 100
 
@@ -186,7 +188,7 @@ class Site:
             name = f"ClusterName = {self.cluster}\n" if self.cluster else ""
             return f"Configuration data as of 2026-11-21T23:39:00\nAccountingStorageType = accounting_storage/none\n{name}{sizes}"
         if "partition" in argv:
-            return f"PartitionName=main Default=YES MaxTime={self.max_minutes} TotalNodes=2 State=UP\n"
+            return self.partitions or f"PartitionName=main Default=YES MaxTime={self.max_minutes} TotalNodes=2 State=UP\n"
         return ""
 
     def _scancel(self, argv: list[str]) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantsweep import slurm_job
+from quantsweep import failures, slurm, slurm_job
 from quantsweep.errors import LockedError, SlurmError
 from quantsweep.files import write_text
 from quantsweep.holds import cancelled
@@ -507,3 +510,31 @@ def test_submissions_survive_a_round_trip(sweep: SweepFolder, site: Site) -> Non
     [submission] = read_submissions(sweep)
     assert submission.arrays[0] == dataclasses.replace(site.submitted[0], array_job_id=101)
     assert abs(submission.declared - time.time()) < 60
+
+
+def test_a_node_without_scontrol_submits_by_what_the_launch_read(sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "main")
+    write(sweep, [trial(2)])
+    submit(sweep)
+    write(sweep, [trial(3)])
+    path = sweep.plan / "limits.json"
+    os.utime(path, (1.0, 1.0))
+    genuine = site.run
+
+    def run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        if argv[0] == "scontrol":
+            raise slurm.CommandMissing("'scontrol' is not on PATH")
+        return genuine(argv)
+
+    monkeypatch.setattr(slurm, "_run", run)
+    assert submit(sweep).shards == 1
+
+
+def test_a_broken_node_stops_no_submission_where_several_partitions_are_named(sweep: SweepFolder, site: Site) -> None:
+    cluster = ClusterSpec(kind="slurm", partition="main,other")
+    plan = write(sweep, [trial(2)], cluster=cluster)
+    for _ in range(2):
+        fail(sweep, trial(2), failures.BAD_NODE, plan=plan.name, host="n9")
+    site.partitions = "PartitionName=main Nodes=n[1-9] State=UP\nPartitionName=other Nodes=n[9-12] State=UP\n"
+    assert submit(sweep).shards == 1
+    assert site.excluded == ("n9",)

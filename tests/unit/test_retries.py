@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -76,3 +77,8 @@ def test_more_of_one_thing_changes_nothing_else_of_what_the_job_gets(cluster_gb:
 
 def test_no_cause_is_no_reason_against() -> None:
     assert decide([], [], NEEDS, CLUSTER, 0).resources == NEEDS
+
+
+def test_memory_that_the_site_states_itself_is_not_doubled_in_vain() -> None:
+    cluster = dataclasses.replace(CLUSTER, additional_parameters=(("mem_per_cpu", "2G"),))
+    assert decide([failures.OUT_OF_HOST_MEMORY], [failures.OUT_OF_HOST_MEMORY], NEEDS, cluster).resources is None

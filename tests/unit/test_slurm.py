@@ -339,6 +339,18 @@ def test_what_a_partition_allows(slurm_says: SlurmSays) -> None:
     assert (gpu.whole_nodes, gpu.state, gpu.allow_accounts, gpu.deny_qos) == (True, "DRAIN", ("lab", "guests"), ("tight",))
 
 
+def test_of_several_partitions_the_widest_limit_holds_and_shared_nodes_count_once(slurm_says: SlurmSays) -> None:
+    short = "PartitionName=short MaxTime=01:00:00 DefaultTime=00:10:00 MaxNodes=1 TotalNodes=3 Nodes=n[0-2] State=UP DenyQos=a,b\n"
+    long = "PartitionName=long MaxTime=2-00:00:00 DefaultTime=NONE MaxNodes=4 TotalNodes=3 Nodes=n[1-3] State=DOWN DenyQos=b "
+    long += "OverSubscribe=EXCLUSIVE\n"
+    slurm_says({"scontrol partition": answers(short + long)})
+    both = slurm.partition_limits("short,long")
+    assert (both.name, both.max_minutes, both.default_minutes, both.max_nodes, both.num_nodes) == ("short,long", 2880, None, 4, 4)
+    assert (both.state, both.whole_nodes, both.deny_qos, both.allow_qos) == ("UP", True, ("b",), None)
+    with pytest.raises(SlurmError, match=r"unknown partition 'lang'. Did you mean 'long'"):
+        slurm.partition_limits("short,lang")
+
+
 @pytest.mark.parametrize(
     ("table", "name", "message"),
     [
@@ -367,6 +379,12 @@ def test_an_association_for_the_partition_goes_before_the_general_one(slurm_says
     assert slurm.read_limits(partition="main").max_submit_jobs == 70
     assert slurm.read_limits(partition="limited", qos="normal").max_submit_jobs == 50
     assert slurm.read_limits().max_submit_jobs == 200
+
+
+@pytest.mark.usefixtures("as_root")
+def test_of_several_partitions_the_tightest_limit_binds(slurm_says: SlurmSays) -> None:
+    slurm_says(_records(own="lab|root|||200||normal\nlab|root|main||70||normal\n"))
+    assert slurm.read_limits(partition="limited,main", qos="normal").max_submit_jobs == 50
 
 
 @pytest.mark.usefixtures("as_root")
@@ -453,3 +471,13 @@ def test_the_module_imports_nothing_heavy() -> None:
     code = "import sys, quantsweep.slurm; print(sorted({'torch', 'hydra', 'pandas', 'submitit', 'omegaconf'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_node_without_scontrol_changes_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an exception in the middle of a worker's end: what is left is submitted anew by whoever can."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not slurm.requeue("7_0")
+    assert not slurm.set_dependency("7", "afterany:6")
+    assert not slurm.exclude_nodes(["7"], ["n1"])
+    with pytest.raises(slurm.CommandMissing):
+        slurm.queue()

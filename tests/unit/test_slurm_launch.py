@@ -27,6 +27,7 @@ from quantsweep.pins import OFFLINE
 from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
 
 SLURM = ClusterSpec(kind="slurm")
+ONE_GPU = Resources(gpus=1)
 
 
 def test_the_script_that_slurm_gets() -> None:
@@ -66,6 +67,115 @@ def test_models_without_a_gpu_ask_for_none() -> None:
     parameters = sbatch_parameters(SLURM, Resources(), "j")
     assert not {"gres", "gpus_per_node", "partition", "account"} & set(parameters)
     assert parameters["additional_parameters"] == {"signal": "B:USR2@120", "requeue": True}
+
+
+def flags(tmp_path: Path, needs: Resources = ONE_GPU, **cluster: Any) -> list[str]:
+    """The options of a job's script, as sbatch reads them."""
+    executor = ShardExecutor(folder=tmp_path, python="/p")
+    executor.update_parameters(**sbatch_parameters(ClusterSpec(kind="slurm", **cluster), needs, "j"))
+    executor.parameters["map_count"] = 2
+    text = executor._make_submission_file_text("COMMAND", "UID")
+    return [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "memory"),
+    [
+        ({}, 1, ["mem=4GB"]),
+        ({"mem": None}, 1, []),
+        ({"mem": 0}, 1, ["mem=0"]),
+        ({"mem_per_cpu": "2G"}, 1, ["mem-per-cpu=2G"]),
+        ({"mem_per_gpu": "20G"}, 1, ["mem-per-gpu=20G"]),
+        ({"mem_per_gpu": "20G"}, 0, ["mem=4GB"]),
+    ],
+)
+def test_memory_is_asked_for_once_or_not_at_all(tmp_path: Path, given: dict[str, Any], gpus: int, memory: list[str]) -> None:
+    found = flags(tmp_path, Resources(gpus=gpus), additional_parameters=tuple(given.items()))
+    assert [flag for flag in found if flag.startswith("mem")] == memory
+    whole = flags(tmp_path, Resources(gpus=gpus), allocation="node", node_gpus=1, node_cpus=1, additional_parameters=tuple(given.items()))
+    assert [flag for flag in whole if flag.startswith("mem")] == ([] if not memory else memory if given and gpus else ["mem=0"])
+
+
+def test_what_is_false_or_null_is_no_option(tmp_path: Path) -> None:
+    found = flags(tmp_path, additional_parameters=(("requeue", False), ("exclusive", False), ("reservation", None), ("contiguous", True)))
+    assert "no-requeue" in found
+    assert "contiguous" in found
+    assert not [flag for flag in found if flag.startswith(("requeue", "exclusive", "reservation")) or flag.endswith(("False", "None"))]
+
+
+def test_no_job_is_charged_to_a_key_that_nobody_named(tmp_path: Path) -> None:
+    assert not [flag for flag in flags(tmp_path) if flag.startswith("wckey")]
+    assert "wckey=mine" in flags(tmp_path, additional_parameters=(("wckey", "mine"),))
+
+
+def test_options_of_gpus_are_left_out_where_a_job_needs_none(tmp_path: Path) -> None:
+    given = (("gres", "gpu:a100:1"), ("gpu_bind", "closest"), ("licenses", "x"))
+    assert "gres=gpu:a100:1" in flags(tmp_path, additional_parameters=given)
+    bare = flags(tmp_path, Resources(), additional_parameters=given)
+    assert "licenses=x" in bare
+    assert not [flag for flag in bare if flag.startswith(("gpu", "gres"))]
+
+
+def test_a_folder_that_slurm_would_take_for_a_pattern(tmp_path: Path) -> None:
+    """%u is the user's name to sbatch, %j a job's number to submitit too, which would write its script somewhere else."""
+    folder = tmp_path / "50%_of_%u" / "%j"
+    calls = tmp_path / "bin"
+    calls.mkdir()
+    (calls / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 41\n")
+    (calls / "sbatch").chmod(0o755)
+    executor = ShardExecutor(folder=folder, python="/p")
+    executor.update_parameters(**sbatch_parameters(SLURM, Resources(), "j"), array_parallelism=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{calls}:{os.environ['PATH']}")
+        assert executor.submit_tasks("COMMAND", 2) == 41
+    [script] = folder.iterdir()
+    [output] = [line.partition("=")[2] for line in script.read_text().splitlines() if line.startswith("#SBATCH --output")]
+    assert output == f"{tmp_path}/50%%_of_%%u/%%j/%A_%a_0_log.out"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["50%_of_%u", "bin"]
+
+
+def run_setup(tmp_path: Path, *setup: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "sloppy.sh").write_text("false\ngrep -q nothing /dev/null\nWAS_HERE=1\n")
+    lines = sbatch_parameters(ClusterSpec(kind="slurm", setup=setup), Resources(), "j")["setup"]
+    script = tmp_path / "script.sh"
+    script.write_text("\n".join([*lines, "false", "echo the worker begins"]))
+    return subprocess.run(["bash", str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("lines", "failed"),
+    [
+        (["true"], None),
+        (["source sloppy.sh; echo $WAS_HERE"], None),
+        (["false || true", "if false; then", "false", "fi", "f() { false; true; }", "f"], None),
+        (["true", "no_such_module load cuda", "echo too far"], "no_such_module load cuda"),
+        (["source /nowhere/activate"], "source /nowhere/activate"),
+        (["cd /nowhere && echo 'here'", "f() { return 3; }", "f"], "return 3"),
+    ],
+)
+def test_a_setup_line_that_fails_ends_the_job_with_its_own_words(tmp_path: Path, lines: list[str], failed: str | None) -> None:
+    """The real lines in a real shell; what a line sources, or tries, may fail inside."""
+    done = run_setup(tmp_path, *lines)
+    if failed is None:
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "the worker begins")
+    else:
+        assert done.returncode == 1
+        assert "the worker begins" not in done.stdout
+        last = done.stderr.splitlines()[-1]
+        assert "a setup line failed with exit status" in last
+        assert last.endswith(f": {failed}")
+
+
+def test_the_gpus_of_the_job_that_submits_are_not_those_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    argv = ShardExecutor(folder="/f", python="/p")._make_submission_command(Path("/f/script.sh"))
+    told = subprocess.run([*argv[:-2], "env"], capture_output=True, text=True, check=True).stdout
+    assert "CUDA_VISIBLE_DEVICES" not in told
+
+
+def test_a_node_needs_no_srun_to_submit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("submitit.slurm.slurm.shutil.which", lambda name: None)
+    ShardExecutor(folder="/f", python="/p")
 
 
 def test_a_collector_waits_for_the_end_of_the_arrays_however_they_end() -> None:
