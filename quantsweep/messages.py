@@ -18,7 +18,7 @@ from quantsweep import records
 from quantsweep.effective import effective
 from quantsweep.plan import Plan, skipped_summary
 from quantsweep.specs import BASELINE, PlantedOutliers
-from quantsweep.words import count, time_unit
+from quantsweep.words import about, count, time_unit
 
 if TYPE_CHECKING:
     from quantsweep.launching.local import LocalSummary
@@ -252,9 +252,9 @@ def status_text(status: Mapping[str, Any]) -> str:
     if status["evaluations_done"]:
         lines.append(f"  used        {_used(status)}")
     if status["minutes_left"] is not None:
-        lines.append(
-            f"  rate        {status['trials_per_hour']:>9,.0f}   trials an hour lately; about {_duration(status['minutes_left'])} left"
-        )
+        rate = f" ({status['trials_per_hour']:,.0f} trials an hour lately)" if status["trials_per_hour"] else ""
+        workers = count(status["workers"], "worker goes", "workers go")
+        lines.append(f"  left        about {about(status['minutes_left'] * 60)}, if {workers} on{rate}")
     if status["unknown"]:
         lines.append("  unknown: Slurm knows nothing of their jobs, and their workers are silent; they are held for a while.")
         lines.append("           If you have looked and they are gone: launch again with assume_dead=true")
@@ -322,7 +322,3 @@ def _used(status: Mapping[str, Any]) -> str:
 def _time(hours: float, kind: str) -> str:
     factor, unit = time_unit(hours)
     return f"{hours * factor:,.2f} {kind}-{unit}"
-
-
-def _duration(minutes: float) -> str:
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"

@@ -37,9 +37,11 @@ PLAN_SCHEMA = pa.schema(
         ("tasks", pa.list_(pa.string())),
         ("planned", pa.string()),
         ("to_run", pa.string()),
+        ("minutes", pa.float32()),
     ]
 )
-"""trial_id; shard that runs it (null: nothing left to do); label; all task keys; PlannedTrial as JSON: whole, and what is left."""
+"""trial_id; shard that runs it (null: nothing left to do); label; all task keys; PlannedTrial as JSON: whole, and what is left;
+predicted minutes of what is left (null with the shard; older plans lack the column)."""
 
 Done = frozenset[tuple[str, str]]
 """Pairs (trial_id, task_key) that have a durable row."""
@@ -75,6 +77,8 @@ class Plan:
     """Worker time of what is to run."""
     gpu_minutes: float = 0.0
     """Predicted GPU-minutes of what is to run."""
+    minutes: Mapping[str, float] = field(default_factory=dict)
+    """Predicted minutes of each trial that is to run, by trial id."""
 
     @property
     def trials(self) -> tuple[PlannedTrial, ...]:
@@ -249,6 +253,7 @@ def build_plan(
         launch=launch,
         forecast=predictor.forecast(to_run),
         gpu_minutes=sum(predictor.minutes(planned) * planned.trial.model.resources.gpus for planned in to_run),
+        minutes={planned.trial.trial_id: predictor.minutes(planned) for planned in to_run},
     )
 
 
@@ -327,6 +332,7 @@ def write_plan(folder: Path, plan: Plan, *, root: str | None = None, typed: Type
                 "tasks": [task.task_key for task in planned.tasks],
                 "planned": (text := planned.to_json()),
                 "to_run": None if left is None else text if left == planned else left.to_json(),
+                "minutes": None if left is None else plan.minutes.get(planned.trial.trial_id),
             }
         )
     rows.sort(key=lambda row: -1 if row["shard_id"] is None else row["shard_id"])
@@ -393,6 +399,15 @@ def read_plan_tasks(path: Path) -> dict[str, tuple[str, ...]]:
     return {
         trial_id: tuple(tasks) for trial_id, tasks in zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
     }
+
+
+def read_minutes(path: Path) -> dict[str, tuple[int, float]]:
+    """Trial id to (shard, predicted minutes) of what a plan is to run; minutes are equal where an older plan does not say them."""
+    columns = [name for name in ("trial_id", "shard_id", "minutes") if name in pq.read_schema(path).names]
+    table = _read(path, columns, filters=[("shard_id", ">=", 0)])
+    ids, shards = table.column("trial_id").to_pylist(), table.column("shard_id").to_pylist()
+    minutes = table.column("minutes").to_pylist() if "minutes" in columns else [None] * len(ids)
+    return {trial_id: (shard, 1.0 if m is None else m) for trial_id, shard, m in zip(ids, shards, minutes, strict=True)}
 
 
 def read_owned_tasks(folder: Path) -> dict[str, tuple[tuple[str, int], tuple[str, ...]]]:

@@ -21,8 +21,8 @@ TOKENS_AN_EXAMPLE = 150
 """Assumed: four continuations of some 40 tokens, or one document window."""
 OPERATIONS_A_SECOND = {"cpu": 2e10, "gpu": 5e13}
 """Assumed sustained rate of one worker."""
-SECONDS_A_TRIAL = 0.5
-"""Assumed for quantizing, restoring and writing."""
+SECONDS_A_TRIAL = 0.1
+"""Assumed for quantizing, restoring and writing (the bundled models: 0.05)."""
 UNKNOWN_PARAMETERS = 1_000_000_000
 """Assumed where a model's yaml states no parameter count."""
 Minutes = Callable[[PlannedTrial], float]

@@ -27,3 +27,17 @@ def time_unit(hours: float) -> tuple[float, str]:
     if hours >= LEAST_HOURS or hours == 0:
         return 1.0, "hours"
     return (60.0, "minutes") if hours * 60 >= 1 else (3600.0, "seconds")
+
+
+def about(seconds: float) -> str:
+    """A length of time that is not known well, with no more digits than are meant.
+
+    >>> about(7), about(48), about(200), about(5000), about(20_000), about(400_000)
+    ('10 s', '50 s', '3 min', '1.4 h', '5.6 h', '4.6 days')
+    """
+    if seconds < 90:
+        return f"{max(5, 5 * round(seconds / 5)) if seconds < 20 else 10 * round(seconds / 10)} s"
+    if seconds < 90 * 60:
+        minutes = seconds / 60
+        return f"{round(minutes) if minutes < 20 else 5 * round(minutes / 5)} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

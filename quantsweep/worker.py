@@ -266,6 +266,7 @@ class _ShardRun:
             trial_id=trial_id,
             label=planned.trial.label,
             trial_started=started.timestamp(),
+            share=0.0,
             log_start=start,
         )
         return Attempt(

@@ -46,7 +46,8 @@ class WorkerRecord:
 
     node: what Slurm calls the machine (the host's name elsewhere).  job: Slurm's id (`123_4`), None on this machine alone.
     job_name: the array's unique name, which its submission holds.  restarts: how often Slurm has requeued the job.
-    trial_id, label, trial_started: the trial at hand; None between trials.  ended: how it ended; None while it works.
+    trial_id, label, trial_started, share: the trial at hand, and the share of it that is done; None between trials.
+    ended: how it ended; None while it works.
     gpus, seconds: GPUs it occupies, and for how long so far (the budget counts their product).
     log, log_start: where the trial at hand writes.
     """
@@ -64,6 +65,7 @@ class WorkerRecord:
     trial_id: str | None = None
     label: str | None = None
     trial_started: float | None = None
+    share: float = 0.0
     gpus: int = 0
     seconds: float = 0.0
     log: str = ""

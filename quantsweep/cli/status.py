@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,9 +24,12 @@ from quantsweep.launching.submissions import spent_by_job
 from quantsweep.launching.tasks import Observation, in_flight_trials, observe
 from quantsweep.messages import status_text
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_asked_tasks, read_headers, shard_trials
-from quantsweep.workers import read_records
+from quantsweep.plan import plan_files, read_asked_tasks, read_header, read_headers, read_minutes, shard_trials
+from quantsweep.time_left import Ended, Running, seconds_left
+from quantsweep.workers import WorkerRecord, read_records
 
+SECONDS = ("load_seconds", "quantize_seconds", "evaluate_seconds", "write_seconds", "restore_seconds")
+"""Columns that together say how long a trial kept its worker."""
 RATE_SECONDS = 60.0
 """Over less than this nothing is said of a rate."""
 RATE_WINDOW = timedelta(minutes=30)
@@ -73,8 +77,11 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
     holds = {trial_id: hold for trial_id, hold in held.items() if trial_id in idle - {row["trial_id"] for row in failed}}
     num_done = sum((trial_id, task) in done for trial_id, tasks in asked.items() for task in tasks)
     per_hour = _trials_per_hour(attempts)
+    launch = lock_holder(folder.plan / "launch.lock")
+    in_work = states["running"] | states["queued"] | states["waiting"]
+    if launch is not None:  # on this machine: Slurm knows nothing of it
+        in_work |= _newest_plan(folder) & (idle - holds.keys() - {row["trial_id"] for row in failed})
     hours = next((h.launch.gpu_hours for h in reversed(read_headers(folder.plan).values()) if h.root == h.name), None)
-    in_work = sum(len(states[name]) for name in ("running", "queued", "waiting"))
     return {
         "sweep": folder.name,
         "trials": len(asked),
@@ -85,7 +92,7 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "failed": len(failed),
         "to_launch": len(idle) - len(holds) - len(failed),
         "dropped": len(dropped),
-        "launch": lock_holder(folder.plan / "launch.lock"),
+        "launch": launch,
         "slurm": silence,
         "evaluations": sum(map(len, asked.values())),
         "evaluations_done": num_done,
@@ -99,7 +106,8 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
         "gpu_hours": budget.used((heard.record for heard in seen.records), spent_by_job(seen.submissions)) / 3600,
         "budget_gpu_hours": hours,
         "trials_per_hour": per_hour,
-        "minutes_left": in_work / per_hour * 60 if in_work and per_hour else None,
+        "workers": sum(heard.is_alive for heard in seen.records),
+        "minutes_left": _minutes_left(folder, in_work, [heard.record for heard in seen.records if heard.is_alive], attempts),
     }
 
 
@@ -109,6 +117,35 @@ def _observe(folder: SweepFolder) -> tuple[Observation, str | None]:
         return observe(folder), None
     except SlurmError as error:
         return Observation(submissions=(), tasks=(), records=tuple(read_records(folder)), queued=()), str(error)
+
+
+def _newest_plan(folder: SweepFolder) -> set[str]:
+    """Trials that the newest plan is to run, if that is on this machine."""
+    newest = plan_files(folder.plan)[-1]
+    return set(read_minutes(newest)) if read_header(newest).launch.cluster.kind == "local" else set()
+
+
+def _minutes_left(
+    folder: SweepFolder, in_work: Collection[str], workers: Sequence[WorkerRecord], attempts: Sequence[Mapping[str, Any]]
+) -> float | None:
+    """Minutes until all that is in work is done if as many workers go on as there are now; None if that cannot be told yet."""
+    if not in_work or not workers:
+        return None
+    predicted: dict[str, float] = {}
+    for path in plan_files(folder.plan):
+        predicted |= {trial_id: minutes for trial_id, (_, minutes) in read_minutes(path).items()}
+    now = time.time()
+    at_hand = {record.trial_id: record for record in workers if record.trial_id in in_work}
+    running = [
+        Running(predicted[trial_id], max(0.0, now - (record.trial_started or now)), record.share)
+        for trial_id, record in at_hand.items()
+        if trial_id in predicted
+    ]
+    waiting = [predicted[trial_id] for trial_id in in_work if trial_id in predicted and trial_id not in at_hand]
+    done = sorted((row for row in attempts if row["status"] == "done"), key=lambda row: row["finished_at"])
+    ended = [Ended(predicted[row["trial_id"]], sum(row[name] or 0.0 for name in SECONDS)) for row in done if row["trial_id"] in predicted]
+    left = seconds_left(waiting, running, ended, len(workers))
+    return None if left is None else left / 60
 
 
 def _states(folder: SweepFolder, seen: Observation, left: Collection[str]) -> dict[str, set[str]]:
@@ -147,6 +184,7 @@ def _attempts(folder: SweepFolder) -> pa.Table:
         "host",
         "slurm_job",
         *order.COLUMNS,
+        *SECONDS,
     ]
     return records.read_table(folder.path, "trials", columns)
 

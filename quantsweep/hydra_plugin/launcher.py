@@ -34,7 +34,7 @@ from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.messages import local_text, submitted_text
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_header, shard_sizes
+from quantsweep.plan import read_header
 from quantsweep.slurm import SlurmUnavailable
 from quantsweep.specs import ClusterSpec, Resources
 
@@ -127,9 +127,7 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
             wait_for_end(folder)
         return
     device = read_header(plan).settings.device
-    sizes = shard_sizes(plan)
-    total = sum(sizes[shard_id] for shard_id in ids)
-    done = run_local(plan, ids, total=total, workers=num_workers(config.workers, device), device=device)
+    done = run_local(plan, ids, workers=num_workers(config.workers, device), device=device)
     print(local_text(done, sweep=str(config.sweep), folder=plan.parent.parent), flush=True)
     if done.problems:
         raise ResultsError("; ".join(done.problems))

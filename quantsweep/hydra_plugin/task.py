@@ -70,7 +70,7 @@ def _run_here(prepared: Prepared) -> ExitStatus:
     print("\n".join(f"{p.trial.label}: {', '.join(task.task_key for task in p.tasks)}" for p in plan.trials), flush=True)
     ids = [shard.shard_id for shard in plan.shards]
     path = write_plan(prepared.folder.plan, plan, typed=typed(HydraConfig.get().overrides.task))
-    summary = run_local(path, ids, total=len(plan.trials), workers=prepared.workers, device=plan.settings.device)
+    summary = run_local(path, ids, workers=prepared.workers, device=plan.settings.device)
     if summary.problems:
         raise ResultsError("; ".join(summary.problems))
     if summary.interrupted:

@@ -13,7 +13,6 @@ import os
 import queue
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +20,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from quantsweep import budget
+from quantsweep.launching.display import Display, Tally, display
 from quantsweep.launching.lock import check_not_lost
 from quantsweep.launching.submissions import read_submissions, spent_by_job
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_header, shard_samples
+from quantsweep.plan import read_header, read_minutes, shard_samples
 from quantsweep.specs import PlannedTrial
 from quantsweep.stopping import Allotment, Stop, stopped_by_signals
 from quantsweep.worker import JobContext, Worker
@@ -37,8 +34,6 @@ from quantsweep.workers import read_records
 LOOK_SECONDS = 0.1
 DROP_SECONDS = 30.0
 """How long workers that were told to drop everything are waited for."""
-REPORT_SECONDS = 15.0
-"""Without a terminal, one line this often."""
 
 
 def num_gpus() -> int:
@@ -89,11 +84,8 @@ class LocalSummary:
     problems: list[str] = field(default_factory=list)
 
 
-def run_local(plan_path: Path, shard_ids: Sequence[int], *, total: int, workers: int, device: str) -> LocalSummary:
-    """Run shards on this machine until they are done, the budget is spent, or somebody presses Ctrl-C.
-
-    total: the number of their trials.
-    """
+def run_local(plan_path: Path, shard_ids: Sequence[int], *, workers: int, device: str) -> LocalSummary:
+    """Run shards on this machine until they are done, the budget is spent, or somebody presses Ctrl-C."""
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard_id in shard_ids:
         todo.put(shard_id)
@@ -107,10 +99,11 @@ def run_local(plan_path: Path, shard_ids: Sequence[int], *, total: int, workers:
         partial(Worker, plan_path, extra_environment=worker_environment(index, workers, device, max(1, gpus)), stop=stop, context=context)
         for index in range(workers)
     ]
-    with stopped_by_signals(stop), _display(total) as display:
-        if not _attend(
-            [_Hand(make, stop, todo, summary, display, plan_path.resolve().parent / "launch.lock") for make in makers], stop, display
-        ):
+    wanted = set(shard_ids)
+    tally = Tally({trial_id: entry for trial_id, entry in read_minutes(plan_path).items() if entry[0] in wanted}, workers)
+    with stopped_by_signals(stop), display(tally) as shown:
+        lock = plan_path.resolve().parent / "launch.lock"
+        if not _attend([_Hand(make, stop, todo, summary, tally, lock) for make in makers], stop, shown):
             summary.problems.append(f"workers did not end within {DROP_SECONDS:.0f} s: does {plan_path.parent} answer?")
     summary.budget_spent = stop.reason == Stop.BUDGET
     summary.interrupted = stop.reason in (Stop.PERSON, Stop.ENDED) and not summary.problems
@@ -139,17 +132,21 @@ class _Hand(threading.Thread):
     """One worker thread: takes shards until there are none."""
 
     def __init__(
-        self, make: Callable[[], Worker], stop: Stop, todo: queue.SimpleQueue[int], summary: LocalSummary, display: _Display, lock: Path
+        self, make: Callable[[], Worker], stop: Stop, todo: queue.SimpleQueue[int], summary: LocalSummary, tally: Tally, lock: Path
     ) -> None:
         super().__init__(daemon=True)
-        self._make, self._stop_asked, self._todo, self._summary, self._display, self._lock = make, stop, todo, summary, display, lock
+        self._make, self._stop_asked, self._todo, self._summary, self._tally, self._lock = make, stop, todo, summary, tally, lock
+        self._is_warm = False
+        self.worker: Worker | None = None
 
     def run(self) -> None:
         """Until the queue is empty, a stop, or results that cannot be written."""
         try:
-            with contextlib.closing(self._make()) as worker, contextlib.suppress(queue.Empty):
+            with contextlib.closing(self._make()) as self.worker, contextlib.suppress(queue.Empty):
                 while not self._stop_asked.is_set():
-                    self._summary.held += worker.run(self._todo.get_nowait(), self._observe).held
+                    shard_id = self._todo.get_nowait()
+                    self._summary.held += self.worker.run(shard_id, self._observe).held
+                    self._tally.end_shard(shard_id)
         except BaseException as error:  # noqa: BLE001 - said by the launcher at the end, an exit too; the other hands stop as well
             self._summary.problems.append(f"{type(error).__name__}: {error}")
             self._stop_asked.set(Stop.ERROR)
@@ -160,11 +157,16 @@ class _Hand(threading.Thread):
             self._summary.done += 1
         elif status == "failed":
             self._summary.failed += 1
-        self._display.advance(planned, self._summary)
+        if status != "stopped":
+            began = None if self.worker is None else self.worker.beat.record.trial_started
+            # The first trial of a worker starts its child, which says nothing of the others.
+            seconds = time.time() - began if began is not None and self._is_warm else None
+            self._tally.end(planned.trial.trial_id, failed=status == "failed", seconds=seconds)
+            self._is_warm = True
         check_not_lost(self._lock)  # this machine may have slept, and another launch be at work: what is written stays, no more is begun
 
 
-def _attend(crew: list[_Hand], stop: Stop, display: _Display) -> bool:
+def _attend(crew: list[_Hand], stop: Stop, shown: Display) -> bool:
     """Wait for the crew while signals are heard (`stopping.stopped_by_signals`); False if somebody dropped it and it does not end."""
     for hand in crew:
         hand.start()
@@ -176,11 +178,11 @@ def _attend(crew: list[_Hand], stop: Stop, display: _Display) -> bool:
         if stop.drops_now():
             latest = min(latest, time.monotonic() + DROP_SECONDS)
         time.sleep(LOOK_SECONDS)
-        display.tick()
+        shown.tick([hand.worker.beat.record for hand in crew if hand.worker is not None])
         for text in _stopping_words(stop):
             if text not in said:
                 said.add(text)
-                display.say(text)
+                shown.say(text)
     return True
 
 
@@ -189,60 +191,3 @@ def _stopping_words(stop: Stop) -> Iterator[str]:
         yield "stopping: the tasks at hand finish first; press Ctrl-C again to drop them"
         if stop.drops_now():
             yield "stopping now: the tasks at hand are dropped"
-
-
-class _Display:
-    """A live bar on a terminal, a line now and then in a log."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total, self._progress = total, progress
-        self._task = None if progress is None else progress.add_task("trials", total=total, failed=0, now="starting")
-        self._count = 0
-        self._started = self._said = time.monotonic()
-
-    def advance(self, planned: PlannedTrial, summary: LocalSummary) -> None:
-        """One more trial has ended."""
-        self._count = summary.done + summary.failed
-        self._failed = summary.failed
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=self._count, failed=summary.failed, now=planned.trial.label)
-
-    def tick(self) -> None:
-        """Called a few times a second."""
-        now = time.monotonic()
-        if self._progress is not None or now - self._said < REPORT_SECONDS or self._count == 0:
-            return
-        self._said = now
-        rate = self._count / (now - self._started)
-        left = (self._total - self._count) / rate
-        print(
-            f"{self._count}/{self._total} trials  {rate:.2f} a second  about {left / 60:.1f} min left  {self._failed} failed",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def say(self, text: str) -> None:
-        """A line beside the bar."""
-        if self._progress is not None:
-            self._progress.console.print(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _display(total: int) -> Iterator[_Display]:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Display(total, None)
-        return
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield _Display(total, progress)

@@ -63,7 +63,7 @@ def play(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., L
 
         monkeypatch.setattr(local, "Worker", Played)
         plan = write(sweep, [trial(b) for b in bits])
-        return run_local(plan, list(range(len(bits))), total=len(bits), workers=workers, device="cpu")
+        return run_local(plan, list(range(len(bits))), workers=workers, device="cpu")
 
     return run
 
@@ -150,7 +150,7 @@ def test_a_worker_that_cannot_begin_is_a_problem(sweep: SweepFolder, monkeypatch
         raise OSError("no such place")
 
     monkeypatch.setattr(local, "Worker", broken)
-    summary = run_local(write(sweep, [trial(2)]), [0], total=1, workers=1, device="cpu")
+    summary = run_local(write(sweep, [trial(2)]), [0], workers=1, device="cpu")
     assert summary.problems == ["OSError: no such place"]
 
 
