@@ -20,6 +20,7 @@ from quantsweep.workers import (
     ENDED_BY_SLURM,
     LOST_AND_REQUEUED,
     WorkerRecord,
+    close_record,
     overwrite_record,
     read_records,
     write_record,
@@ -78,7 +79,7 @@ def close_earlier_runs(folder: SweepFolder, mine: WorkerRecord) -> dict[str, Wor
         if record.job != mine.job or record.restarts >= mine.restarts or record.worker == mine.worker:
             continue
         if record.ended in LAST_WORDS:
-            write_record(folder, replace(record, ended=LAST_WORDS[record.ended]))
+            close_record(folder, record.worker, LAST_WORDS[record.ended])
         if record.trial_id is not None and record.ended not in (ENDED_BY_SLURM, ENDED_AND_REQUEUED):
             lost.setdefault(record.trial_id, []).append(record)
     return {trial_id: records_[-1] for trial_id, records_ in lost.items() if len(records_) >= MAX_RESTARTS_OF_A_TRIAL}

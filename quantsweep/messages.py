@@ -147,6 +147,8 @@ def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
     if summary.held:
         held = count(summary.held, "trial is", "trials are")
         text += f"\n  {held} held: many others failed in one place before (quantsweep status {sweep})"
+    if summary.superseded:
+        text += f"\n  {count(summary.superseded, 'trial was', 'trials were')} left alone: a newer launch or a rerun has them (superseded)"
     if summary.budget_spent:
         text += "\n  the budget is spent; raise budget.gpu_hours and launch again"
     if summary.interrupted:

@@ -421,16 +421,19 @@ def read_owned_tasks(folder: Path) -> dict[str, tuple[tuple[str, int], tuple[str
     return owned
 
 
-def read_owners(folder: Path, *, after: str | None = None) -> dict[str, tuple[str, int]]:
-    """Trial id to (plan, shard): the newest plan that gave the trial a shard; of plans newer than `after` only, if given."""
+def read_owners(folder: Path) -> dict[str, tuple[str, int]]:
+    """Trial id to (plan, shard): the newest plan that gave the trial a shard."""
     owners: dict[str, tuple[str, int]] = {}
     for path in plan_files(folder):
-        if after is not None and plan_sequence(path.name) <= plan_sequence(after):
-            continue
         table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", ">=", 0)])
         pairs = zip(table.column("trial_id").to_pylist(), table.column("shard_id").to_pylist(), strict=True)
         owners.update((trial_id, (path.name, shard_id)) for trial_id, shard_id in pairs)
     return owners
+
+
+def plan_owners(path: Path) -> frozenset[str]:
+    """The trials that one plan gave a shard."""
+    return frozenset(_read(path, ["trial_id"], filters=[("shard_id", ">=", 0)]).column("trial_id").to_pylist())
 
 
 def count_assignments(folder: Path) -> dict[tuple[str, str], int]:

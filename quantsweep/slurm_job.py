@@ -30,6 +30,7 @@ from types import FrameType
 import quantsweep
 from quantsweep import budget, environment, slurm
 from quantsweep.errors import LockedError, QuantsweepError, ResultsError, SlurmError
+from quantsweep.exit_status import ExitStatus
 from quantsweep.files import filesystem_now
 from quantsweep.launching.advance import advance, advance_now_and_then, step_text
 from quantsweep.launching.cluster import VISIBLE_SECONDS, RefusedError, warning_seconds
@@ -52,11 +53,19 @@ FINISH_SHARE = 0.6
 """Of the time between USR2 and the limit, the part in which the trial at hand may still end."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """How the workers of this job ended."""
+    """How the workers of this job ended.
 
-    problems: list[str]
+    problems: what went wrong with results (not with trials).  is_left: something of the shards is left to run.
+    num_superseded: trials that others have by now.  is_superseded: nothing else was there to do.  is_closed: it was taken for gone.
+    """
+
+    problems: tuple[str, ...]
+    is_left: bool
+    num_superseded: int
+    is_superseded: bool
+    is_closed: bool
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,16 +133,23 @@ def _task(path: Path, number: int) -> int:
     _check_code(folder, launch)
     stop = Stop()
     _listen(stop, warning_seconds(launch.cluster, array.resources) * FINISH_SHARE)
-    problems, is_left = _run_shards(plan, array, index, stop)
-    for problem in problems:
+    outcome = _run_shards(plan, array, index, stop)
+    for problem in outcome.problems:
         print(problem, file=sys.stderr, flush=True)
-    if stop.reason == Stop.TIME_LIMIT and is_left:
+    if outcome.num_superseded:
+        print(f"{count(outcome.num_superseded, 'trial was', 'trials were')} left alone: a newer launch or a rerun has them", flush=True)
+    if outcome.is_closed:
+        print("this job was taken for gone, and others have its trials: it ends (superseded)", flush=True)
+        return ExitStatus.SUPERSEDED
+    if stop.reason == Stop.TIME_LIMIT and outcome.is_left:
         if not slurm.requeue(str(environment.slurm_job())):
             print("Slurm does not let this job go back into the queue: what is left is submitted anew", flush=True)
         return 0
-    if not problems and stop.reason in (None, Stop.TIME_LIMIT) and launch.cluster.submit_from_nodes:
+    if not outcome.problems and stop.reason in (None, Stop.TIME_LIMIT) and launch.cluster.submit_from_nodes:
         print(advance_now_and_then(folder), flush=True)
-    return 1 if problems else 0
+    if outcome.problems:
+        return 1
+    return ExitStatus.SUPERSEDED if outcome.is_superseded else 0
 
 
 def _own_array(path: Path, number: int) -> SubmittedArray | None:
@@ -186,11 +202,8 @@ def _listen(stop: Stop, grace_seconds: float) -> None:
     signal.signal(signal.SIGTERM, handler(Stop.ENDED, 0.0))
 
 
-def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> tuple[list[str], bool]:
-    """Run this task's shards, one worker each, side by side; returns what went wrong with results (not with trials).
-
-    True with it if something of the shards is left to run.
-    """
+def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> _Outcome:
+    """Run this task's shards, one worker each, side by side."""
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     shard_ids = array.tasks[index]
     for shard_id in shard_ids:
@@ -210,7 +223,10 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> tu
     workers = min(array.workers, len(shard_ids))
     device = read_header(plan).settings.device
     problems: list[str] = []
-    stopped: list[int] = []
+    left: list[int] = []
+    superseded: list[int] = []
+    idle: list[bool] = []
+    closed: list[bool] = []
 
     def work(number: int) -> None:
         # The last task of a whole node may have one shard: it gets its own GPUs there, not all.
@@ -219,7 +235,11 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> tu
             worker = Worker(plan, extra_environment=extra, stop=stop, context=context)
             with contextlib.closing(worker), contextlib.suppress(queue.Empty):
                 while not stop.is_set():
-                    stopped.append(worker.run(todo.get_nowait()).left)
+                    ended = worker.run(todo.get_nowait())
+                    left.append(ended.left)
+                    superseded.append(ended.superseded)
+            idle.append(worker.is_superseded)
+            closed.append(worker.wanted.closed is not None)
         except BaseException as error:  # noqa: BLE001 - said at the end of the job, an exit too; the other workers go on
             problems.append(f"{type(error).__name__}: {error}")
 
@@ -229,7 +249,13 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> tu
     for thread in threads:
         while thread.is_alive():  # signals are handled between two joins
             thread.join(timeout=0.5)
-    return problems, bool(sum(stopped)) or not todo.empty()
+    return _Outcome(
+        problems=tuple(problems),
+        is_left=bool(sum(left)) or not todo.empty(),
+        num_superseded=sum(superseded),
+        is_superseded=bool(idle) and all(idle),
+        is_closed=any(closed),
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Stop:
     BUDGET = "budget"
     BAD_NODE = "bad node"
     ERROR = "another worker's error"
+    SUPERSEDED = "superseded"
 
     def __init__(self) -> None:
         self._event = threading.Event()

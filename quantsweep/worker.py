@@ -25,16 +25,16 @@ from quantsweep.child_process import Child, ChildDiedError
 from quantsweep.errors import ResultsError
 from quantsweep.failures import Failure
 from quantsweep.heartbeat import MAX_RESTARTS_OF_A_TRIAL, Beat, close_earlier_runs
-from quantsweep.holds import Hold, hold_files, holding, read_holds
 from quantsweep.paths import SweepFolder
-from quantsweep.plan import PlanHeader, read_header, read_owners, read_shard, remaining_tasks
+from quantsweep.plan import PlanHeader, read_header, read_shard, remaining_tasks
 from quantsweep.specs import PlannedTrial, Shard, content_hash
 from quantsweep.stopping import Allotment, Stop, StoppedError, stopped_by_signals
 from quantsweep.tracking import make_tracker
+from quantsweep.wanted import Wanted
 from quantsweep.workers import ENDED_WITH_ERROR, WorkerRecord, new_worker_name
 
 Observer = Callable[[PlannedTrial, str, int], None]
-"""Told of each trial's end: the trial, "done", "failed" or "stopped", and how many evaluations it wrote."""
+"""Told of each trial's end: the trial, "done", "failed", "stopped" or "superseded", and how many evaluations it wrote."""
 
 BREAKER_SECONDS = 60.0
 """A worker whose trials fail reads everybody's attempts about this often, to see whether others fail in the same place."""
@@ -63,6 +63,7 @@ class ShardSummary:
     failed: int = 0
     skipped: int = 0
     held: int = 0
+    superseded: int = 0
     left: int = 0
     stopped: bool = False
 
@@ -95,11 +96,12 @@ class Worker:
         self.writer = records.Writer(self.folder, name)
         self.beat = Beat(self.folder, self._first_record(name), self.context.allotment)
         self.poison = close_earlier_runs(self.folder, self.beat.record)
-        self.not_here = frozenset(_given_up(self.folder, self.header))
+        self.given_up = frozenset(_given_up(self.folder, self.header))
+        self.wanted = Wanted(self.folder, self.header, name)
+        self.trials_run = self.trials_left_alone = 0
         self.strikes = 0
         self.failed_in_one_place: Counter[str] = Counter()
         self.breaker_checked = time.monotonic()
-        self._holds: tuple[frozenset[tuple[str, int, int]], list[Hold]] = (frozenset(), [])
         self.beat.start()
 
     def _first_record(self, name: str) -> WorkerRecord:
@@ -117,17 +119,15 @@ class Worker:
             log=str(self.log),
         )
 
-    def holds(self) -> list[Hold]:
-        """Every hold in force, read again when there are other files: one listing a trial."""
-        files = hold_files(self.folder)  # before they are read: one that comes in between is seen next time
-        if files != self._holds[0]:
-            self._holds = (files, read_holds(self.folder))
-        return self._holds[1]
+    @property
+    def is_superseded(self) -> bool:
+        """True if somebody else has all that this worker was to do."""
+        return self.wanted.closed is not None or (self.trials_left_alone > 0 and not self.trials_run)
 
     def close(self, ended: str | None = None) -> None:
         """End the child; write down how this worker ended (by default: as it was asked to, or finished)."""
         self.child.kill()
-        self.beat.end(ended or self.stop.reason or "finished")
+        self.beat.end(ended or (Stop.SUPERSEDED if self.is_superseded else self.stop.reason or "finished"))
 
     def run(self, shard_id: int, observer: Observer | None = None) -> ShardSummary:
         """Run what is left of one shard; never raises for what happens inside a trial, only when results cannot be written."""
@@ -143,9 +143,13 @@ class DiskFullError(ResultsError):
     """Results cannot be written for want of space: the shard ends, and nothing goes on by itself."""
 
 
+class _SupersededError(Exception):
+    """Between two tasks of a trial: it is somebody else's by now (internal)."""
+
+
 def _given_up(folder: SweepFolder, header: PlanHeader) -> Iterator[str]:
-    """Trials of this plan that are not for this worker: owned by a newer plan, or failed already."""
-    yield from read_owners(folder.plan, after=header.name)
+    """Trials that have failed under this plan already, other hosts' latest rows included."""
+    records.refresh(folder.table("trials"))
     columns = ["trial_id", "status", "plan"]
     rows = records.read_table(folder.path, "trials", columns).to_pylist()
     yield from (row["trial_id"] for row in rows if row["status"] == "failed" and row["plan"] == header.name)
@@ -164,21 +168,28 @@ class _ShardRun:
         """Every trial that is not done yet, in order."""
         done = records.read_done(self._folder.path)
         left = [remaining_tasks(planned, done) for planned in self._shard.trials]
-        todo = [planned for planned in left if planned.tasks and planned.trial.trial_id not in self._worker.not_here]
+        todo = [planned for planned in left if planned.tasks and planned.trial.trial_id not in self._worker.given_up]
+        wanted = self._worker.wanted
         counts: Counter[str] = Counter()
         tracker = make_tracker(self._settings, self._folder, self._shard.shard_id)
         try:
             for planned in todo:
                 if self._worker.context.allotment.is_spent():
                     self._stop.set(Stop.BUDGET)
+                self._look()
                 if self._stop.is_set():
                     break
-                if holding(self._worker.holds(), planned, self._worker.header.root) is not None:
+                if (why := wanted.superseded(planned)) is not None:
+                    self._leave_alone(planned, why)
+                    counts["superseded"] += 1
+                    continue
+                if wanted.is_held(planned):
                     counts["held"] += 1
                     continue
+                planned = wanted.still_asked(planned)
                 lost = self._worker.poison.get(planned.trial.trial_id)
                 row, evaluations = self._trial(planned, tracker.log_evaluation) if lost is None else (self._give_up(planned, lost), 0)
-                status = "stopped" if row is None else row["status"]
+                status = row["status"] if row is not None else "superseded" if wanted.superseded(planned) else "stopped"
                 counts[status] += 1
                 observer(planned, status, evaluations)
                 if row is not None:
@@ -189,10 +200,22 @@ class _ShardRun:
             done=counts["done"],
             failed=counts["failed"],
             held=counts["held"],
+            superseded=counts["superseded"],
             skipped=len(left) - len(todo),
-            left=len(todo) - counts["done"] - counts["failed"] - counts["held"],
+            left=len(todo) - sum(counts[how] for how in ("done", "failed", "held", "superseded")),
             stopped=self._stop.is_set(),
         )
+
+    def _look(self) -> None:
+        """See what others have done meanwhile; a worker that was taken for gone ends, and with it all of its process."""
+        self._worker.wanted.look()
+        if (word := self._worker.wanted.closed) is not None:
+            self._say(f"--- superseded: this worker was taken for gone ({word}), and others have its trials\n")
+            self._stop.set(Stop.SUPERSEDED)
+
+    def _leave_alone(self, planned: PlannedTrial, why: str) -> None:
+        self._worker.trials_left_alone += 1
+        self._say(f"--- left alone: trial {planned.trial.trial_id}  {planned.trial.label}: {why}\n")
 
     def _give_up(self, planned: PlannedTrial, lost: WorkerRecord) -> dict[str, Any]:
         """The row of a trial at which this very job was lost, and started again, too often."""
@@ -230,6 +253,7 @@ class _ShardRun:
     def _trial(self, planned: PlannedTrial, track: Callable[[Mapping[str, Any]], None]) -> tuple[dict[str, Any] | None, int]:
         """Run one trial; returns its row (None if the worker was asked to stop in the middle) and how many evaluations it wrote."""
         attempt = self._begin(planned)
+        self._worker.trials_run += 1
         failure: Failure | None = None
         try:
             for event in self._worker.child.events(planned, self._settings, self._log, self._stop):
@@ -242,6 +266,11 @@ class _ShardRun:
                 if self._stop.reason != Stop.ENDED:
                     self._worker.beat.update(trial_id=None, label=None)
                 return None, attempt.num_tasks
+        except _SupersededError as error:
+            self._worker.child.kill()
+            self._leave_alone(planned, str(error))
+            self._worker.beat.update(trial_id=None, label=None)
+            return None, attempt.num_tasks
         except OSError as error:
             if not failures.is_disk_full(error):
                 raise
@@ -300,6 +329,10 @@ class _ShardRun:
             return Failure(**{key: value for key, value in event.items() if key != "event"})
         if kind == "task":
             self._write_task(attempt, event, track)
+            if not attempt.is_whole:
+                self._look()
+                if (why := self._worker.wanted.superseded(attempt.planned)) is not None:
+                    raise _SupersededError(why)
         elif kind == "progress":
             pass  # it only says that the child is alive and gets on
         elif kind == "quantized":

@@ -1,6 +1,7 @@
 """Who is at work: one small file a worker, replaced at each trial and at least every BEAT_SECONDS.
 
     workers/<worker>.json      {"worker", "host", "pid", "job", "plan", "shard_ids", "trial_id", "ended", …}
+    workers/<worker>.closed    the last word that somebody else wrote for it, having taken it for gone
 
 The name of a worker is also the stem of its table files (`metrics/<worker>-000.parquet`), so that a
 file can be told to be in use.  The record says which trial a job was at when it was lost, which no
@@ -18,7 +19,7 @@ import platform
 import re
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from quantsweep.files import filesystem_now, write_text
@@ -37,6 +38,7 @@ LOST_AND_REQUEUED = "lost, requeued"
 ENDED_AND_REQUEUED = "ended by Slurm, requeued"
 """The same of one that was told to end: its trial is run again, and nobody asks any more what became of the first time."""
 
+CLOSED = ".closed"
 _PART = re.compile(r"(.+)-(\d{3,})")
 
 
@@ -90,6 +92,19 @@ def write_record(folder: SweepFolder, record: WorkerRecord) -> None:
     write_text(folder.workers / f"{record.worker}.json", json.dumps(asdict(record)), durable=False)
 
 
+def close_record(folder: SweepFolder, worker: str, word: str) -> None:
+    """Write the last word of a worker that is taken for gone, into a file of its own: should it live, its beat cannot undo it."""
+    write_text(folder.workers / f"{worker}{CLOSED}", word, durable=False)
+
+
+def closing_word(folder: SweepFolder, worker: str) -> str | None:
+    """What somebody else wrote as a worker's last word; None if nobody did."""
+    try:
+        return (folder.workers / f"{worker}{CLOSED}").read_text()
+    except FileNotFoundError:
+        return None
+
+
 def overwrite_record(folder: SweepFolder, record: WorkerRecord) -> None:
     """Write the record over the old one in place, which needs no space; for a disk that is full (a reader may see half of it)."""
     path = folder.workers / f"{record.worker}.json"
@@ -124,11 +139,15 @@ def read_records(folder: SweepFolder) -> list[Heard]:
     except OSError:
         now = time.time()  # somebody who may only read looks; their clock has to do
     found = []
+    closed = {path.stem for path in folder.workers.glob(f"*{CLOSED}")}
     for path in sorted(folder.workers.glob("*.json")):
         try:
             content = json.loads(path.read_text())
             content["shard_ids"] = tuple(content["shard_ids"])
-            found.append(Heard(record=WorkerRecord(**content), age=now - path.stat().st_mtime))
+            record = WorkerRecord(**content)
+            if record.ended in (None, ENDED_BY_SLURM) and path.stem in closed:
+                record = replace(record, ended=closing_word(folder, path.stem) or record.ended)
+            found.append(Heard(record=record, age=now - path.stat().st_mtime))
         except (OSError, ValueError, TypeError, KeyError):
             continue  # lost in a power cut, or of another version: a record is a hint
     return found

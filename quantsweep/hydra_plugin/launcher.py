@@ -133,6 +133,8 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
         raise ResultsError("; ".join(done.problems))
     if done.interrupted:
         raise SystemExit(ExitStatus.STOPPED)
+    if done.superseded:
+        raise SystemExit(ExitStatus.SUPERSEDED)
 
 
 def wait_for_end(folder: SweepFolder) -> None:

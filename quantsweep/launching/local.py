@@ -80,6 +80,7 @@ class LocalSummary:
     interrupted: bool = False
     budget_spent: bool = False
     held: int = 0
+    superseded: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -145,7 +146,9 @@ class _Hand(threading.Thread):
             with contextlib.closing(self._make()) as self.worker, contextlib.suppress(queue.Empty):
                 while not self._stop_asked.is_set():
                     shard_id = self._todo.get_nowait()
-                    self._summary.held += self.worker.run(shard_id, self._observe).held
+                    ended = self.worker.run(shard_id, self._observe)
+                    self._summary.held += ended.held
+                    self._summary.superseded += ended.superseded + (ended.left if self._stop_asked.reason == Stop.SUPERSEDED else 0)
                     self._tally.end_shard(shard_id)
         except BaseException as error:  # noqa: BLE001 - said by the launcher at the end, an exit too; the other hands stop as well
             self._summary.problems.append(f"{type(error).__name__}: {error}")

@@ -28,7 +28,7 @@ from quantsweep.launching.tasks import Observation, Task, observe
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import plan_files, read_numbered_trials, remaining_tasks
 from quantsweep.specs import PlannedTrial, content_hash
-from quantsweep.workers import ENDED_BY_SLURM, ENDED_WITH_ERROR, Heard, WorkerRecord, write_record
+from quantsweep.workers import ENDED_BY_SLURM, ENDED_WITH_ERROR, Heard, WorkerRecord, close_record
 
 BLAMELESS = frozenset({"CANCELLED"})
 """Ends that say nothing of a trial: somebody wanted the job gone."""
@@ -121,7 +121,7 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
         if heard.record.job is not None:
             by_job.setdefault(heard.record.job, []).append(heard.record)
     rows: list[dict[str, Any]] = []
-    over: list[WorkerRecord] = []
+    over: dict[str, str] = {}
     unfinished = _Unfinished(folder, seen.ended)
     names = {(s.path, n): array.job_name for s in seen.submissions for n, array in enumerate(s.arrays)}
     for task in seen.ended:
@@ -131,11 +131,11 @@ def _settle_tasks(folder: SweepFolder, seen: Observation) -> None:
         for record in own:
             if record.ended in (None, ENDED_BY_SLURM):
                 rows += _lost(folder, unfinished, record, task.ended or "UNKNOWN")
-                over.append(replace(record, ended=f"lost: {task.ended}"))
+                over[record.worker] = f"lost: {task.ended}"
     check_not_lost(folder.plan / "launch.lock")
     _write_new(folder, rows)
-    for record in over:
-        write_record(folder, record)
+    for worker, word in over.items():
+        close_record(folder, worker, word)
 
 
 def _write_new(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:
@@ -152,7 +152,7 @@ def _settle_local(folder: SweepFolder, heard: Iterable[Heard]) -> None:
     """Workers of this machine that were killed: nobody's fault, the trial at hand simply runs again."""
     for one in heard:
         if one.record.job is None and one.record.ended is None and not one.is_alive:
-            write_record(folder, replace(one.record, ended="lost"))
+            close_record(folder, one.record.worker, "lost")
 
 
 def _lost(folder: SweepFolder, unfinished: _Unfinished, record: WorkerRecord, state: str) -> list[dict[str, Any]]:

@@ -21,6 +21,12 @@ def sweep(tmp_path: Path) -> SweepFolder:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _every_trial_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of paper take no time, of which a look would be a share."""
+    monkeypatch.setattr("quantsweep.wanted.LOOK_SHARE", float("inf"))
+
+
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch, sweep: SweepFolder) -> engine_cases.Site:
     """A cluster on paper in Slurm's place."""

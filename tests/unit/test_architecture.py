@@ -92,7 +92,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("records",),
     ("filters",),
     ("holds",),
-    ("effective",),
+    ("effective", "wanted"),
     ("launches",),
     ("results", "prediction"),
     ("environment", "tracking", "budget"),

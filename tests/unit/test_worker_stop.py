@@ -133,7 +133,8 @@ def test_what_is_done_or_owned_by_a_newer_plan_or_failed_under_this_plan_is_left
     fail(sweep, trial(3), failures.BUG, plan=plan.name)
     newer = write(sweep, [trial(4)])
     made, script = start(plan)
-    assert made.run(0).skipped == 3
+    summary = made.run(0)
+    assert (summary.skipped, summary.superseded) == (2, 1)
     assert script.ran == [5]
     made.close()
     again, script = start(newer)
@@ -169,7 +170,7 @@ def test_a_hold_that_comes_meanwhile_is_heard_before_the_next_trial(sweep: Sweep
 def test_holds_are_read_again_only_when_there_is_another(sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readings: list[int] = []
     genuine = read_holds
-    monkeypatch.setattr("quantsweep.worker.read_holds", lambda folder: readings.append(1) or genuine(folder))
+    monkeypatch.setattr("quantsweep.wanted.read_holds", lambda folder: readings.append(1) or genuine(folder))
     made, script = start(plan, {3: (*WELL[:-1], lambda stop: cancelled(["bit_width=5"], sweep).save(sweep), DONE)})
     made.run(0)
     made.close()
