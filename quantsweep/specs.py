@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -48,6 +49,8 @@ CHANNEL_NEEDS_INPUT = (
 )
 BASELINE_BITS = 16
 """The bit width that means the baseline, and that is counted for what is not quantized."""
+LM_EVAL_FEWSHOT_SEED = 1234
+"""lm-eval draws few-shot examples with this seed."""
 BASELINE = "none"
 """The method that changes nothing: the 16-bit baseline."""
 ROUND_TO_NEAREST = "round_to_nearest"
@@ -311,6 +314,7 @@ class TaskSpec:
     lm_eval_task: its name in lm-eval.  folder: where its YAML is: "mini" (bundled), or a folder
     below lm-eval's own tasks.  version: the task version that is expected; the worker refuses another.
     primary_metric: the headline; limit: the first `limit` examples only (None = all of them).
+    fewshot_pool: how many documents lm-eval draws few-shot examples from, where these are the documents that are scored; None elsewhere.
     window: tokens of one window of a rolling task; None for the model's whole context.
     protocol: "lm_eval" for lm-eval's very numbers, its faults included (`quantsweep.evaluation.lm_eval_protocol`); None for ours.
     own_content: hash of the user's own definition (`task_path`), which is another task than the built-in one of that name.
@@ -324,6 +328,7 @@ class TaskSpec:
     higher_is_better: bool
     num_fewshot: int | None = None
     limit: int | None = None
+    fewshot_pool: int | None = None
     window: int | None = None
     protocol: Literal["lm_eval"] | None = None
     own_content: str | None = None
@@ -338,11 +343,29 @@ class TaskSpec:
     def task_key(self) -> str:
         """Identity of the task, readable: `mini_cloze@1.0`, `piqa@1.0+5shot+limit100`."""
         shots = f"+{self.num_fewshot}shot" if self.num_fewshot is not None else ""
+        others = "+others" if self._replaces_own_answers else ""
         limit = f"+limit{self.limit}" if self.limit is not None else ""
         window = f"+window{self.window}" if self.window is not None else ""
         protocol = f"+{self.protocol}" if self.protocol is not None else ""
         own = f"+own{self.own_content}" if self.own_content is not None else ""
-        return f"{self.name}@{self.version}{shots}{limit}{window}{protocol}{own}"
+        return f"{self.name}@{self.version}{shots}{others}{limit}{window}{protocol}{own}"
+
+    @property
+    def _replaces_own_answers(self) -> bool:
+        """True if some prompt that is scored would hold its own answer in lm-eval, and so is another one here."""
+        if self.fewshot_pool is None or not self.num_fewshot or self.protocol is not None:
+            return False
+        first = first_own_answer(self.fewshot_pool, self.num_fewshot)
+        return first is not None and (self.limit is None or first < self.limit)
+
+
+@lru_cache
+def first_own_answer(pool: int, num_fewshot: int) -> int | None:
+    """The first document that lm-eval would draw as an example of its own prompt, of `pool` that are both; None if there is none."""
+    if num_fewshot > pool:
+        return None
+    generator = random.Random(LM_EVAL_FEWSHOT_SEED)
+    return next((document for document in range(pool) if document in generator.sample(range(pool), num_fewshot)), None)
 
 
 _TRIAL_PARTS = frozenset({"model", "quantization", "calibration", "seed"})

@@ -30,6 +30,7 @@ from lm_eval.tasks import TaskManager
 
 import quantsweep
 from quantsweep.errors import EvaluationError, did_you_mean
+from quantsweep.evaluation.fewshot import leave_out_own_answers
 from quantsweep.evaluation.quiet import quiet
 from quantsweep.specs import TaskSpec
 
@@ -59,6 +60,8 @@ def load_task(spec: TaskSpec, task_path: Path | None = None) -> Task:
     task: Task = loaded[spec.lm_eval_task]
     _check(task, spec)
     _set_fewshot(task, spec)
+    if spec.protocol is None:
+        leave_out_own_answers(task)
     return task
 
 

@@ -48,6 +48,12 @@ TASK_KEYS = [
     ("limit=30", ["mini_cloze@1.0+limit30", "mini_continuation@1.0+limit30", "mini_ppl@1.0+limit30"]),
     ("task=mini_continuation num_fewshot=0", ["mini_continuation@1.0+0shot"]),
     ("task=mini_cloze num_fewshot=2 limit=5", ["mini_cloze@1.0+2shot+limit5"]),
+    # The prompt of document 23 held its own answer: from there on the number is another, and so is the key.
+    ("task=mini_cloze num_fewshot=2 limit=23", ["mini_cloze@1.0+2shot+limit23"]),
+    ("task=mini_cloze num_fewshot=2 limit=24", ["mini_cloze@1.0+2shot+others+limit24"]),
+    ("task=mini_continuation num_fewshot=5", ["mini_continuation@1.0+5shot+others"]),
+    ("task=mini_continuation num_fewshot=1", ["mini_continuation@1.0+1shot"]),
+    ("task=mini_cloze num_fewshot=2 task.protocol=lm_eval", ["mini_cloze@1.0+2shot+lm_eval"]),
 ]
 
 
