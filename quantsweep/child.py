@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantsweep import failures
-from quantsweep.errors import ModelError, QuantizationError
+from quantsweep.errors import EvaluationError, ModelError, QuantizationError
 from quantsweep.registry import METHODS
-from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings
+from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec
 
 if TYPE_CHECKING:
     from quantsweep.evaluation.evaluator import Evaluator
@@ -58,14 +58,23 @@ class TrialRunner:
         try:
             self._quantize(loaded, planned)
             state = loaded.written_state()
-            for task in planned.tasks:
-                result = evaluator.evaluate(task)
-                loaded.check_state(state)  # before it becomes a row
-                self._send({"event": "task", "task_key": task.task_key, "result": asdict(result)})
+            failed = [error for task in planned.tasks if (error := self._evaluate(loaded, evaluator, task, state)) is not None]
         finally:
             started = time.perf_counter()
             loaded.restore()
+        if failed:
+            raise failed[0]
         self._send({"event": "done", "restore_seconds": time.perf_counter() - started, **meter.read()})
+
+    def _evaluate(self, loaded: LoadedModel, evaluator: Evaluator, task: TaskSpec, state: Mapping[str, str]) -> Exception | None:
+        """Report one task's result; what is wrong with that task alone is returned: the trial's other tasks have theirs."""
+        try:
+            result = evaluator.evaluate(task)
+        except (EvaluationError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            return error
+        loaded.check_state(state)  # before it becomes a row
+        self._send({"event": "task", "task_key": task.task_key, "result": asdict(result)})
+        return None
 
     def _load(self, spec: ModelSpec, settings: RunSettings) -> tuple[LoadedModel, Evaluator]:
         from quantsweep.evaluation.evaluator import Evaluator
@@ -80,6 +89,7 @@ class TrialRunner:
                 self._loaded,
                 batch_size=settings.batch_size,
                 task_path=task_path,
+                as_planned=True,
                 data_revisions=dict(settings.data_revisions),
                 on_progress=self._progress,
             )

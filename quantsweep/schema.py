@@ -26,7 +26,7 @@ from quantsweep.checks import whole_seed
 from quantsweep.constraints import problem_of_levels, reason_to_skip
 from quantsweep.convert import Config, T, convert, convert_value
 from quantsweep.declared import CAPABILITIES, check_component
-from quantsweep.errors import ConfigurationError, ModelError
+from quantsweep.errors import ConfigurationError, EvaluationError, ModelError
 from quantsweep.pins import Pins
 from quantsweep.specs import (
     BASELINE,
@@ -44,6 +44,7 @@ from quantsweep.specs import (
     TrialSpec,
     options_tuple,
 )
+from quantsweep.task_identity import read_own_tasks
 
 SECTIONS = ("model", "method", "data_type", "calibration", "task")
 """Groups that make up a trial and its tasks; each may be an axis."""
@@ -176,8 +177,28 @@ class Schema:
         return typing.cast("int", seed)
 
     def _build_tasks(self, config: Config, overrides: Config) -> tuple[TaskSpec, ...]:
+        """The tasks of a suite, each once, or the one that `config` is."""
         members = [self._options["task"][name] for name in suite_members(config)] or [config]
-        return tuple(build_task(member, overrides, self._base["task_path"]) for member in members)
+        own = self._own_contents()
+        tasks = [build_task(member, overrides, own.get(str(member.get("lm_eval_task")))) for member in members]
+        return tuple({task.task_key: task for task in tasks}.values())
+
+    def _own_contents(self) -> dict[str, str]:
+        """The identity of those tasks that the user's folder defines; all of a launch are read at once, since that loads their data."""
+        if not self._base["task_path"]:
+            return {}
+        asked = [
+            str(config.get("lm_eval_task")) for config in (self._base["task"], *self._options["task"].values()) if "suite" not in config
+        ]
+        folder = Path(str(self._base["task_path"])).expanduser()
+
+        def read() -> dict[str, str]:
+            try:
+                return read_own_tasks(folder).contents(dict.fromkeys(asked))
+            except EvaluationError as error:
+                raise ConfigurationError(str(error)) from error
+
+        return self._memoised(("own tasks",), read)
 
     def _memoised(self, key: tuple[Any, ...], build: typing.Callable[[], T]) -> T:
         # Sections come out of `section` as the same objects again and again: their identity is a
@@ -331,11 +352,10 @@ def suite_members(config: Config) -> Sequence[str]:
     return typing.cast("list[str]", config["suite"])
 
 
-def build_task(config: Config, overrides: Config, task_path: str | None) -> TaskSpec:
+def build_task(config: Config, overrides: Config, own_content: str | None) -> TaskSpec:
     """A TaskSpec from a task yaml; `limit` and `num_fewshot` of the run win over the yaml's where they are set."""
     data = {**config, **{key: value for key, value in overrides.items() if value is not None}}
-    own = None if not task_path else identity.own_task_content(Path(str(task_path)).expanduser(), str(config.get("lm_eval_task")))
-    return convert(TaskSpec, {**data, "own_content": own}, f"task {config.get('name')}")
+    return convert(TaskSpec, {**data, "own_content": own_content}, f"task {config.get('name')}")
 
 
 def unknown_key(key: str, known: typing.Iterable[str]) -> str:

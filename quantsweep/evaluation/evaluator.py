@@ -17,6 +17,7 @@ batch stays for the trials that follow, and is recorded.  It does not change wha
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -36,12 +37,13 @@ from lm_eval.api.task import Task
 
 from quantsweep.errors import EvaluationError
 from quantsweep.evaluation.lm_eval_protocol import LmEvalModel
+from quantsweep.evaluation.mistakes import said_in_words
 from quantsweep.evaluation.progress import OnProgress, reporting, silent
 from quantsweep.evaluation.requests import ROLLING, Encoder, Requests
 from quantsweep.evaluation.results import MetricValue, Samples, TaskResult
 from quantsweep.evaluation.scoring import Batch, Plan, Scorer
 from quantsweep.evaluation.statistics import Items, aggregate, standard_error
-from quantsweep.evaluation.tasks import load_task, pinned_data
+from quantsweep.evaluation.tasks import load_task, own_definition, pinned_data
 from quantsweep.evaluation.templates import compiled_once
 from quantsweep.models.loading import LoadedModel
 from quantsweep.specs import TaskSpec
@@ -89,6 +91,7 @@ class Evaluator:
 
     batch_size: sequences a batch (None: 8 on a CPU, 128 on a GPU).
     task_path: a folder of the user's own lm-eval YAMLs, searched before the built-in ones.
+    as_planned: only for tasks that were planned as that folder's (`TaskSpec.own_content`).
     on_progress: called after each scored batch, each step of a task's preparation, and every hundred documents
     within the steps that take a while; not while a task's data are downloaded.
     """
@@ -99,6 +102,7 @@ class Evaluator:
         *,
         batch_size: int | None = None,
         task_path: Path | None = None,
+        as_planned: bool = False,
         data_revisions: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -107,6 +111,7 @@ class Evaluator:
         self._loaded = loaded
         self._batch_size = batch_size or _DEFAULT_BATCH.get(loaded.model.device.type, _DEFAULT_BATCH_GPU)
         self._task_path = task_path
+        self._as_planned = as_planned
         self._data_revisions = dict(data_revisions or {})
         self._on_progress = on_progress or silent
         self._encoder = Encoder(loaded, self._on_progress)
@@ -133,7 +138,11 @@ class Evaluator:
         prepared = self._prepared[spec.task_key]
         started = time.perf_counter()
         answers = self._score(prepared)
-        with compiled_once(), np.errstate(all="ignore"):  # NaN and inf are results, not accidents
+        with (
+            self._said_in_words(spec, "its answers cannot be judged"),
+            compiled_once(),
+            np.errstate(all="ignore"),
+        ):  # NaN and inf are results, not accidents
             items = _collect(prepared, answers, self._on_progress)
             metrics = _metrics(prepared.task, items, spec)
             samples = _samples(prepared, answers, items)
@@ -155,11 +164,12 @@ class Evaluator:
         )
 
     def _prepare(self, spec: TaskSpec) -> _Prepared:
-        task = load_task(spec, self._task_path)
+        task = load_task(spec, self._task_path, as_planned=self._as_planned)
         revision = pinned_data(task, spec, self._data_revisions.get(spec.name))
         self._on_progress()
         lm_eval_model = None if spec.protocol is None else self._lm_eval()
-        requests = self._encoder.encode(task, spec, lm_eval_model)
+        with self._said_in_words(spec, "its requests cannot be rendered"):
+            requests = self._encoder.encode(task, spec, lm_eval_model)
         self._on_progress()
         plan = Plan.of(requests.spans, self._loaded.max_length)
         if plan.num_truncated:
@@ -172,6 +182,9 @@ class Evaluator:
         prepared.set_batch_size(self._batch_size)
         self._on_progress()
         return prepared
+
+    def _said_in_words(self, spec: TaskSpec, what: str) -> contextlib.AbstractContextManager[None]:
+        return said_in_words(spec, lambda: own_definition(spec, self._task_path), what)
 
     def _lm_eval(self) -> LmEvalModel:
         """lm-eval's own model over the loaded one, made once and only where its protocol is asked for."""

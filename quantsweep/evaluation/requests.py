@@ -19,6 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from quantsweep.errors import EvaluationError
+from quantsweep.evaluation.documents import lm_eval_seeds
 from quantsweep.evaluation.lm_eval_protocol import LmEvalModel
 from quantsweep.evaluation.progress import OnProgress, reporting, silent
 from quantsweep.evaluation.quiet import quiet
@@ -67,7 +68,7 @@ class Encoder:
         answer has no tokens, or when the window is not one of this task and model.
         """
         try:
-            with quiet(self._on_progress):
+            with quiet(self._on_progress), lm_eval_seeds():  # a task may draw its documents again
                 task.build_all_requests(limit=spec.limit)
         except ValueError as error:
             shots = task.get_config("num_fewshot")

@@ -13,26 +13,27 @@ metric it does not have, or a YAML that cannot be read are errors, never a fallb
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import lm_eval.tasks
-import numpy as np
-from datasets.exceptions import DatasetsError
 from lm_eval.api.task import Task
-from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 
 import quantsweep
 from quantsweep.errors import EvaluationError, did_you_mean
+from quantsweep.evaluation.documents import hash_documents, lm_eval_seeds
 from quantsweep.evaluation.fewshot import leave_out_own_answers
+from quantsweep.evaluation.mistakes import said_in_words
 from quantsweep.evaluation.quiet import quiet
+from quantsweep.evaluation.templates import compiled_once
 from quantsweep.specs import TaskSpec
+from quantsweep.task_identity import HUB, Definition, read_own_tasks
 
 MINI_FOLDER = "mini"
 _LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -41,28 +42,53 @@ _OUTPUT_TYPES = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def load_task(spec: TaskSpec, task_path: Path | None = None) -> Task:
+def load_task(spec: TaskSpec, task_path: Path | None = None, *, as_planned: bool = False) -> Task:
     """The task of `spec` with its data, few-shot count set and few-shot sampling seeded as lm-eval does it.
 
+    as_planned: what the user's folder did not define when the trial was planned is not taken from there now.
     Raises EvaluationError when the task, its data or its primary metric cannot be had, or are not those of `spec`.
     """
-    manager = _manager(spec, task_path)
-    try:
-        with quiet(), _lm_eval_seeds():
+    definition = None
+    if task_path is not None and not (as_planned and spec.own_content is None):
+        if not task_path.is_dir():
+            raise EvaluationError(f"the folder of task YAMLs {task_path} does not exist")
+        definition = own_definition(spec, task_path)
+    manager = _manager(spec, task_path if definition is not None or not as_planned else None)
+    with said_in_words(spec, lambda: definition, "its data cannot be loaded"), quiet(), lm_eval_seeds(), compiled_once():
+        entry = manager.task_index[spec.lm_eval_task]
+        if definition is None or entry.kind not in (Kind.TASK, Kind.PY_TASK):
             loaded = manager.load([spec.lm_eval_task])["tasks"]
-    except (OSError, ValueError, DatasetsError) as error:
-        raise EvaluationError(
-            f"task {spec.name}: its data cannot be loaded: {error}. "
-            "Load it once where there is a network (it stays in the Hugging Face cache), or give a folder of task YAMLs with local data"
-        ) from error
+        else:
+            built = manager._factory.build(entry, overrides=definition.overrides, registry=manager.task_index)
+            loaded = {spec.lm_eval_task: built}
     if list(loaded) != [spec.lm_eval_task]:
         raise EvaluationError(f"task {spec.name}: {spec.lm_eval_task} is a group of lm-eval tasks; name its members: {', '.join(loaded)}")
     task: Task = loaded[spec.lm_eval_task]
     _check(task, spec)
+    _check_content(task, spec, definition)
     _set_fewshot(task, spec)
     if spec.protocol is None:
         leave_out_own_answers(task)
     return task
+
+
+def own_definition(spec: TaskSpec, task_path: Path | None) -> Definition | None:
+    """What the user's folder says of a task; None where it says nothing, and the built-in one is meant."""
+    return None if task_path is None else read_own_tasks(task_path).definition(spec.lm_eval_task)
+
+
+def _check_content(task: Task, spec: TaskSpec, definition: Definition | None) -> None:
+    """Refuse a user's own task whose files or documents are not those that were planned."""
+    if spec.own_content is None:
+        return
+    if definition is None:
+        raise EvaluationError(f"task {spec.name}: it was planned as one of your own folder (task_path), which does not define it any more")
+    found = definition.content(HUB if definition.is_hub else hash_documents(task.dataset, definition))
+    if found != spec.own_content:
+        raise EvaluationError(
+            f"task {spec.name} ({definition.file}): its YAML, Python or documents are not those that were planned "
+            f"({spec.own_content} then, {found} now). Launch again, which plans it as it is now; or bring the old ones back"
+        )
 
 
 def data_revision(task: Task) -> str | None:
@@ -92,12 +118,9 @@ def pinned_data(task: Task, spec: TaskSpec, pinned: str | None) -> str | None:
 
 def _manager(spec: TaskSpec, task_path: Path | None) -> TaskManager:
     if task_path is not None:
-        if not task_path.is_dir():
-            raise EvaluationError(f"the folder of task YAMLs {task_path} does not exist")
         own = TaskManager(include_path=[task_path], include_defaults=False)
         if spec.lm_eval_task in own.task_index:
             return own
-        _check_readable(spec, task_path)
     folder = _MINI_TASKS if spec.folder == MINI_FOLDER else _LM_EVAL_TASKS / spec.folder
     if not folder.is_dir() or ".." in Path(spec.folder).parts:
         raise EvaluationError(f"task {spec.name}: {did_you_mean('folder', spec.folder, _folders())}")
@@ -109,14 +132,6 @@ def _manager(spec: TaskSpec, task_path: Path | None) -> TaskManager:
 
 def _folders() -> list[str]:
     return [MINI_FOLDER, *(entry.name for entry in _LM_EVAL_TASKS.iterdir() if entry.is_dir() and entry.name.isidentifier())]
-
-
-def _check_readable(spec: TaskSpec, task_path: Path) -> None:
-    """lm-eval passes over a YAML that it cannot read; a built-in task of the same name must not run in its place."""
-    defines_task = re.compile(rf"^task:\s*(['\"]?){re.escape(spec.lm_eval_task)}\1\s*(#.*)?$", re.MULTILINE)
-    for file in task_path.rglob("*.yaml"):
-        if defines_task.search(file.read_text(encoding="utf-8", errors="replace")):
-            raise EvaluationError(f"task {spec.name}: lm-eval cannot read {file}; check its YAML, and the files that it includes")
 
 
 def _check(task: Task, spec: TaskSpec) -> None:
@@ -143,19 +158,6 @@ def _set_fewshot(task: Task, spec: TaskSpec) -> None:
         raise EvaluationError(f"task {spec.name}: its definition fixes num_fewshot at 0, {asked} cannot be had; set num_fewshot: null")
     task.set_config(key="num_fewshot", value=asked if asked is not None else default or 0)
     task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-
-
-@contextlib.contextmanager
-def _lm_eval_seeds() -> Iterator[None]:
-    """The random state that lm-eval loads tasks in (some draw their examples); ours is put back afterwards."""
-    ours = random.getstate(), np.random.get_state()
-    random.seed(DEFAULT_RANDOM_SEED)
-    np.random.seed(DEFAULT_OTHER_SEED)
-    try:
-        yield
-    finally:
-        random.setstate(ours[0])
-        np.random.set_state(ours[1])
 
 
 def _flatten(data_files: object) -> list[str]:

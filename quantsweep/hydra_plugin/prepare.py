@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from quantsweep import checks, identity, records
+from quantsweep import checks, records
 from quantsweep.convert import convert
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.cluster import cluster_spec
@@ -28,6 +28,7 @@ from quantsweep.plan import Expansion, Plan, build_plan, expand
 from quantsweep.prediction import Predictor, sweep_folders
 from quantsweep.registry import DATA_TYPES, METHODS, is_codebook
 from quantsweep.specs import ClusterSpec, LaunchSettings, RunSettings, TaskSpec, options_tuple
+from quantsweep.task_identity import read_own_tasks
 
 T = TypeVar("T")
 
@@ -138,7 +139,7 @@ def _refuse_foreign_tasks(tasks: set[TaskSpec], settings: RunSettings | None) ->
     """Who gives a folder of tasks means one of them: that none of those asked for is there is a slip in the folder or the names."""
     if settings is None or settings.task_path is None or not tasks or any(task.own_content is not None for task in tasks):
         return
-    defined = identity.own_tasks(Path(settings.task_path))
+    defined = sorted(read_own_tasks(Path(settings.task_path)).definitions)
     raise ConfigurationError(
         f"task_path {settings.task_path} defines none of the tasks asked for ({', '.join(sorted({t.lm_eval_task for t in tasks}))}); "
         f"its YAMLs define {', '.join(defined) or 'none'}. Give task=… of these (conf/task names them), or task_path=null"

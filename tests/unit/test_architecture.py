@@ -29,6 +29,7 @@ FORBIDDEN = {
         "slurm.py",
         "identity.py",
         "checkpoint.py",
+        "task_identity.py",
     ): {
         "torch",
         "hydra",
@@ -74,7 +75,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("typed",),
     ("checks",),
     ("specs", "registry"),
-    ("conditions", "constraints", "convert", "declared", "identity", "slurm", "failures", "files", "pins"),
+    ("conditions", "constraints", "convert", "declared", "identity", "task_identity", "slurm", "failures", "files", "pins"),
     ("checkpoint",),
     ("grid", "schema", "paths"),
     ("inapplicable",),
