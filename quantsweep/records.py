@@ -143,7 +143,9 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("num_tokens", _LONG, "tokens", "tokens scored"),
         Column("num_input_tokens", _LONG, "tokens", "tokens that went through the model, contexts included"),
         Column("num_truncated", _INT, "requests", "requests whose context was cut to fit the model"),
-        Column("num_nonfinite", _INT, "requests", "requests whose log-likelihood is NaN or infinite; above 0, accuracies mean little"),
+        Column(
+            "num_nonfinite", _INT, "requests", "requests whose log-likelihood is NaN or infinite; an accuracy that would compare NaN is NaN"
+        ),
         Column("batch_size", _INT, "sequences", "batch size that was used"),
         Column("evaluate_seconds", _REAL, "s", "time of the whole evaluation (the same in each of its metrics)"),
         *SIZE,
@@ -177,7 +179,9 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         *IDENTITY,
         *TASK,
         Column("requests_hash", _TEXT, "hash", "as in metrics"),
-        Column("correct", pa.list_(pa.bool_()), "", "right or wrong, example by example; null for perplexity tasks"),
+        Column(
+            "correct", pa.list_(pa.bool_()), "", "right or wrong, example by example (null: NaN, no outcome); null for perplexity tasks"
+        ),
         Column("correct_norm", pa.list_(pa.bool_()), "", "the same for length-normalised scores; null where the task has none"),
         Column("loglikelihood", pa.list_(pa.float32()), "nats", "log-likelihood of the right answer, or of the document"),
         Column("num_bytes", pa.list_(pa.int32()), "bytes", "length of each document; null where the task is not a perplexity"),

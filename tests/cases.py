@@ -54,6 +54,19 @@ def without_special_tokens(model: Path) -> Path:
     return model
 
 
+def overflowing(folder: Path) -> Path:
+    """A Llama in bfloat16 whose embeddings and last norm hold what float16 cannot."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama(folder), dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = 1e5
+        model.model.norm.weight[3] = 7e4
+    model.save_pretrained(folder)
+    return folder
+
+
 def llama(folder: Path, **changes: Any) -> Path:
     """A Llama of random weights (always the same) with the bundled tokenizer."""
     import torch

@@ -24,7 +24,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ _AGGREGATIONS: dict[Callable[[Items], Any], str] = {
     lm_eval_metrics.weighted_perplexity: "weighted_perplexity",
     lm_eval_metrics.bits_per_byte: "bits_per_byte",
 }
+_LIKELIHOODS = set(_AGGREGATIONS) - {lm_eval_metrics.mean}
+"""Aggregates of log-likelihoods themselves."""
 _BITS_PER_BYTE = "bits_per_byte"
 Answer = tuple[float, bool]
 """Log-likelihood of a request, and whether greedy decoding would give it."""
@@ -131,8 +133,9 @@ class Evaluator:
     def evaluate(self, spec: TaskSpec) -> TaskResult:
         """Score the model, with the weights it has now, on one task.
 
-        NaN and infinite log-likelihoods are results.  Raises EvaluationError as `prepare` does, and
-        torch.OutOfMemoryError when even one sequence does not fit.
+        NaN and infinite log-likelihoods are results; an accuracy is NaN where what it compares is.
+
+        Raises EvaluationError as `prepare` does, and torch.OutOfMemoryError when even one sequence does not fit.
         """
         self.prepare(spec)
         prepared = self._prepared[spec.task_key]
@@ -144,8 +147,16 @@ class Evaluator:
             np.errstate(all="ignore"),
         ):  # NaN and inf are results, not accidents
             items = _collect(prepared, answers, self._on_progress)
-            metrics = _metrics(prepared.task, items, spec)
-            samples = _samples(prepared, answers, items)
+            undecided = _undecided(prepared, answers)
+            metrics = _metrics(prepared.task, items, spec, is_decided=not any(undecided))
+            samples = _samples(prepared, answers, items, undecided)
+        num_nonfinite = sum(not math.isfinite(loglikelihood) for loglikelihood, _ in answers)
+        if any(undecided):
+            logger.warning(
+                "task %s: %d of %d log-likelihoods are not finite, so that %d of %d examples have no outcome and there is no accuracy; "
+                "the model overflows in %s, or its weights are broken (another model.dtype may help)",
+                spec.name, num_nonfinite, len(answers), sum(undecided), len(undecided), self._loaded.spec.dtype,
+            )  # fmt: skip
         return TaskResult(
             metrics=metrics,
             num_samples=len(prepared.requests.documents),
@@ -158,7 +169,7 @@ class Evaluator:
             num_tokens=prepared.plan.num_scored_tokens,
             num_input_tokens=prepared.plan.num_input_tokens,
             num_truncated=prepared.plan.num_truncated,
-            num_nonfinite=sum(not math.isfinite(loglikelihood) for loglikelihood, _ in answers),
+            num_nonfinite=num_nonfinite,
             batch_size=prepared.batch_size,
             seconds=time.perf_counter() - started,
         )
@@ -239,7 +250,18 @@ def _collect(prepared: _Prepared, answers: Sequence[Answer], on_progress: OnProg
     return items
 
 
-def _metrics(task: Task, items: dict[str, list[Any]], spec: TaskSpec) -> tuple[MetricValue, ...]:
+def _undecided(prepared: _Prepared, answers: Sequence[Answer]) -> list[bool]:
+    """Which documents have no outcome: NaN among what is compared (lm-eval takes the first NaN for the best), or nothing but -inf."""
+    undecided, first = [], 0
+    for document in prepared.requests.documents:
+        loglikelihoods = [answers[number][0] for number in range(first, first + len(document))]
+        first += len(document)
+        is_broken = any(math.isnan(value) or value == math.inf for value in loglikelihoods)
+        undecided.append(is_broken or (len(loglikelihoods) > 1 and max(loglikelihoods) == -math.inf))
+    return undecided
+
+
+def _metrics(task: Task, items: dict[str, list[Any]], spec: TaskSpec, *, is_decided: bool) -> tuple[MetricValue, ...]:
     aggregations, directions = dict(task.aggregation()), dict(task.higher_is_better())
     if task.OUTPUT_TYPE == ROLLING and _BITS_PER_BYTE not in items and "byte_perplexity" in items:
         # The same log-likelihoods and bytes on the scale that does not explode.
@@ -247,10 +269,17 @@ def _metrics(task: Task, items: dict[str, list[Any]], spec: TaskSpec) -> tuple[M
         aggregations[_BITS_PER_BYTE], directions[_BITS_PER_BYTE] = lm_eval_metrics.bits_per_byte, False
     if spec.primary_metric not in items:
         raise EvaluationError(f"task {spec.name}: no document has the primary metric {spec.primary_metric}; they have {', '.join(items)}")
-    return tuple(
+    found = tuple(
         _metric(name, values, aggregations[_base(name)], directions[_base(name)], spec.primary_metric)
         for name, values in items.items()
         if _base(name) in directions  # by-products that the task does not declare as metrics have no direction
+    )  # fmt: skip
+    if is_decided:
+        return found
+    # A likelihood of NaN is a result; an accuracy of what could not be compared would be a number that means nothing.
+    return tuple(
+        metric if aggregations[_base(metric.name)] in _LIKELIHOODS else replace(metric, value=math.nan, stderr=math.nan)
+        for metric in found
     )  # fmt: skip
 
 
@@ -269,17 +298,17 @@ def _base(metric: str) -> str:
     return metric.partition(",")[0]
 
 
-def _samples(prepared: _Prepared, answers: Sequence[Answer], items: dict[str, list[Any]]) -> Samples:
+def _samples(prepared: _Prepared, answers: Sequence[Answer], items: dict[str, list[Any]], undecided: Sequence[bool]) -> Samples:
     return Samples(
-        correct=_outcomes(items.get("acc")),
-        correct_norm=_outcomes(items.get("acc_norm")),
+        correct=_outcomes(items.get("acc"), undecided),
+        correct_norm=_outcomes(items.get("acc_norm"), undecided),
         loglikelihood=_gold_loglikelihoods(prepared, answers),
         num_bytes=_num_bytes(prepared.task, prepared.requests, items),
     )
 
 
-def _outcomes(items: Items | None) -> list[bool] | None:
-    return None if items is None else [bool(item) for item in items]
+def _outcomes(items: Items | None, undecided: Sequence[bool]) -> list[bool | None] | None:
+    return None if items is None else [None if no_outcome else bool(item) for item, no_outcome in zip(items, undecided, strict=True)]
 
 
 def _gold_loglikelihoods(prepared: _Prepared, answers: Sequence[Answer]) -> list[float]:

@@ -25,14 +25,15 @@ class MetricValue:
 class Samples:
     """Outcomes by example, in the order of the task's documents; what paired tests need.
 
-    correct, correct_norm: whether `acc` and `acc_norm` count the example as right; None where the task has no such metric.
+    correct, correct_norm: whether `acc` and `acc_norm` count the example as right; None where the task has no such metric,
+    and for an example whose log-likelihoods cannot be compared (NaN).
     loglikelihood: natural logarithm of the probability of the gold answer (the best one, if several
     are right), or of the whole document for a rolling task; rounded to float32.
     num_bytes: UTF-8 bytes of the document, for rolling tasks.
     """
 
-    correct: list[bool] | None
-    correct_norm: list[bool] | None
+    correct: list[bool | None] | None
+    correct_norm: list[bool | None] | None
     loglikelihood: list[float]
     num_bytes: list[int] | None
 
@@ -47,8 +48,8 @@ class TaskResult:
     window: tokens of one window of a rolling task; None for other tasks.
     num_tokens: tokens that were scored; num_input_tokens: tokens that went through the model.
     num_truncated: texts that were longer than the model's context and lost their beginning.
-    num_nonfinite: requests whose log-likelihood is NaN or infinite; where it is not 0, accuracies are those
-    of a broken model (lm-eval takes the first NaN for the best answer).
+    num_nonfinite: requests whose log-likelihood is NaN or infinite; where one that an accuracy
+    compares is NaN, that accuracy is NaN (lm-eval would take the first NaN for the best answer).
     batch_size: sequences a batch, after any halving for lack of memory.
     seconds: time of scoring and aggregation; without loading and tokenizing, which all trials of a model share.
     """

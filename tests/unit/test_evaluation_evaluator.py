@@ -26,6 +26,7 @@ from quantsweep.evaluation.tasks import _MINI_TASKS
 from quantsweep.mini import model_path
 from quantsweep.models.loading import LoadedModel, load_model
 from quantsweep.specs import ModelSpec, TaskSpec
+from tests.cases import overflowing
 
 MINI_TASKS = ("mini_cloze", "mini_continuation", "mini_ppl")
 LOCAL_TASKS = ("lambada_openai", "piqa", "winogrande", "copa", "wikitext")
@@ -223,7 +224,38 @@ class TestBrokenModels:
         assert result.num_nonfinite > 0
         assert not math.isfinite(result.samples.loglikelihood[0])
         for metric in result.metrics:
-            assert metric.name.startswith("acc") or not math.isfinite(metric.value)
+            assert not math.isfinite(metric.value)
+        for outcomes in (result.samples.correct, result.samples.correct_norm):
+            assert outcomes is None or None in outcomes
+
+    def test_no_accuracy_is_made_of_nan(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Overflow of float16 outside the quantized layers: it looked like an accuracy of 0.35."""
+        path = str(overflowing(tmp_path / "m"))
+        found = {}
+        for dtype in ("float16", "bfloat16"):
+            model = load_model(ModelSpec(name="m", family="f", path=path, dtype=dtype), "cpu")
+            found[dtype] = Evaluator(model).evaluate(spec_of("mini_continuation", limit=3))
+        half, brain = found["float16"], found["bfloat16"]
+        assert half.num_nonfinite == 12
+        assert [math.isnan(metric.value) for metric in half.metrics] == [True, True]
+        assert half.samples.correct == [None] * 3
+        assert "12 of 12 log-likelihoods are not finite, so that 3 of 3 examples have no outcome" in caplog.text
+        assert brain.num_nonfinite == 0
+        assert all(math.isfinite(metric.value) for metric in brain.metrics)
+
+    def test_one_answer_that_is_impossible_is_an_outcome(self, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+        """-inf among finite ones can be compared; nothing but -inf cannot, nor NaN."""
+        spec = spec_of("mini_continuation", limit=2)
+        evaluator.prepare(spec)
+        for first, decided in ((-math.inf, True), (math.nan, False), (math.inf, False)):
+            answers = [(first, False), *[(-float(n), False) for n in range(1, 8)]]
+            monkeypatch.setattr(Evaluator, "_score", lambda *_, answers=answers: answers)
+            result = evaluator.evaluate(spec)
+            assert math.isfinite(result.primary.value) is decided
+            assert result.samples.correct is not None
+            assert [outcome is not None for outcome in result.samples.correct] == [decided, True]
+        monkeypatch.setattr(Evaluator, "_score", lambda *_: [(-math.inf, False)] * 8)
+        assert math.isnan(evaluator.evaluate(spec).primary.value)
 
     def test_a_model_that_overflows_from_the_start(self) -> None:
         """Its original weights do: the evaluator meets NaN logits before it has scored anything."""
