@@ -35,6 +35,9 @@ class _Output:
         """The number of characters, written or dropped."""
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError:  # a locale of ASCII alone, a file name of foreign bytes: a "?" is better than an end
+            encoding = self._stream.encoding or "ascii"
+            return self.write(text.encode(encoding, "replace").decode(encoding))
         except OSError:
             self._drop()
             return len(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict
 
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.launching.compaction import CompactSummary, compact
@@ -12,12 +14,14 @@ from quantsweep.words import count
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_sweep(parser)
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Fold the files and say what came of it."""
     folder = find_sweep(arguments)
-    print(f"{folder.name}: {summary_text(compact(folder))}")
+    summary = compact(folder)
+    print(json.dumps({"sweep": folder.name, **asdict(summary)}) if arguments.json else f"{folder.name}: {summary_text(summary)}")
     return 0
 
 

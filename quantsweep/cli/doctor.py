@@ -19,6 +19,7 @@ from quantsweep.hydra_plugin.prepare import results_dir
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("overrides", nargs="*", help="as for a launch: cluster=mycluster, results_dir=…, cluster.partition=…")
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken as at a launch")
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("trial", help="trial id, or the beginning of one")
     add_sweep(parser, option=True)
+    parser.add_argument("--json", action="store_true", help="print the log and whose it is as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,8 +32,13 @@ def run(arguments: argparse.Namespace) -> int:
     with (folder.logs / row["log"]).open("rb") as log:
         log.seek(row["log_start"])
         text = log.read(row["log_end"] - row["log_start"])
+    said = text.decode(errors="replace")
+    if arguments.json:
+        whose = {key: row[key] for key in ("trial_id", "label", "status", "host")}
+        print(json.dumps({**whose, "sweep": folder.name, "file": str(folder.logs / row["log"]), "text": said}))
+        return 0
     print(f"{row['label']}   {row['status']}   {row['host']}   {folder.logs / row['log']}", file=sys.stderr)
-    sys.stdout.write(text.decode(errors="replace"))
+    sys.stdout.write(said)
     return 0
 
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
+from importlib import metadata
 
+from quantsweep.environment import git_state
 from quantsweep.errors import QuantsweepError
+from quantsweep.exit_status import ExitStatus
+from quantsweep.paths import product_root
 from quantsweep.program import as_program
 
 COMMANDS = {
@@ -25,6 +30,7 @@ COMMANDS = {
     "rerun": "forget results, so that the launch command runs them again",
     "compact": "fold a sweep's many small files into few",
     "prewarm": "fetch and pin a study's models and data, so that workers need no network",
+    "completion": "complete words of this command in a shell",
     "doctor": "what this machine or cluster lacks, and the limits it has",
 }
 WORDS = ("overrides", "filters")
@@ -44,6 +50,7 @@ def _run(argv: list[str] | None) -> int:
         description="Plan and watch sweeps of language-model quantization. Launching is `python launch.py …`; "
         "reading results is `quantsweep.load_results` in Python.",
     )
+    parser.add_argument("--version", action="version", version=product_version() if argv[:1] == ["--version"] else "")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, text in COMMANDS.items():
         sub = subparsers.add_parser(
@@ -61,7 +68,17 @@ def _run(argv: list[str] | None) -> int:
         return int(importlib.import_module(f"quantsweep.cli.{arguments.command}").run(arguments))
     except QuantsweepError as error:
         print(error, file=sys.stderr)
-        return 1
+    except OSError as error:  # a name that is too long, a file that may not be read: the surroundings, not the program
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"{error.filename or arguments.command}: {error.strerror or error}", file=sys.stderr)
+    return ExitStatus.REFUSED
+
+
+def product_version() -> str:
+    """The version of the product, and the commit where it runs from a checkout."""
+    commit, changes = git_state(product_root())
+    return f"quantsweep {metadata.version('quantsweep')}" + (f" (commit {commit[:12]}{', changed' if changes else ''})" if commit else "")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from quantsweep.plan import Plan
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("overrides", nargs="*", help="as after `python launch.py -m`: +sweeps=quickstart, bit_width=3,4, cluster=…")
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken as at a launch")
     parser.add_argument("--json", action="store_true", help="print counts as JSON")
 
 

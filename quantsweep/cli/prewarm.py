@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from rich.console import Console
 
@@ -26,6 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--update", action="store_true", help="ask the hub again what names stand for (trials of models that moved are new ones)"
     )
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken as at a launch")
+    parser.add_argument("--json", action="store_true", help="print what became of each as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,16 +41,21 @@ def run(arguments: argparse.Namespace) -> int:
     folder, own_tasks = results_dir(request.base), task_path(request.base)
     console = Console(stderr=True)
     counts: Counter[str] = Counter()
+    outcomes: list[Outcome] = []
+    words = sys.stderr if arguments.json else sys.stdout
     with console.status("looking") as status:
 
         def report(text: str) -> None:
-            status.update(text) if console.is_terminal else print(f"  … {text}", flush=True)
+            status.update(text) if console.is_terminal else print(f"  … {text}", flush=True, file=words)
 
         for outcome in prewarm(models, tasks, folder, task_path=own_tasks, update=arguments.update, report=report):
-            print(outcome_text(outcome), flush=True)
+            outcomes.append(outcome)
+            print(outcome_text(outcome), flush=True, file=words)
             counts[outcome.state] += 1
     summary = "   ".join(f"{_WORDS[state]} {counts[state]}" for state in _WORDS if counts[state])
-    print(f"{summary or 'nothing is asked for'}   pins: {pins_path(folder)}")
+    print(f"{summary or 'nothing is asked for'}   pins: {pins_path(folder)}", file=words)
+    if arguments.json:
+        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
     return 1 if counts["failed"] else 0
 
 

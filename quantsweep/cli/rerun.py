@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -51,18 +52,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", action="append", default=[], help="this task only (may be repeated): --task a --task b is task=a,b")
     parser.add_argument("--all", action="store_true", help="forget everything (needed where no column=value is given)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--json", action="store_true", help="print what was forgotten as JSON; the words go to stderr")
     parser.epilog = __doc__.partition("\n\n")[2] if __doc__ else None
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Forget what matches, after asking; returns 1 if the answer was no."""
+    if not arguments.json:
+        return forget(arguments)[0]
+    with contextlib.redirect_stdout(sys.stderr):
+        status, selection = forget(arguments)
+    counts = {name: getattr(selection, name) for name in ("trials", "evaluations", "failures", "planned")}
+    print(json.dumps({"sweep": arguments.sweep, "forgotten": status == 0, **counts}))
+    return status
+
+
+def forget(arguments: argparse.Namespace) -> tuple[int, Selection]:
+    """Forget, saying each step; the exit status, and what was meant."""
     folder = find_sweep(arguments)
     wanted = _filter(arguments)
     selection = select(folder, wanted)
     print(f"{folder.name}: {selection.text} to forget ({wanted})")
     if not arguments.yes and not _agreed():
         print("nothing was forgotten")
-        return 1
+        return 1, selection
     write_fence(folder, selection.lines)
     print("forgotten, whoever may still write it; the launch command resumes: it runs again what is missing")
     print(_taken_back(folder))
@@ -70,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(summary_text(compact(folder)))
     except LockedError as error:
         print(f"{error}. Forgotten rows leave the files with the next compaction")
-    return 0
+    return 0, selection
 
 
 @dataclass(frozen=True, kw_only=True)

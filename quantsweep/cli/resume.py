@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from quantsweep import records
 from quantsweep.cli._sweep import add_sweep, find_sweep
@@ -28,20 +30,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_sweep(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the words, and launch nothing")
+    parser.add_argument("--json", action="store_true", help="print what was launched, and how it ended, as JSON; the rest goes to stderr")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Launch again what has something left; returns the first status that is not 0, at once if it was stopped or refused."""
     folder = find_sweep(arguments)
     status: int = ExitStatus.DONE
+    output = sys.stderr if arguments.json else sys.stdout
+    launched: list[dict[str, object]] = []
     for typed in to_type(folder):
-        print(f"(in {typed.folder})\n{typed.command}", flush=True)
+        print(f"(in {typed.folder})\n{typed.command}", flush=True, file=output)
+        launched.append({"command": typed.command, "folder": typed.folder, "status": None})
         if arguments.dry_run:
             continue
-        now = launch_again(typed)
+        now = launch_again(typed, output)
+        launched[-1]["status"] = now
         status = status or now
         if now in (ExitStatus.REFUSED, ExitStatus.USAGE, ExitStatus.STOPPED):
             break
+    if arguments.json:
+        print(json.dumps(launched, indent=2))
     return status
 
 
@@ -66,11 +75,11 @@ def _words(folder: SweepFolder, launch: Launch) -> Typed:
     return launch.typed
 
 
-def launch_again(typed: Typed) -> int:
+def launch_again(typed: Typed, output: TextIO) -> int:
     """Run `launch.py` with these words where they were typed; its exit status.  Ctrl-C goes to it, and it says how it ends."""
     if not Path(typed.folder).is_dir():
         raise ResultsError(f"the folder in which this was typed is gone: {typed.folder}. Type it elsewhere: {typed.command}")
-    process = subprocess.Popen([sys.executable, str(product_root() / "launch.py"), *typed.words], cwd=typed.folder)
+    process = subprocess.Popen([sys.executable, str(product_root() / "launch.py"), *typed.words], cwd=typed.folder, stdout=output.fileno())
     with _passing_on(process):
         return process.wait()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import select
 import sys
@@ -40,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_sweep(parser)
     text = f"seconds between two looks (default {DEFAULT_SECONDS:.0f}, at least {LEAST_SECONDS:.0f})"
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON, a line whenever a count has changed")
     parser.add_argument("--interval", type=float, default=DEFAULT_SECONDS, help=text)
 
 
@@ -49,10 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"--interval must be at least {LEAST_SECONDS:.0f} seconds, got {arguments.interval:g}: Slurm is shared")
     folder = find_sweep(arguments)
     with contextlib.suppress(KeyboardInterrupt):
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not arguments.json:
             _watch_on_terminal(folder, arguments.interval)
         else:
-            _watch_in_blocks(folder, arguments.interval)
+            _watch_in_blocks(folder, arguments.interval, as_json=arguments.json)
     return 0
 
 
@@ -74,12 +76,13 @@ def _looks(folder: SweepFolder) -> Iterator[tuple[Mapping[str, Any], str]]:
         yield facts, complaint
 
 
-def _watch_in_blocks(folder: SweepFolder, interval: float) -> None:
+def _watch_in_blocks(folder: SweepFolder, interval: float, *, as_json: bool) -> None:
     shown: tuple[Any, ...] | None = None
     for facts, complaint in _looks(folder):
         state = (*(facts[name] for name in COUNTS), complaint)
         if state != shown:
-            print("\n".join(filter(None, (_now(), status_text(facts), complaint))), flush=True)
+            block = "\n".join(filter(None, (_now(), status_text(facts), complaint)))
+            print(json.dumps({**facts, "complaint": complaint or None}) if as_json else block, flush=True)
             shown = state
         if is_over(facts):
             return

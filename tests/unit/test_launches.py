@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -109,7 +110,7 @@ def test_resume_passes_on_the_first_failure_and_stops_at_a_refusal(
     for bits in (2, 3, 4):
         launched(sweep, [trial(bits)], "-m", f"bit_width={bits}")
     ends = {"bit_width=2": 0, "bit_width=3": 3, "bit_width=4": 0}
-    monkeypatch.setattr(resume, "launch_again", lambda typed: ends.pop(typed.words[-1]))
+    monkeypatch.setattr(resume, "launch_again", lambda typed, output: ends.pop(typed.words[-1]))
     assert command(sweep, "resume", sweep.name) == ExitStatus.FAILED
     assert ends == {}
     ends |= {"bit_width=2": 130, "bit_width=3": 0}
@@ -121,7 +122,7 @@ def test_resume_passes_on_the_first_failure_and_stops_at_a_refusal(
 
 def test_a_folder_that_is_gone_is_said(sweep: SweepFolder) -> None:
     with pytest.raises(ResultsError, match="the folder in which this was typed is gone: /no/such"):
-        resume.launch_again(Typed(("-m",), "/no/such"))
+        resume.launch_again(Typed(("-m",), "/no/such"), sys.stdout)
 
 
 @pytest.mark.parametrize(
