@@ -9,8 +9,8 @@ All published comparisons keep embeddings, norms and the output head at 16 bit; 
 outside the blocks is touched: OPT-350m's `project_in` and `project_out` lie between embeddings and
 blocks and stay at 16 bit too.
 
-Blocks are found by structure, not by name: the longest ModuleList of one class that is not inside
-another ModuleList (which would be a block's own list of experts).
+Blocks are found by structure, not by name: in the model's decoder (of a model that also sees or hears: its language
+model), the longest ModuleList that is not inside another ModuleList (which would be a block's own list of experts).
 
 Experts (Mixtral, arXiv:2401.04088) come in two forms: modules of their own, whose linears are found
 like all others, or all of a block in two 3-D parameters, of which each slice is a layer:
@@ -18,7 +18,8 @@ like all others, or all of a block in two 3-D parameters, of which each slice is
     gate_up_proj  E × 2I × H     …experts.gate_up_proj.3   2I×H: gate in the upper half of the rows, up in the lower
     down_proj     E × H × I      …experts.down_proj.3      H×I
 
-Their router (a linear map beside `experts`) and a gate of shared experts stay at 16 bit.
+What weighs experts stays at 16 bit: a linear map beside `experts` (a router, a gate of shared experts), all of a module
+beside them that is called a router or a gate or ends in as many outputs as there are experts, and whatever is called a router.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from quantsweep.errors import ModelError
@@ -54,11 +56,27 @@ class Place:
 
 
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks; raises ModelError when there is none."""
-    candidates = [(name, blocks) for name, blocks in _outer_module_lists(model, "") if _are_blocks(blocks)]
+    """Name and list of the decoder blocks; raises ModelError when there is none, or no telling which they are."""
+    prefix, decoder = _decoder(model)
+    candidates = [item for item in _outer_module_lists(decoder, prefix) if _has_linears(item[1])]
     if not candidates:
         raise ModelError(f"{type(model).__name__} has no list of decoder blocks with linear layers: no decoder-only transformer")
-    return max(candidates, key=lambda item: len(item[1]))
+    name, blocks = max(candidates, key=lambda item: len(item[1]))
+    rivals = [other for other, modules in candidates if len(modules) == len(blocks)]
+    if len(rivals) > 1:
+        raise ModelError(
+            f"{type(model).__name__} has several lists of {len(blocks)} blocks ({', '.join(rivals)}): which decode is not known"
+        )
+    if len(kinds := sorted({type(block).__name__ for block in blocks})) > 1:
+        raise ModelError(f"{type(model).__name__}: the blocks of {name} are of several kinds ({', '.join(kinds)}): no plain transformer")
+    return name, blocks
+
+
+def _decoder(model: nn.Module) -> tuple[str, nn.Module]:
+    """What decodes text, with the beginning of its names; the model itself unless it says more (`get_decoder` of transformers)."""
+    decoder: nn.Module = model.get_decoder() if isinstance(model, PreTrainedModel) else model  # type: ignore[no-untyped-call]
+    names = [name for name, module in model.named_modules() if module is decoder]
+    return (f"{names[0]}." if names and names[0] else "", decoder) if names else ("", model)
 
 
 def quantizable_linears(model: nn.Module, unquantized: tuple[str, ...] = ()) -> dict[str, Place]:
@@ -93,8 +111,29 @@ def _places(blocks: nn.ModuleList) -> Iterator[tuple[str, Place]]:
 
 
 def _is_router(name: str, blocks: nn.ModuleList) -> bool:
-    """True for a linear map right beside `experts`: it weighs experts, it is none."""
-    return hasattr(blocks.get_submodule(name.rpartition(".")[0]), "experts")
+    """True for what weighs experts; the experts themselves and an MLP that is shared by all tokens are none."""
+    parts = name.split(".")
+    if "router" in parts:
+        return True
+    for depth in range(1, len(parts)):
+        parent, beside = blocks.get_submodule(".".join(parts[:depth])), parts[depth]
+        if not hasattr(parent, "experts") or beside == "experts":
+            continue
+        if depth == len(parts) - 1 or "gate" in beside.split("_") or "router" in beside.split("_"):
+            return True
+        layer = blocks.get_submodule(name)
+        if layer.get_parameter("weight").shape[1 if isinstance(layer, Conv1D) else 0] == _num_experts(parent.experts):
+            return True
+    return False
+
+
+def _num_experts(experts: object) -> int | None:
+    """How many they are: modules of a list, or slices of a parameter."""
+    if isinstance(experts, nn.ModuleList):
+        return len(experts)
+    if isinstance(experts, nn.Module):
+        return next((len(parameter) for parameter in experts.parameters() if parameter.ndim == 3), None)
+    return len(experts) if isinstance(experts, nn.Parameter) else None
 
 
 def _has_fused_experts(module: nn.Module) -> bool:
@@ -115,9 +154,8 @@ def _outer_module_lists(module: nn.Module, prefix: str) -> Iterator[tuple[str, n
             yield from _outer_module_lists(child, f"{full_name}.")
 
 
-def _are_blocks(modules: nn.ModuleList) -> bool:
-    classes = {type(module) for module in modules}
-    return len(classes) == 1 and any(isinstance(inner, _LINEAR) for inner in modules[0].modules())
+def _has_linears(modules: nn.ModuleList) -> bool:
+    return any(isinstance(inner, _LINEAR) for inner in modules.modules())
 
 
 def _check_patterns(patterns: tuple[str, ...], names: list[str]) -> None:

@@ -9,6 +9,9 @@ float32, because dequantized values (16-bit scale × 4-bit code + 16-bit minimum
 16-bit floats have.  Such weights lie on a coarse grid: another quantizer on the same grid finds them
 nearly lossless, so they are no ground for a claim about 4-bit formats in general.
 
+transformers carries over a part of what a GGUF file says, and drops the rest without a word (Llama 3's RoPE scaling, the
+experts of a Mixtral).  So what the file says and the conversion has no place for is looked for, and the file refused.
+
 The folder appears in one step (written beside, then renamed), so that any number of processes may
 ask for it at once: the first to finish wins, the others use its folder.
 """
@@ -18,10 +21,13 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from quantsweep.errors import ModelError
 from quantsweep.identity import cache_dir, gguf_path, local_content
@@ -58,11 +64,17 @@ def _convert(file: Path, target: Path) -> None:
 
 
 def _write_safetensors(file: Path, folder: Path) -> None:
+    # Declared to return the model alone; with `output_loading_info` it returns a pair.
+    from_pretrained: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]
     try:
-        dequantized = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        if lost := _lost(file):
+            raise ModelError(_incomplete(file, lost))
+        dequantized, info = from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
+    if keys := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
+        raise ModelError(_incomplete(file, sorted(map(str, keys))))
     # The loaded model carries marks of its quantized origin and refuses to be saved; a plain one takes its weights over.
     if hasattr(dequantized.config, "quantization_config"):
         del dequantized.config.quantization_config
@@ -71,6 +83,35 @@ def _write_safetensors(file: Path, folder: Path) -> None:
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / CONTENT_FILE).write_text(local_content(folder))
+
+
+def _lost(file: Path) -> list[str]:
+    """What the file says of the architecture, and tensors that it has, for which the conversion has no place."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(str(file))
+    said = {name: field.contents() for name, field in reader.fields.items()}
+    kind = str(said.get("general.architecture"))
+    carried: Mapping[str, Any] = dict(GGUF_CONFIG_MAPPING).get(kind, {})
+    own = {name.removeprefix(f"{kind}."): value for name, value in said.items() if name.startswith(f"{kind}.")}
+    lost = [f"{kind}.{key}={value}" for key, value in own.items() if key not in carried and not _says_nothing(key, value, own)]
+    tables = {tensor.name: tensor.data for tensor in reader.tensors if tensor.name.startswith("rope_")}
+    return lost + [name for name, table in tables.items() if not bool((table == 1).all())]
+
+
+def _says_nothing(key: str, value: Any, own: Mapping[str, Any]) -> bool:
+    """True for what says what the configuration has by default, and for what no forward pass depends on."""
+    if key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        return bool(value * own["attention.head_count"] == own["embedding_length"])
+    if key == "attention.sliding_window":
+        return bool(value >= own["context_length"])
+    defaults = {"vocab_size": value, "rope.scaling.type": "none", "rope.scaling.factor": 1, "rope.scale_linear": 1, "expert_count": 0}
+    return key in defaults and bool(value == defaults[key])
+
+
+def _incomplete(file: Path, lost: list[str]) -> str:
+    shown = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
+    return f"{file}: the installed transformers would drop what this GGUF file says ({shown}); use the checkpoint in safetensors"
 
 
 def _publish(folder: Path, target: Path) -> None:

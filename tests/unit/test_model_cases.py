@@ -12,14 +12,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from quantsweep import checkpoint, child, identity
 from quantsweep.errors import ModelError
 from quantsweep.evaluation.evaluator import Evaluator
+from quantsweep.models.blocks import quantizable_linears
 from quantsweep.models.loading import load_model
-from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TrialSpec
+from quantsweep.registry import METHODS
+from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TrialSpec, options_tuple
 from tests import model_cases as cases
+from tests.conftest import ROOT
 
 
 def spec_of(folder: Path, **changes: Any) -> ModelSpec:
@@ -396,3 +401,62 @@ class TestNumbers:
         ):
             load_model(spec_of(tmp_path / "model", dtype="float16"), "cpu")
         load_model(spec_of(tmp_path / "model", dtype="bfloat16"), "cpu")
+
+
+class TestLayers:
+    """Which layers are quantized, where a model has more than decoder blocks of attention and MLP."""
+
+    @pytest.mark.parametrize(("bits", "value", "size"), [(2, 3.529797, 4_816_896), (3, 3.532777, 5_087_232)])
+    def test_a_router_in_a_module_of_its_own_stays_at_16_bit(self, tmp_path: Path, bits: int, value: float, size: int) -> None:
+        folder = cases.routers_apart(tmp_path / "model")
+        loaded = load_model(spec_of(folder), "cpu")
+        assert not [name for name in loaded.layers if "gate.wg" in name]
+        assert len([name for name in loaded.layers if ".shared_mlp." in name]) == 6
+        quantization = int_quantization(bits)
+        layers = METHODS["round_to_nearest"].quantize(loaded.layers, quantization, calibration=None, seed=None)
+        assert child.model_sizes(loaded, quantization, layers)["total_model_bits"] == size
+        assert cases.bits_per_byte(loaded) == pytest.approx(value, abs=2e-6)
+
+    def test_the_language_model_and_not_the_vision_tower(self, tmp_path: Path) -> None:
+        folder = cases.vision_tower(tmp_path / "model")
+        loaded = load_model(spec_of(folder), "cpu")
+        assert len(loaded.layers) == 4 * 7
+        assert {name.split(".layers.")[0] for name in loaded.layers} == {"model.language_model"}
+        before = cases.bits_per_byte(loaded, limit=3)
+        for layer in loaded.layers.values():
+            layer.write(torch.zeros(layer.out_features, layer.in_features))
+        assert cases.bits_per_byte(loaded, limit=3) != before, "2 bit would look lossless where the tower is quantized"
+
+    def test_an_mlp_router_and_one_without_experts_beside_it(self) -> None:
+        block = nn.Module()
+        block.moe = nn.Module()
+        block.moe.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        block.moe.scorer = nn.Sequential(nn.Linear(8, 4))
+        block.moe.gate = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+        block.moe.shared_expert = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+        block.other = nn.Module()
+        block.other.router = nn.Sequential(nn.Linear(8, 3))
+        model = nn.Module()
+        model.layers = nn.ModuleList([block])
+        names = [f"layers.0.moe.experts.{number}" for number in range(4)]
+        assert list(quantizable_linears(model)) == [*names, "layers.0.moe.shared_expert.0", "layers.0.moe.shared_expert.1"]
+
+    def test_two_lists_of_one_length_and_blocks_of_several_kinds_are_refused(self) -> None:
+        model = nn.Module()
+        model.encoder = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        model.decoder = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        with pytest.raises(ModelError, match=r"several lists of 3 blocks \(encoder, decoder\)"):
+            quantizable_linears(model)
+        model.decoder.extend([nn.Sequential(nn.Linear(2, 2))])
+        with pytest.raises(ModelError, match=r"the blocks of decoder are of several kinds \(Linear, Sequential\)"):
+            quantizable_linears(model)
+
+
+def int_quantization(bits: int) -> QuantizationSpec:
+    """What `data_type=int block_size=64` comes to."""
+    options = yaml.safe_load((ROOT / "conf" / "data_type" / "int.yaml").read_text())["options"]
+    return QuantizationSpec(
+        **{"method": "round_to_nearest", "method_version": 1, "data_type": "int", "data_type_version": 1, "bit_width": bits},
+        **{"block_size": 64, "block_axis": "flat", "symmetric": True, "scale_dtype": "float16"},
+        data_type_options=options_tuple(options),
+    )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -246,6 +249,36 @@ class TestGguf:
         with pytest.raises(ModelError, match=r"the converted model .* is not what was planned"):
             load_model(spec, "cpu")
 
+    @pytest.mark.parametrize(
+        ("also", "words"),
+        [
+            (lambda writer: writer.add_tensor("rope_freqs.weight", np.array([1, 1, 1, 8], np.float32)), r"rope_freqs\.weight"),
+            (lambda writer: writer.add_string("llama.rope.scaling.type", "linear"), r"llama\.rope\.scaling\.type=linear"),
+            (lambda writer: writer.add_float32("llama.rope.scaling.factor", 4.0), r"llama\.rope\.scaling\.factor=4"),
+            (lambda writer: writer.add_uint32("llama.expert_count", 8), r"llama\.expert_count=8"),
+            (lambda writer: writer.add_uint32("llama.attention.sliding_window", 8), r"llama\.attention\.sliding_window=8"),
+            (lambda writer: writer.add_float32("llama.logit_scale", 0.5), r"llama\.logit_scale=0\.5"),
+            (lambda writer: writer.add_uint32("llama.attention.key_length", 16), r"llama\.attention\.key_length=16"),
+        ],
+    )
+    def test_what_the_conversion_would_lose_is_refused(self, tmp_path: Path, also: Callable[[Any], None], words: str) -> None:
+        pytest.importorskip("gguf")
+        file = write_tiny_gguf(tmp_path / "tiny.gguf", also=also)
+        with pytest.raises(ModelError, match=rf"tiny\.gguf: the installed transformers would drop .*\({words}.*\); use the checkpoint"):
+            gguf.converted_folder(file.parent, file.name)
+
+    def test_what_says_nothing_new_is_taken(self, tmp_path: Path) -> None:
+        pytest.importorskip("gguf")
+
+        def also(writer: Any) -> None:
+            writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32))
+            writer.add_string("llama.rope.scaling.type", "none")
+            writer.add_uint32("llama.attention.key_length", 8)
+            writer.add_uint32("llama.attention.sliding_window", 64)
+
+        file = write_tiny_gguf(tmp_path / "tiny.gguf", also=also)
+        assert gguf.converted_folder(file.parent, file.name).is_dir()
+
     def test_the_cache_holds_whole_folders_only(self, file: Path) -> None:
         folder = gguf.converted_folder(file.parent, file.name)
         assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
@@ -272,10 +305,9 @@ class TestGguf:
             gguf.converted_folder(tmp_path, "bad.gguf")
 
 
-def write_tiny_gguf(file: Path) -> Path:
-    """One decoder block of LLaMA with simple weights and a byte-level tokenizer of 260 tokens."""
+def write_tiny_gguf(file: Path, *, also: Callable[[Any], None] = lambda writer: None) -> Path:
+    """One decoder block of LLaMA with simple weights and a byte-level tokenizer of 260 tokens; `also` says more of it."""
     import gguf as gguf_package
-    import numpy as np
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     hidden, inner, tokens = 16, 32, [*bytes_to_unicode().values(), "<s>", "</s>", "th", "he"]
@@ -302,6 +334,7 @@ def write_tiny_gguf(file: Path) -> Path:
     for name, shape in shapes.items():
         size = int(np.prod(shape))
         writer.add_tensor(f"{name}.weight", (np.arange(size, dtype=np.float32) / size).reshape(shape))
+    also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
