@@ -19,11 +19,13 @@ import resource
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantsweep import failures
@@ -49,7 +51,13 @@ class TrialRunner:
         self._spec: ModelSpec | None = None
         self._loaded: LoadedModel | None = None
         self._evaluator: Evaluator | None = None
+        self._refused: tuple[ModelSpec, ModelError, TracebackType | None] | None = None
         self._said = 0.0
+
+    @property
+    def holds_a_model(self) -> bool:
+        """False until a model is loaded, and after one could not be."""
+        return self._loaded is not None
 
     def run(self, planned: PlannedTrial, settings: RunSettings) -> None:
         """Run one trial and report each step; the weights are the original ones again afterwards."""
@@ -81,9 +89,17 @@ class TrialRunner:
         from quantsweep.models.loading import load_model
 
         started = time.perf_counter()
+        if self._refused is not None and self._refused[0] == spec:
+            raise self._refused[1].with_traceback(self._refused[2])  # a model that cannot be loaded fails all its trials, and is read once
         if self._loaded is None or self._evaluator is None or self._spec != spec:
             self._loaded = self._evaluator = None  # free the old model before the new one comes
-            self._loaded = load_model(spec, _device(settings.device))
+            try:
+                self._loaded = load_model(spec, _device(settings.device))
+            except ModelError as error:
+                if not isinstance(error.__cause__, OSError):  # a file system may have better days
+                    traceback.clear_frames(error.__traceback__)  # they hold what was loaded of it
+                    self._refused = (spec, error, error.__traceback__ and error.__traceback__.tb_next)
+                raise
             task_path = None if settings.task_path is None else Path(settings.task_path)
             self._evaluator = Evaluator(
                 self._loaded,
@@ -226,12 +242,12 @@ def main(file_descriptor: int) -> None:
             runner.run(PlannedTrial.from_json(request["planned"]), settings)
         except Exception as error:  # noqa: BLE001 - the one place where an exception becomes a row
             # `last`: the worker ends this process before it goes on, so that no other trial meets it dying.
-            message = {"event": "failed", "last": not _survives(error), **asdict(failures.from_exception(error))}
+            message = {"event": "failed", "last": runner.holds_a_model and not _survives(error), **asdict(failures.from_exception(error))}
             connection.send_bytes(json.dumps(message).encode())
 
 
 def _survives(error: Exception) -> bool:
-    """After a device-side assert the CUDA context is lost, and after a failed restore the weights are."""
+    """After a device-side assert the CUDA context is lost, and after a failed restore the weights of the model that is held are."""
     return not isinstance(error, ModelError) and "CUDA error" not in str(error)
 
 

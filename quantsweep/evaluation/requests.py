@@ -114,7 +114,12 @@ class Encoder:
             raise EvaluationError(f"task {instance.task_name}, document {instance.doc_id}: {error}") from error
 
     def _check(self, instance: Instance, spans: Sequence[Span]) -> None:
-        for _, continuation in spans:
+        for context, continuation in spans:
+            if (token := max((*context, *continuation), default=0)) >= self._loaded.num_embeddings:
+                raise EvaluationError(
+                    f"task {instance.task_name}, document {instance.doc_id}: the tokenizer of model {self._loaded.spec.name} gives token "
+                    f"{token}, and its embedding has {self._loaded.num_embeddings}: they do not belong together"
+                )
             if not 1 <= len(continuation) <= self._loaded.max_length:
                 raise EvaluationError(
                     f"task {instance.task_name}, document {instance.doc_id}: an answer of {len(continuation)} tokens cannot be scored "

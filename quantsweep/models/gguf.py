@@ -92,7 +92,8 @@ def _lost(file: Path) -> list[str]:
     reader = GGUFReader(str(file))
     said = {name: field.contents() for name, field in reader.fields.items()}
     kind = str(said.get("general.architecture"))
-    carried: Mapping[str, Any] = dict(GGUF_CONFIG_MAPPING).get(kind, {})
+    mapping: dict[str, Any] = GGUF_CONFIG_MAPPING  # not declared more closely
+    carried = mapping.get(kind, {})
     own = {name.removeprefix(f"{kind}."): value for name, value in said.items() if name.startswith(f"{kind}.")}
     lost = [f"{kind}.{key}={value}" for key, value in own.items() if key not in carried and not _says_nothing(key, value, own)]
     tables = {tensor.name: tensor.data for tensor in reader.tensors if tensor.name.startswith("rope_")}

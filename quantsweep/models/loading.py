@@ -58,6 +58,8 @@ _LOAD_OPTIONS: dict[str, Any] = {
 # tokenizer tell; the order is lm-eval's, so that both cut long texts at the same token.
 _MAX_LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
 _DEFAULT_MAX_LENGTH = 2048
+_LOOKS_AHEAD = 0.01
+"""So much of what a token changes at its own place may show at earlier places; causal models differ there by rounding alone."""
 _SOME_TEXT = "The sun is 8 light-minutes away."
 _UNLIMITED = int(1e30)
 
@@ -86,6 +88,11 @@ class LoadedModel:
     max_length: int
     state: Mapping[str, str]
     contents: tuple[ContentCheck, ...] = ()
+
+    @property
+    def num_embeddings(self) -> int:
+        """Tokens that the model knows: ids from here on cannot be looked up."""
+        return _num_embeddings(self.model)
 
     def written_state(self) -> Mapping[str, str]:
         """Checksums of all parameters and buffers as they are now.
@@ -257,6 +264,7 @@ def _load_weights(spec: ModelSpec, source: _Source, device: str) -> tuple[PreTra
     # Tied is what was tied by loading: called again (lm-eval does), it would overwrite a head that the checkpoint has.
     model.tie_weights = _tied_already  # type: ignore[method-assign]
     _check_finite(spec, model)
+    _check_causal(spec, model)
     return model, info
 
 
@@ -303,6 +311,24 @@ def _check_finite(spec: ModelSpec, model: PreTrainedModel) -> None:
             f"model {spec.name}: {len(bad)} weights hold NaN or infinity in {spec.dtype} ({_some(bad)}): the checkpoint is damaged, or "
             f"its numbers are beyond {spec.dtype}'s {torch.finfo(_DTYPES[spec.dtype]).max:g}. Try model.dtype=bfloat16 or float32"
         )
+
+
+@torch.inference_mode()
+def _check_causal(spec: ModelSpec, model: PreTrainedModel) -> None:
+    """Scores are of the next token given those before: a model that looks ahead (a BERT without `is_decoder`) has seen it."""
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]], device=model.device) % _num_embeddings(model)
+    logits: Tensor = model(tokens, use_cache=False).logits
+    change = (logits[0].float() - logits[1].float()).abs().amax(dim=-1)
+    # Not zero: experts may gather tokens in another order, and 16-bit sums then differ in their last places.
+    if float(change[:-1].max()) > _LOOKS_AHEAD * float(change[-1]) > 0:
+        raise ModelError(
+            f"model {spec.name} ({model.config.model_type}) is no causal language model: what it says of a token depends on later ones. "
+            "An encoder may need is_decoder=true in its config.json; a masked language model cannot be scored so"
+        )
+
+
+def _num_embeddings(model: PreTrainedModel) -> int:
+    return len(model.get_input_embeddings().get_parameter("weight"))
 
 
 def _is_finite(tensor: Tensor) -> bool:

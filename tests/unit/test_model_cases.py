@@ -16,8 +16,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from quantsweep import checkpoint, child, identity
-from quantsweep.errors import ModelError
+from quantsweep import checkpoint, child, failures, identity
+from quantsweep.errors import EvaluationError, ModelError
 from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.models.blocks import quantizable_linears
 from quantsweep.models.loading import load_model
@@ -401,6 +401,43 @@ class TestNumbers:
         ):
             load_model(spec_of(tmp_path / "model", dtype="float16"), "cpu")
         load_model(spec_of(tmp_path / "model", dtype="bfloat16"), "cpu")
+
+    def test_a_tokenizer_with_more_tokens_than_the_model(self, tmp_path: Path) -> None:
+        cases.random_model(tmp_path / "model", transformers.LlamaConfig(**{**cases.LLAMA, "vocab_size": 300}))
+        with pytest.raises(EvaluationError, match=r"the tokenizer of model m gives token \d+, and its embedding has 300"):
+            cases.bits_per_byte(load_model(spec_of(tmp_path / "model"), "cpu"))
+
+    def test_a_model_that_looks_ahead(self, tmp_path: Path) -> None:
+        """A BERT is in transformers' list of causal models, and is none unless its configuration says so."""
+        sizes = {"vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        for is_decoder in (True, False):
+            folder = tmp_path / str(is_decoder)
+            cases.random_model(folder, transformers.BertConfig(**sizes, is_decoder=is_decoder))
+            if is_decoder:
+                load_model(spec_of(folder), "cpu")
+            else:
+                with pytest.raises(ModelError, match=r"model m \(bert\) is no causal language model"):
+                    load_model(spec_of(folder), "cpu")
+
+    def test_a_model_that_cannot_be_loaded_fails_all_its_trials_and_is_read_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = cases.copy_of_mini(tmp_path / "model")
+        cases.spoil(folder, **{"gpt_neox.final_layer_norm.bias": torch.full((64,), torch.nan).half()})
+        runner = child.TrialRunner(lambda event: None)
+        failed = []
+        for bits in (3, 4, 5):
+            trial = TrialSpec(model=spec_of(folder), quantization=int_quantization(bits))
+            with pytest.raises(ModelError, match="hold NaN") as caught:
+                runner.run(PlannedTrial(trial=trial, tasks=(cases.mini_task("mini_ppl", 2),)), RunSettings(device="cpu"))
+            failed.append(failures.from_exception(caught.value))
+            assert not runner.holds_a_model, "the process may go on"
+            monkeypatch.setattr("quantsweep.models.loading.load_model", lambda *_: pytest.fail("loaded again"))
+        assert len({(failure.failure_class, failure.message, failure.fingerprint) for failure in failed}) == 1
+        assert failed[0].failure_class == "model_or_data"
+        other = TrialSpec(model=spec_of(cases.MINI), quantization=int_quantization(4))
+        monkeypatch.undo()
+        runner.run(PlannedTrial(trial=other, tasks=(cases.mini_task("mini_ppl", 2),)), RunSettings(device="cpu"))
 
 
 class TestLayers:
