@@ -26,7 +26,7 @@ from quantsweep.files import filesystem_now, write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
-from quantsweep.specs import LaunchSettings, ModelSpec, PlannedTrial, RunSettings, Shard, TrialSpec, canonical_json
+from quantsweep.specs import LaunchSettings, ModelSpec, PlannedTrial, RunSettings, Shard, TrialSpec, canonical_json, other_key
 from quantsweep.typed import Typed
 
 PLAN_SCHEMA = pa.schema(
@@ -149,8 +149,9 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
                 continue
             planned = PlannedTrial(trial=resolved.trial, tasks=resolved.tasks)
             known = found.get(planned.trial.trial_id)
-            duplicates += known is not None and set(planned.tasks) <= set(known.tasks)
-            found[planned.trial.trial_id] = planned if known is None else _with_tasks(known, planned)
+            merged = planned if known is None else _with_tasks(known, planned)
+            duplicates += known is not None and merged.tasks == known.tasks
+            found[planned.trial.trial_id] = merged
     useful = {item for verdicts in all_verdicts for item in verdicts.useful}
     for verdicts in all_verdicts:
         problems.extend(verdicts.problems(schema, useful))
@@ -182,7 +183,9 @@ def _namesakes(models: Iterable[ModelSpec]) -> Iterator[str]:
 
 
 def _with_tasks(known: PlannedTrial, other: PlannedTrial) -> PlannedTrial:
-    return replace(known, tasks=tuple(dict.fromkeys((*known.tasks, *other.tasks))))
+    """All tasks of both, each evaluation once: a few-shot count of null and the task's own count are the same."""
+    keys = {task.task_key for task in known.tasks}
+    return replace(known, tasks=(*known.tasks, *(task for task in other.tasks if not {task.task_key, other_key(task)} & keys)))
 
 
 class _Verdicts:
@@ -221,9 +224,9 @@ class _Verdicts:
 
 
 def remaining_tasks(planned: PlannedTrial, done: Done) -> PlannedTrial:
-    """The same trial with those tasks only that have no row yet."""
+    """The same trial with those tasks only that have no row yet, under whichever of their keys."""
     trial_id = planned.trial.trial_id
-    tasks = tuple(task for task in planned.tasks if (trial_id, task.task_key) not in done)
+    tasks = tuple(task for task in planned.tasks if (trial_id, task.task_key) not in done and (trial_id, other_key(task)) not in done)
     return planned if len(tasks) == len(planned.tasks) else replace(planned, tasks=tasks)
 
 

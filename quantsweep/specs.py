@@ -23,7 +23,7 @@ import math
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal, cast, get_args
 
@@ -314,6 +314,7 @@ class TaskSpec:
     lm_eval_task: its name in lm-eval.  folder: where its YAML is: "mini" (bundled), or a folder
     below lm-eval's own tasks.  version: the task version that is expected; the worker refuses another.
     primary_metric: the headline; limit: the first `limit` examples only (None = all of them).
+    default_num_fewshot: the few-shot count that `num_fewshot: null` comes to.
     fewshot_pool: how many documents lm-eval draws few-shot examples from, where these are the documents that are scored; None elsewhere.
     window: tokens of one window of a rolling task; None for the model's whole context.
     protocol: "lm_eval" for lm-eval's very numbers, its faults included (`quantsweep.evaluation.lm_eval_protocol`); None for ours.
@@ -328,6 +329,7 @@ class TaskSpec:
     higher_is_better: bool
     num_fewshot: int | None = None
     limit: int | None = None
+    default_num_fewshot: int = 0
     fewshot_pool: int | None = None
     window: int | None = None
     protocol: Literal["lm_eval"] | None = None
@@ -357,6 +359,14 @@ class TaskSpec:
             return False
         first = first_own_answer(self.fewshot_pool, self.num_fewshot)
         return first is not None and (self.limit is None or first < self.limit)
+
+
+@lru_cache(maxsize=4096)
+def other_key(task: TaskSpec) -> str | None:
+    """The key of the same evaluation asked in another way: the task's own few-shot count in numbers, or as null; None if there is none."""
+    if task.num_fewshot is None:
+        return replace(task, num_fewshot=task.default_num_fewshot).task_key
+    return replace(task, num_fewshot=None).task_key if task.num_fewshot == task.default_num_fewshot else None
 
 
 @lru_cache

@@ -35,6 +35,7 @@ from quantsweep.hydra_plugin.components import (
     option_names,
     source_of,
 )
+from quantsweep.hydra_plugin.own_tasks import options_folder, write_options
 from quantsweep.paths import product_root
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, unknown_key
 
@@ -46,6 +47,8 @@ FIXED_KEYS = dict.fromkeys(("method", "data_type"), ("name", "version", "capabil
 
 def expand_shorthand(arguments: Sequence[str]) -> list[str]:
     """`model=/a/folder` and `model=organisation/name`, which no yaml is named after, as overrides that Hydra understands.
+
+    The tasks of `task_path=/a/folder` become options of the group `task`.
 
     >>> expand_shorthand(["model=org/name", "bit_width=4"])
     ['model=hub', 'model.hub_id=org/name', 'bit_width=4']
@@ -59,7 +62,24 @@ def expand_shorthand(arguments: Sequence[str]) -> list[str]:
             expanded += [f"model={option}", f"model.{field}={_quoted(value)}"]
         else:
             expanded.append(argument)
-    return expanded
+    return _with_own_tasks(expanded)
+
+
+def _with_own_tasks(arguments: list[str]) -> list[str]:
+    """The same words with the yamls of the user's own tasks on Hydra's search path."""
+    typed = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("task_path=")]
+    folder = Path(_unquoted(typed[0])).expanduser() if typed else None
+    if folder is None or not folder.is_dir():
+        return arguments
+    number = next((n for n, argument in enumerate(arguments) if argument.startswith("hydra.searchpath=[")), None)
+    places = [] if number is None else yaml.safe_load(arguments[number].partition("=")[2]) or []
+    own = [found for entry in places if (found := search_folder(str(entry))) is not None]
+    place = write_options(folder, [product_root() / "conf", *(each for each in own if not each.is_relative_to(options_folder()))])
+    if place is None or place in own:
+        return arguments
+    written = ",".join(_quoted(str(entry)) for entry in (*places, f"file://{place}"))
+    search = f"hydra.searchpath=[{written}]"
+    return [*arguments, search] if number is None else [*arguments[:number], search, *arguments[number + 1 :]]
 
 
 def spread_options(arguments: Sequence[str]) -> list[str]:
