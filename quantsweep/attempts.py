@@ -25,7 +25,7 @@ class Attempt:
 
     environment: what ran it; of a lost worker no more is known than its machine and its job.
     plan, launch, life: where its rows stand in the order (quantsweep.order).
-    facts: what the child reported (FACTS, device, driver).  sizes: the columns of records.SIZE.
+    facts: what the child reported (FACTS, device, driver, code).  sizes: the columns of records.SIZE.
     """
 
     planned: PlannedTrial
@@ -62,6 +62,7 @@ class Attempt:
             "device": self.facts.get("device"),
             "driver": self.facts.get("driver"),
             **asdict(self.environment),
+            "code_hash": self.facts.get("code"),
             "schema_version": records.SCHEMA_VERSION,
         }
 

@@ -18,7 +18,9 @@ from quantsweep.holds import Hold, read_holds
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import plan_sequence, read_headers
 
-COUNTED = frozenset({failures.BUG, failures.CRASHED, failures.QUANTIZATION, failures.MODEL_OR_DATA, failures.CONFIGURATION})
+COUNTED = frozenset(
+    {failures.BUG, failures.CRASHED, failures.QUANTIZATION, failures.MODEL_OR_DATA, failures.CONFIGURATION, failures.CODE_CHANGED}
+)
 SHARED_COLUMNS = ("method", "family", "model", "data_type", "bit_width", "granularity", "block_size")
 
 

@@ -4,7 +4,7 @@ It is a child of a worker (`quantsweep.worker`, which holds it by `quantsweep.ch
 a trial does to its process costs that trial alone.  They speak JSON over one private pipe:
 
     worker → child    {"planned": …, "settings": …}                       one trial
-    child → worker    loaded, quantized, task (one a task), done | failed   what happened, as it happens
+    child → worker    loaded, quantized, task (one a task), done | failed   what happened, as it happens, and by which code
 
 The child writes no results; it owns the model, the worker owns the files.  When the worker is gone
 (the pipe ends), the child ends at once, also in the middle of an evaluation.
@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantsweep import failures
+from quantsweep.environment import RunningCode
 from quantsweep.errors import EvaluationError, ModelError, QuantizationError
 from quantsweep.registry import METHODS
 from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec
@@ -233,7 +234,12 @@ class _Meter:
 def main(file_descriptor: int) -> None:
     """Serve trials from the pipe until it ends."""
     connection = Connection(file_descriptor)
-    runner = TrialRunner(lambda message: connection.send_bytes(json.dumps(message).encode()))
+    code = RunningCode()
+
+    def send(message: Mapping[str, Any]) -> None:
+        connection.send_bytes(json.dumps({**message, "code": code.digest()}).encode())
+
+    runner = TrialRunner(send)
     requests = _listen(connection)
     while True:
         request = requests.get()
@@ -242,8 +248,8 @@ def main(file_descriptor: int) -> None:
             runner.run(PlannedTrial.from_json(request["planned"]), settings)
         except Exception as error:  # noqa: BLE001 - the one place where an exception becomes a row
             # `last`: the worker ends this process before it goes on, so that no other trial meets it dying.
-            message = {"event": "failed", "last": runner.holds_a_model and not _survives(error), **asdict(failures.from_exception(error))}
-            connection.send_bytes(json.dumps(message).encode())
+            is_lost = runner.holds_a_model and not _survives(error)
+            send({"event": "failed", "last": is_lost, **asdict(failures.from_exception(error))})
 
 
 def _survives(error: Exception) -> bool:

@@ -11,10 +11,12 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import quantsweep
 from quantsweep.files import write_text
 from quantsweep.paths import SweepFolder, product_root
 from quantsweep.specs import canonical_json
@@ -35,6 +37,8 @@ class Environment:
 
 
 CLUSTERS = "conf/cluster/"
+NOT_RUN = "mini/corpus/"
+"""Code that only trains the bundled models; copies for jobs lack it."""
 SNAPSHOT = "SNAPSHOT.json"
 """In a copy of the code that jobs run from: which commit and which changes it is a copy of."""
 
@@ -65,6 +69,40 @@ def code_state(folder: SweepFolder) -> tuple[str | None, str | None]:
     if not path.exists():
         write_text(path, diff)
     return commit, digest
+
+
+def source_digest(package: Path) -> str:
+    """A hash of every Python file of a package's folder: what a process that imports it now would run."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith(NOT_RUN):
+            digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def running_package() -> Path:
+    """The folder of the package that this process runs."""
+    return Path(quantsweep.__file__).resolve().parent
+
+
+class RunningCode:
+    """What this very process has imported of the product, by the hash of its files.
+
+    Modules are imported when they are first needed, so the files are hashed again whenever another module was: code that is edited
+    in between is told, code that is edited once everything is imported changes nothing here.
+    """
+
+    def __init__(self) -> None:
+        self._imported: frozenset[str] = frozenset()
+        self._digest = ""
+
+    def digest(self) -> str:
+        """The hash of now."""
+        imported = frozenset(name for name in list(sys.modules) if name.partition(".")[0] == "quantsweep")
+        if imported != self._imported:
+            self._imported, self._digest = imported, source_digest(running_package())
+        return self._digest
 
 
 def node_name() -> str:

@@ -34,6 +34,7 @@ NODE_FAILURE = "node_failure"
 PREEMPTED = "preempted"
 LOST = "lost"
 NOT_STARTED = "not_started"
+CODE_CHANGED = "code_changed"
 BUG = "bug"
 CLASSES = {
     OUT_OF_GPU_MEMORY: "the GPU had too little memory, also with the smallest batch",
@@ -51,6 +52,7 @@ CLASSES = {
     PREEMPTED: "the job had to make room for another in the middle of the trial",
     LOST: "the job is gone, and nobody knows why",
     NOT_STARTED: "the job ended before its worker could begin (its setup lines, its interpreter, its file system)",
+    CODE_CHANGED: "the code of quantsweep was edited after the launch was planned; launch again",
     BUG: "an exception that nobody expected",
 }
 """Every failure class, and what it means."""
@@ -143,6 +145,15 @@ def overtime(minutes: float) -> Failure:
     """The time limit came while the trial had most of the job's time for itself."""
     message = f"the job's time limit of {count(round(minutes), 'minute')} came before the trial's end"
     return Failure(failure_class=TIME_LIMIT, message=message, fingerprint=_hash([TIME_LIMIT]))
+
+
+def code_changed(planned: str, imported: str) -> Failure:
+    """Other code would have run than the launch was planned with."""
+    message = (
+        f"the process of the trial imported code ({imported}) that is not what this launch was planned with ({planned}): files of "
+        "quantsweep were edited meanwhile. Nothing of it became a row. Launch again"
+    )
+    return Failure(failure_class=CODE_CHANGED, message=message, fingerprint=_hash([CODE_CHANGED]))
 
 
 def is_disk_full(error: OSError) -> bool:

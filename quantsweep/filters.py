@@ -32,13 +32,25 @@ PLAN_COLUMNS = (*(column.name for column in records.IDENTITY), *TASK_COLUMNS)
 """What is known of a trial before it ran."""
 OUTCOME_COLUMNS = ("status", "failure_class", "failure_fingerprint")
 """How an attempt ended: columns of `trials` only."""
-RUN_COLUMNS = ("attempt", "shard_id", "plan", "host", "device", "driver", "slurm_job", "code_commit", "code_diff", "schema_version")
+RUN_COLUMNS = (
+    "attempt",
+    "shard_id",
+    "plan",
+    "host",
+    "device",
+    "driver",
+    "slurm_job",
+    "code_commit",
+    "code_diff",
+    "code_hash",
+    "schema_version",
+)
 """What ran it: columns of every table."""
 ROW_COLUMNS = (*PLAN_COLUMNS, *RUN_COLUMNS, *OUTCOME_COLUMNS)
 """What is known of a trial that ran."""
 
 _TYPES = {column.name: column.type for table in records.COLUMNS.values() for column in table}
-_HASHES = frozenset({"trial_id", "model_content", "failure_fingerprint", "attempt", "code_commit", "code_diff"})
+_HASHES = frozenset({"trial_id", "model_content", "failure_fingerprint", "attempt", "code_commit", "code_diff", "code_hash"})
 _PATTERN = re.compile(r"[*?\[]")
 _NUMBER = re.compile(r"-?\d+(\.0+)?")
 

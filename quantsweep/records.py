@@ -123,6 +123,7 @@ PROVENANCE = (
     Column("slurm_job", _TEXT, "", "Slurm job and array task; null elsewhere"),
     Column("code_commit", _TEXT, "git commit", "commit of the checkout that ran; null outside a checkout"),
     Column("code_diff", _TEXT, "hash", "uncommitted changes, kept as code/<hash>.diff; null if there were none"),
+    Column("code_hash", _TEXT, "hash", "the Python files of quantsweep that the trial's process imported; null in older tables"),
     Column("versions", _TEXT, "JSON", "versions of Python and of the libraries that can change a number"),
     Column("schema_version", _INT, "", "version of these tables"),
 )

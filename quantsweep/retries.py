@@ -11,6 +11,7 @@
     crashed, hung             1      the same                   a flipped bit or a stuck file system; twice is no accident
     not_started               2      the same
     disk_full                 0      –                          making space is a person's work
+    code_changed              0      –                          a launch plans with the code of its moment
     model_or_data, configuration, quantization, bug   0         the same input gives the same failure
 
 "Not again by itself" is not for ever: the launch command, typed again, tries everything that is
@@ -56,6 +57,7 @@ TREATMENTS: Mapping[str, Treatment] = {
     failures.MODEL_OR_DATA: Treatment(retries=0),
     failures.CONFIGURATION: Treatment(retries=0),
     failures.QUANTIZATION: Treatment(retries=0),
+    failures.CODE_CHANGED: Treatment(retries=0),
     failures.BUG: Treatment(retries=0),
 }
 

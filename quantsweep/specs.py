@@ -601,6 +601,7 @@ class LaunchSettings:
     breaker_trials: so many trials failing in one place hold those that share the cause (None: never).
     shard_minutes: predicted bound of a shard.
     code: the snapshot that jobs run, a folder under code/ (None: the checkout itself, on this machine).
+    sources: hash of the product's Python files at planning (environment.source_digest); what other code would run fails.
     variables: what workers find in their environment (the hub's offline switches, once everything is there or where a person set them).
     """
 
@@ -610,6 +611,7 @@ class LaunchSettings:
     breaker_trials: int | None = 10
     shard_minutes: float = 60.0
     code: str | None = None
+    sources: str | None = None
     variables: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class Stop:
     BAD_NODE = "bad node"
     ERROR = "another worker's error"
     SUPERSEDED = "superseded"
+    CODE_CHANGED = "code changed"
 
     def __init__(self) -> None:
         self._event = threading.Event()

@@ -236,6 +236,8 @@ class _ShardRun:
         worker.strikes = worker.strikes + 1 if cause == failures.BAD_NODE else 0
         if worker.strikes >= MAX_STRIKES:
             self._stop.set(Stop.BAD_NODE)
+        if cause == failures.CODE_CHANGED and worker.beat.record.job is None:
+            self._stop.set(Stop.CODE_CHANGED)  # it would be the same with every other trial
         if cause in breaker.COUNTED:
             self._look_for_company(str(row["failure_fingerprint"]))
 
@@ -325,8 +327,9 @@ class _ShardRun:
 
     def _on_event(self, attempt: Attempt, event: Mapping[str, Any], track: Callable[[Mapping[str, Any]], None]) -> Failure | None:
         kind = event["event"]
+        self._check_code(attempt, event.get("code"))
         if kind == "failed":
-            return Failure(**{key: value for key, value in event.items() if key != "event"})
+            return Failure(**{key: value for key, value in event.items() if key not in ("event", "code")})
         if kind == "task":
             self._write_task(attempt, event, track)
             if not attempt.is_whole:
@@ -343,6 +346,14 @@ class _ShardRun:
         else:
             attempt.facts.update({key: value for key, value in event.items() if key != "event"})
         return None
+
+    def _check_code(self, attempt: Attempt, imported: str | None) -> None:
+        """Nothing becomes a row that other code made than the launch was planned with; the row says which code it was."""
+        attempt.facts["code"] = imported
+        planned = self._launch.sources
+        if imported is not None and planned is not None and imported != planned:
+            self._worker.child.kill()
+            raise ChildDiedError(failures.code_changed(planned, imported))
 
     def _write_task(self, attempt: Attempt, event: Mapping[str, Any], track: Callable[[Mapping[str, Any]], None]) -> None:
         task = next(t for t in attempt.planned.tasks if t.task_key == event["task_key"])

@@ -133,7 +133,7 @@ def _launch_shards(plan: Path, ids: Sequence[int], cluster: ClusterSpec, config:
         raise ResultsError("; ".join(done.problems))
     if done.interrupted:
         raise SystemExit(ExitStatus.STOPPED)
-    if done.superseded:
+    if done.superseded and not done.failed:
         raise SystemExit(ExitStatus.SUPERSEDED)
 
 

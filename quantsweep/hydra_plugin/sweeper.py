@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from quantsweep import snapshot
 from quantsweep.checks import truth
+from quantsweep.environment import running_package, source_digest
 from quantsweep.exit_status import ExitStatus
 from quantsweep.hydra_plugin.cluster import unused_variables
 from quantsweep.hydra_plugin.command_line import expand_shorthand
@@ -87,7 +88,9 @@ class QuantsweepSweeper(Sweeper):
                 returned = self._submit_older(folder, seen, here=here)
                 self._finish(folder, prepared.plan, here=here)
                 return returned
-            plan = prepared.plan if here else replace(prepared.plan, launch=_on_slurm(prepared.plan.launch, folder))
+            launch = prepared.plan.launch if here else _on_slurm(prepared.plan.launch, folder)
+            package = running_package() if launch.code is None else folder.code / launch.code / "quantsweep"
+            plan = replace(prepared.plan, launch=replace(launch, sources=source_digest(package)))
             check_held(folder.plan / "launch.lock")
             path = write_plan(folder.plan, plan, typed=typed(["-m", *arguments]))
             returned = self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in plan.shards], initial_job_idx=0)

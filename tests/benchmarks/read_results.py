@@ -74,6 +74,7 @@ def trial_columns(n: int) -> dict[str, Any]:
         "slurm_job": f"123456_{n // 20}",
         "code_commit": "0" * 40,
         "code_diff": None,
+        "code_hash": "c" * 16,
         "versions": VERSIONS,
         "schema_version": records.SCHEMA_VERSION,
         **{c.name: 1_000_000 + n for c in records.SIZE},

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import pytest
 
 from quantsweep import failures, records, slurm_job
 from quantsweep.child_process import Child, ChildDiedError
-from quantsweep.environment import Environment
+from quantsweep.environment import Environment, RunningCode, source_digest
 from quantsweep.failures import Failure
 from quantsweep.files import write_text
 from quantsweep.holds import cancelled, read_holds
@@ -842,3 +843,47 @@ def test_a_submission_that_comes_late_is_waited_for(
     play(monkeypatch, {})
     assert slurm_job.main(["task", str(path), "0"]) == 0
     assert len(records.read_done(sweep.path)) == 8
+
+
+# --- the code that runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("job", "ran"), [(None, [2]), ("101_0", [2, 3, 4, 5])], ids=["here", "in a job"])
+def test_other_code_than_was_planned_with_makes_no_row(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, job: str | None, ran: list[int]
+) -> None:
+    """On this machine it would be the same with every trial; in a job the breaker holds the rest."""
+    if job is not None:
+        monkeypatch.setenv("TEST_JOB", job)
+    plan = write(sweep, [trial(bits) for bits in (2, 3, 4, 5)], shard_minutes=60, sources="planned")
+    said = ({**LOADED, "code": "planned"}, {**QUANTIZED, "code": "edited"}, *({**step, "code": "edited"} for step in WELL[2:]))
+    made, script = start(plan, dict.fromkeys((2, 3, 4, 5), said))
+    summary = made.run(0)
+    made.close()
+    assert (script.ran, summary.done, summary.failed) == (ran, 0, len(ran))
+    assert {row["failure_class"] for row in failed_rows(sweep)} == {failures.CODE_CHANGED}
+    for table in ("metrics", "samples", "layers"):
+        assert records.read_table(sweep.path, table).num_rows == 0
+    assert script.kills >= len(ran)
+
+
+def test_rows_say_which_code_made_them(sweep: SweepFolder) -> None:
+    plan = write(sweep, [trial(2)], sources="planned")
+    made, _ = start(plan, {2: tuple({**step, "code": "planned"} for step in WELL if not callable(step))})
+    made.run(0)
+    made.close()
+    for table in ("metrics", "samples", "trials"):
+        assert set(records.read_table(sweep.path, table).column("code_hash").to_pylist()) == {"planned"}
+
+
+def test_code_is_hashed_again_when_another_module_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "quantsweep"
+    package.mkdir()
+    (package / "a.py").write_text("one")
+    monkeypatch.setattr("quantsweep.environment.running_package", lambda: package)
+    code = RunningCode()
+    first = code.digest()
+    (package / "a.py").write_text("two")
+    assert code.digest() == first, "what is imported stays what it was"
+    monkeypatch.setitem(sys.modules, "quantsweep.another", sys)
+    assert code.digest() == source_digest(package) != first
