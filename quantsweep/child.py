@@ -33,6 +33,7 @@ from quantsweep.environment import RunningCode
 from quantsweep.errors import EvaluationError, ModelError, QuantizationError
 from quantsweep.registry import METHODS
 from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec
+from quantsweep.words import count
 
 if TYPE_CHECKING:
     from quantsweep.evaluation.evaluator import Evaluator
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 Send = Callable[[Mapping[str, Any]], None]
 UNQUANTIZED_BITS = 16
+GIVEN_GPUS = "QUANTSWEEP_GIVEN_GPUS"
+"""How many GPUs the worker's job has for this process; not set where none were asked for."""
 PROGRESS_SECONDS = 5.0
 
 
@@ -162,6 +165,11 @@ def model_sizes(loaded: LoadedModel, quantization: QuantizationSpec, layers: tup
 def _device(wanted: str) -> str:
     import torch
 
+    given, seen = int(os.environ.get(GIVEN_GPUS, "0")), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted != "cpu" and seen < given:  # a failure of the machine (`failures`): on the CPU it would take hours, at a GPU's price
+        raise ModelError(
+            f"this job was given {count(given, 'GPU')}, and torch sees {seen} here: no CUDA-capable device for what was planned"
+        )
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ModelError(
             "device=cuda was asked for, and torch sees no GPU here. Use device=auto or device=cpu, or ask the cluster for a GPU"

@@ -21,6 +21,7 @@ from typing import Any
 
 from quantsweep import breaker, environment, failures, records
 from quantsweep.attempts import Attempt, lost_row
+from quantsweep.child import GIVEN_GPUS
 from quantsweep.child_process import Child, ChildDiedError
 from quantsweep.errors import ResultsError
 from quantsweep.failures import Failure
@@ -89,7 +90,8 @@ class Worker:
         self.environment = environment.capture(self.folder)
         self.stop = stop or Stop()
         self.context = context or JobContext()
-        self.child = Child({**dict(self.header.launch.variables), **(extra_environment or {})})
+        given = {GIVEN_GPUS: str(self.context.gpus)} if self.context.gpus else {}
+        self.child = Child({**dict(self.header.launch.variables), **given, **(extra_environment or {})})
         name = new_worker_name()
         # One log a worker: its child writes there for as long as it lives, and each trial's row holds its place.
         self.log = self.folder.logs / f"{name}.log"

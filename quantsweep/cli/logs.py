@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from quantsweep import order, records
 from quantsweep.cli._sweep import add_sweep, find_sweep, sweep_names
 from quantsweep.effective import effective
 from quantsweep.errors import ResultsError
+from quantsweep.launching.settle import job_logs
 from quantsweep.paths import SweepFolder
 from quantsweep.words import count
 
@@ -27,19 +28,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the log of the trial's latest attempt."""
+    """Print the log of the trial's latest attempt; of one that no worker came to, what its job printed."""
     row, folder = _find(arguments)
-    with (folder.logs / row["log"]).open("rb") as log:
-        log.seek(row["log_start"])
-        text = log.read(row["log_end"] - row["log_start"])
-    said = text.decode(errors="replace")
+    path, start, size = _place(row, folder)
+    try:
+        with path.open("rb") as log:
+            log.seek(start)
+            said = log.read(size).decode(errors="replace")
+    except OSError as error:
+        raise ResultsError(f"{row['label']} {row['status']}{_reason(row)}; its log {path} cannot be read: {error.strerror}") from error
     if arguments.json:
         whose = {key: row[key] for key in ("trial_id", "label", "status", "host")}
-        print(json.dumps({**whose, "sweep": folder.name, "file": str(folder.logs / row["log"]), "text": said}))
+        print(json.dumps({**whose, "sweep": folder.name, "file": str(path), "text": said}))
         return 0
-    print(f"{row['label']}   {row['status']}   {row['host']}   {folder.logs / row['log']}", file=sys.stderr)
+    print(f"{row['label']}   {row['status']}   {row['host']}   {path}", file=sys.stderr)
     sys.stdout.write(said)
     return 0
+
+
+def _place(row: Mapping[str, Any], folder: SweepFolder) -> tuple[Path, int, int]:
+    """(file, where the attempt's part begins, how long it is); -1 for all of it."""
+    if row["log"]:
+        return folder.logs / row["log"], row["log_start"], row["log_end"] - row["log_start"]
+    if found := job_logs(folder, str(row["slurm_job"])):
+        return found[0], 0, -1
+    raise ResultsError(f"{row['label']} {row['status']}{_reason(row)}; no worker came to it, and its job {row['slurm_job']} left no log")
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    return f" ({row['failure_class']}: {row['failure_message']})" if row["failure_class"] else ""
 
 
 def _find(arguments: argparse.Namespace) -> tuple[dict[str, Any], SweepFolder]:
@@ -48,7 +65,20 @@ def _find(arguments: argparse.Namespace) -> tuple[dict[str, Any], SweepFolder]:
         [find_sweep(arguments)] if arguments.sweep else [SweepFolder((Path(arguments.results_dir) / name).resolve()) for name in names]
     )
     # One trial may have run in several sweeps: each has its own log.
-    columns = ["trial_id", "label", "status", "config", "host", "log", "log_start", "log_end", *order.COLUMNS]
+    columns = [
+        "trial_id",
+        "label",
+        "status",
+        "config",
+        "host",
+        "log",
+        "log_start",
+        "log_end",
+        "slurm_job",
+        "failure_class",
+        "failure_message",
+        *order.COLUMNS,
+    ]
     found: list[tuple[dict[str, Any], SweepFolder]] = []
     for folder in folders:
         rows = effective(folder.path, "trials", records.read_table(folder.path, "trials", columns)).to_pylist()

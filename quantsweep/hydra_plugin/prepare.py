@@ -20,7 +20,8 @@ from quantsweep.hydra_plugin.cluster import cluster_spec
 from quantsweep.hydra_plugin.command_line import as_typed
 from quantsweep.hydra_plugin.composition import Request, make_request
 from quantsweep.inapplicable import refuse_inapplicable
-from quantsweep.launching.local import num_gpus, num_workers
+from quantsweep.launching.gpus import num_gpus
+from quantsweep.launching.local import num_workers
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
 from quantsweep.paths import SweepFolder, sweep_folder
 from quantsweep.pins import data_revisions, offline_environment

@@ -11,8 +11,6 @@ import contextlib
 import math
 import os
 import queue
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from quantsweep import budget
 from quantsweep.launching.display import Display, Tally, display
+from quantsweep.launching.gpus import num_gpus, visible_gpus
 from quantsweep.launching.lock import check_not_lost
 from quantsweep.launching.submissions import read_submissions, spent_by_job
 from quantsweep.paths import SweepFolder
@@ -34,17 +33,6 @@ from quantsweep.workers import read_records
 LOOK_SECONDS = 0.1
 DROP_SECONDS = 30.0
 """How long workers that were told to drop everything are waited for."""
-
-
-def num_gpus() -> int:
-    """GPUs that this process may use; asks nvidia-smi, since importing torch here would cost seconds."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip()])
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
 
 
 def num_workers(wanted: int | None, device: str) -> int:
@@ -60,12 +48,9 @@ def num_cores() -> int:
 
 def worker_environment(index: int, workers: int, device: str, gpus_each: int = 1) -> dict[str, str]:
     """Each worker gets its GPUs, or its share of the cores: two that share cores by chance slow each other badly."""
-    gpus = 0 if device == "cpu" else num_gpus()
-    if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(n) for n in range(gpus)]
+    if names := [] if device == "cpu" else visible_gpus():
         first = index * gpus_each
-        return {"CUDA_VISIBLE_DEVICES": ",".join(names[(first + n) % gpus] for n in range(gpus_each))}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(names[(first + n) % len(names)] for n in range(gpus_each))}
     threads = str(max(1, num_cores() // workers))
     return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
 

@@ -77,6 +77,11 @@ def slurm_log(folder: SweepFolder, job_name: str, job_id: str) -> Path:
     return folder.logs / "slurm" / job_name / f"{job_id}_0_log.out"
 
 
+def job_logs(folder: SweepFolder, job_id: str) -> list[Path]:
+    """The output of a task whose array's name is not known."""
+    return sorted((folder.logs / "slurm").glob(f"*/{job_id}_0_log.out"))
+
+
 def _close(
     submission: Submission,
     ended: Mapping[tuple[Path, int], dict[int, str]],

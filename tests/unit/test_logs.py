@@ -9,6 +9,7 @@ import pytest
 
 from quantsweep import records
 from quantsweep.cli.main import main
+from quantsweep.launching.settle import slurm_log
 from quantsweep.paths import SweepFolder
 from tests.unit.test_records import row
 
@@ -54,6 +55,38 @@ def test_a_trial_of_several_sweeps_is_not_guessed(results: Path, capsys: pytest.
 def test_a_beginning_of_several_ids_is_not_guessed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert logs(results, "a", "--sweep", "first") == 1
     assert "2 trials begin with 'a': aa11, ab22. Give more of the id" in capsys.readouterr().err
+
+
+def never_started(results: Path, text: str | None) -> None:
+    folder = SweepFolder(results / "third")
+    folder.create()
+    why = {"status": "failed", "failure_class": "not_started", "failure_message": "a setup line failed"}
+    place = {"log": "", "log_start": 0, "log_end": 0, "slurm_job": "7_3", "finished_at": datetime.now(UTC)}
+    records.Writer(folder, "settled").add("trials", [row("trials", trial_id="ee44", **place, **why)])
+    if text is not None:
+        log = slurm_log(folder, "qs-third-abc-0", "7_3")
+        log.parent.mkdir(parents=True)
+        log.write_text(text)
+
+
+def test_of_a_job_that_never_started_its_own_output_is_shown(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`status` recommends this very command."""
+    never_started(results, "module: command not found\n")
+    assert logs(results, "ee") == 0
+    assert capsys.readouterr().out == "module: command not found\n"
+
+
+def test_of_a_job_that_left_no_log_the_cause_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    never_started(results, None)
+    assert logs(results, "ee") == 1
+    assert "not_started: a setup line failed" in (said := capsys.readouterr().err)
+    assert "7_3 left no log" in said
+
+
+def test_a_log_that_was_deleted_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "second" / "logs" / "w.log").unlink()
+    assert logs(results, "cd") == 1
+    assert "w.log cannot be read: No such file or directory" in capsys.readouterr().err
 
 
 def test_an_unknown_trial_is_said_so(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
