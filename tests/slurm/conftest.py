@@ -97,7 +97,7 @@ def engine_cluster(cluster_root: Path) -> Iterator[Cluster]:
         max_array_size=101,
         max_job_count=200,
         qos={"tight": {"MaxSubmitJobsPerUser": "50"}},
-        partitions={PAIR: "MaxCPUsPerNode=1 PreemptMode=OFF"},
+        partitions={PAIR: "MaxCPUsPerNode=1 PreemptMode=OFF", "cancel": "PriorityTier=1 PreemptMode=CANCEL GraceTime=0"},
         preemption=True,
     ) as started:
         yield started
