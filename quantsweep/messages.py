@@ -18,7 +18,7 @@ from quantsweep import records
 from quantsweep.effective import effective
 from quantsweep.plan import Plan, skipped_summary
 from quantsweep.specs import BASELINE, PlantedOutliers
-from quantsweep.words import about, count, time_unit
+from quantsweep.words import about, count, rounded, time_unit
 
 if TYPE_CHECKING:
     from quantsweep.launching.local import LocalSummary
@@ -63,7 +63,7 @@ def plan_text(plan: Plan, *, title: str, folder: Path) -> str:
     if len(reasons) > MAX_REASONS:
         lines.append(f"  skipped     … and {count(len(reasons) - MAX_REASONS, 'more reason')}")
     if plan.shards:
-        lines.append(f"  shards      {counts['shards']:>9,}   {_classes(plan.shards)}")
+        lines.append(f"  shards      {counts['shards']:>9,}   {_where(plan)}")
         lines += _predicted(plan)
     if plan.unpinned:
         lines.append(
@@ -85,16 +85,31 @@ def _what(plan: Plan) -> list[str]:
 
 
 def _predicted(plan: Plan) -> list[str]:
-    """Time of workers, or of GPUs where these are asked for, with interval and basis, and what the budget says to it."""
-    if plan.forecast is None:
-        return []
+    """How long it takes here; elsewhere the time of workers, or of GPUs where these are asked for; interval, basis and budget."""
     forecast = plan.forecast
-    kind, hours = ("GPU", plan.gpu_minutes / 60) if plan.gpu_minutes else ("worker", forecast.minutes / 60)
-    factor, unit = time_unit(hours)
-    said = hours * factor
-    low, high = (said * bound / forecast.minutes if forecast.minutes else 0.0 for bound in (forecast.low, forecast.high))
-    budget = "none set" if plan.launch.gpu_hours is None else f"{plan.launch.gpu_hours:,.1f} GPU-hours"
-    return [f"  predicted   {said:>9,.2f}   {kind}-{unit} ({low:,.2f}–{high:,.2f}; {forecast.basis})   budget {budget}"]
+    if forecast is None:
+        return []
+    bounds = (forecast.minutes, forecast.low, forecast.high)
+    if plan.workers is not None:
+        said, low, high = (about(minutes * 60 / min(plan.workers, len(plan.shards))) for minutes in bounds)
+        text = f"about {said} ({low} to {high}; {forecast.basis})"
+    else:
+        is_gpu = plan.gpu_minutes > 0
+        share = plan.gpu_minutes / sum(plan.minutes.values()) if is_gpu else 1.0  # GPUs of a worker, on the whole
+        factor, unit = time_unit(forecast.minutes * share / 60)
+        said, low, high = (rounded(minutes * share / 60 * factor) for minutes in bounds)
+        text = f"{said:>9}   {'GPU' if is_gpu else 'worker'}-{unit} ({low} to {high}; {forecast.basis})"
+    if plan.launch.gpu_hours is not None:
+        text += f"   budget {plan.launch.gpu_hours:,.1f} GPU-hours"
+    elif plan.gpu_minutes and plan.workers is None:
+        text += "   budget none set"
+    return [f"  predicted   {text}"]
+
+
+def _where(plan: Plan) -> str:
+    if plan.workers is None:
+        return _classes(plan.shards)
+    return f"on {count(min(plan.workers, len(plan.shards)), 'worker')} of this machine"
 
 
 def _classes(shards: Iterable[Shard]) -> str:

@@ -75,6 +75,8 @@ class Plan:
     launch: LaunchSettings = field(default_factory=LaunchSettings)
     forecast: Forecast | None = None
     """Worker time of what is to run."""
+    workers: int | None = None
+    """Workers side by side on this machine; None on Slurm."""
     gpu_minutes: float = 0.0
     """Predicted GPU-minutes of what is to run."""
     minutes: Mapping[str, float] = field(default_factory=dict)
@@ -246,15 +248,21 @@ def build_plan(
     to_run = [planned for planned in left if planned.tasks and planned.trial.trial_id not in in_flight]
     launch = launch or LaunchSettings()
     predictor = predictor or Arithmetic()
+    shards = cut(to_run, max_minutes=launch.shard_minutes, workers=workers, minutes=predictor.minutes)
     return Plan(
         sweep=sweep,
         expansion=expansion,
         done=done,
         in_flight=in_flight,
-        shards=cut(to_run, max_minutes=launch.shard_minutes, workers=workers, minutes=predictor.minutes),
+        shards=shards,
         settings=settings,
         launch=launch,
-        forecast=predictor.forecast(to_run),
+        forecast=predictor.forecast(
+            to_run,
+            loads=(shard.trials[0] for shard in shards),
+            starts=len(shards) if workers is None else min(workers, len(shards)),
+        ),
+        workers=workers,
         gpu_minutes=sum(predictor.minutes(planned) * planned.trial.model.resources.gpus for planned in to_run),
         minutes={planned.trial.trial_id: predictor.minutes(planned) for planned in to_run},
     )

@@ -13,14 +13,14 @@ log(measured / predicted), becomes the interval.
 Hardware is told by the rows' `device`; processors and GPUs are never mixed.  With fewer than
 MIN_TRIALS past trials, and for models far larger than any that ran there, the arithmetic of
 `quantsweep.shards` stands in, and the basis says so.
-Loading a model, once a shard, is in neither.
+Loading a model, once a shard, and the start of workers are added to a sweep's forecast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp
+from math import exp, hypot
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,16 @@ import pyarrow.compute as pc
 
 from quantsweep import records
 from quantsweep.errors import ResultsError
+from quantsweep.fitting import SMALLEST_SPREAD, Floats, Line, fit, robust_deviation
 from quantsweep.shards import (
     ARITHMETIC,
     ARITHMETIC_RANGE,
     EXAMPLES_OF_A_TASK,
+    START_MINUTES,
     UNKNOWN_PARAMETERS,
     Forecast,
     assumed_tokens,
+    load_minutes,
     predicted_minutes,
 )
 from quantsweep.specs import PlannedTrial, TaskSpec
@@ -50,47 +53,45 @@ FARTHEST = 10.0
 billion parameters fill a GPU."""
 MAX_TRIALS = 40_000
 """Past trials that are looked at, newest sweeps first: planning must stay cheap however much was run."""
-SMALLEST_SPREAD = 0.05
-"""Of log(measured / predicted): identical trials on one machine differ by some percent."""
 TWO_SIDED_90 = 1.645
 """Standard deviations on either side that hold 90 % of a normal distribution."""
 
-_STEPS = 8
-_OUTLIER = 2.0
-"""Residuals beyond so many robust standard deviations are weighted down."""
+FEW_LAUNCHES = 0.1
+"""Spread from launch to launch that is assumed where fewer than three have been seen."""
+FEW_MODELS = 0.3
+"""The same from model to model."""
+BEFORE_FACTOR = 3.0
+"""Around what is assumed of starts and loads."""
+LEAST_LOAD_SECONDS = 0.01
 
-_TRIALS = ("attempt", "model", "method", "device", "driver", "status", "finished_at", "num_parameters")
+_TRIALS = ("attempt", "model", "method", "device", "driver", "status", "finished_at", "num_parameters", "plan", "load_seconds")
 _REST = ("quantize_seconds", "restore_seconds", "write_seconds")
 _METRICS = ("attempt", "model", "task", "task_key", "num_fewshot", "limit", "num_samples", "num_input_tokens", "num_parameters")
-
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
-
-@dataclass(frozen=True)
-class _Line:
-    """seconds = at_zero + slope · x, neither below 0."""
-
-    at_zero: float
-    slope: float
-
-    def __call__(self, x: Any) -> Any:
-        return self.at_zero + self.slope * x
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Hardware:
     """What past trials on one device came to; `rest` is by method, under None for all methods together.
 
-    largest: parameters of the largest model that ran.
+    largest: parameters of the largest model that ran.  models, loads: by name, how far each was from the lines, and seconds to load it.
+    spread: of log(measured / predicted) of a launch as a whole, and of its trials; spread_of_models: from one model to the next.
     """
 
+    spread_of_models: float
     device: str
     num_trials: int
     largest: float
-    evaluation: _Line
-    rest: Mapping[str | None, _Line]
+    evaluation: Line
+    rest: Mapping[str | None, Line]
     models: Mapping[str, float]
     spread: float
+    loads: Mapping[str, float]
+
+    def range(self, *, is_known: bool) -> tuple[float, float]:
+        """The interval of measured over predicted; is_known: of models that ran before."""
+        spread = self.spread if is_known else hypot(self.spread, self.spread_of_models)
+        factor = exp(TWO_SIDED_90 * spread)
+        return 1 / factor, factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,23 +169,30 @@ class Predictor:
             known = self._memo[key] = self._predict(planned)
         return known
 
-    def forecast(self, trials: Iterable[PlannedTrial]) -> Forecast:
-        """The worker time of all these trials together, with its interval and its basis."""
-        sums: dict[bool | None, float] = {}
+    def forecast(self, trials: Iterable[PlannedTrial], *, loads: Iterable[PlannedTrial] = (), starts: int = 0) -> Forecast:
+        """The worker time of all these trials together, loads and starts of workers included, with its interval and its basis."""
+        sums: dict[tuple[bool | None, bool], float] = {}
         strange: set[str] = set()
         for planned in trials:
             kind = self._kind(planned)
-            sums[kind] = sums.get(kind, 0.0) + self.minutes(planned)
+            part = (kind, kind is not None and planned.trial.model.name in self._hardware[kind].models)
+            sums[part] = sums.get(part, 0.0) + self.minutes(planned)
             if kind is not None and planned.trial.quantization.method not in self._hardware[kind].rest:
                 strange.add(planned.trial.quantization.method)
-        ranges = {kind: self._range(kind) for kind in sums}
+        ranges = {part: ARITHMETIC_RANGE if part[0] is None else self._hardware[part[0]].range(is_known=part[1]) for part in sums}
+        before = starts * START_MINUTES + sum(map(self._load, loads))
         return Forecast(
-            minutes=sum(sums.values()),
+            minutes=sum(sums.values()) + before,
             # What is wrong with one trial of a kind is likely wrong with all of them: errors are not averaged away.
-            low=sum(total * ranges[kind][0] for kind, total in sums.items()),
-            high=sum(total * ranges[kind][1] for kind, total in sums.items()),
-            basis=self._basis(sums, strange),
+            low=sum(total * ranges[part][0] for part, total in sums.items()) + before / BEFORE_FACTOR,
+            high=sum(total * ranges[part][1] for part, total in sums.items()) + before * BEFORE_FACTOR,
+            basis=self._basis({kind for kind, _ in sums}, strange),
         )
+
+    def _load(self, planned: PlannedTrial) -> float:
+        hardware = self._hardware.get(self._on_gpu(planned))
+        known = hardware.loads.get(planned.trial.model.name) if hardware is not None else None
+        return load_minutes(planned) if known is None else known / 60
 
     def _on_gpu(self, planned: PlannedTrial) -> bool:
         return planned.trial.model.resources.gpus > 0 if self._gpu is None else self._gpu
@@ -202,23 +210,17 @@ class Predictor:
     def _predict(self, planned: PlannedTrial) -> float:
         kind = self._kind(planned)
         if kind is None:
-            return predicted_minutes(planned)
+            return predicted_minutes(planned, gpu=self._gpu)
         hardware, model, parameters = self._hardware[kind], planned.trial.model, self._num_parameters(planned)
         evaluations = sum(hardware.evaluation(parameters * self._tokens.expected(model.name, task)) for task in planned.tasks)
         rest = hardware.rest.get(planned.trial.quantization.method, hardware.rest[None])(parameters)
         return float((evaluations + rest) * hardware.models.get(model.name, 1.0) / 60)
 
-    def _range(self, kind: bool | None) -> tuple[float, float]:
-        if kind is None:
-            return ARITHMETIC_RANGE
-        factor = exp(TWO_SIDED_90 * self._hardware[kind].spread)
-        return 1 / factor, factor
-
-    def _basis(self, sums: Mapping[bool | None, float], strange: Iterable[str]) -> str:
-        known = [self._hardware[kind] for kind in sums if kind is not None]
+    def _basis(self, kinds: Collection[bool | None], strange: Iterable[str]) -> str:
+        known = [self._hardware[kind] for kind in kinds if kind is not None]
         parts = [f"from {hardware.num_trials:,} past trials on {hardware.device}" for hardware in known]
         parts += [f"none of them with method {method}" for method in sorted(strange)]
-        parts += [ARITHMETIC] if None in sums or not sums else []
+        parts += [ARITHMETIC] if None in kinds or not kinds else []
         parts += [f"not readable: {', '.join(self._unreadable)}"] if self._unreadable else []
         return "; ".join(parts)
 
@@ -252,7 +254,7 @@ def _read(folders: Iterable[Path]) -> tuple[pa.Table, pa.Table, list[str]]:
 
 def _complete(trials: pa.Table) -> pa.Table:
     """Trials whose measurements are all there."""
-    for name in ("num_parameters", *_REST):
+    for name in ("num_parameters", "load_seconds", *_REST):
         trials = trials.filter(pc.is_valid(trials.column(name)))
     return trials
 
@@ -306,12 +308,12 @@ def _learn(device: str, trials: pa.Table, metrics: pa.Table) -> _Hardware:
     """Fit both lines to the trials of one device."""
     evaluations = metrics.filter(pc.is_in(metrics.column("attempt"), value_set=trials.column("attempt").combine_chunks()))
     work = _floats(evaluations, "num_parameters") * _floats(evaluations, "num_input_tokens")
-    evaluation = _fit(work, _floats(evaluations, "evaluate_seconds"))
+    evaluation = fit(work, _floats(evaluations, "evaluate_seconds"))
     parameters = _floats(trials, "num_parameters")
     rest_seconds = sum((_floats(trials, name) for name in _REST), np.zeros(trials.num_rows))
     methods = np.array(trials.column("method").to_pylist())
-    rest: dict[str | None, _Line] = {None: _fit(parameters, rest_seconds)}
-    rest |= {str(m): _fit(parameters[methods == m], rest_seconds[methods == m]) for m in np.unique(methods)}
+    rest: dict[str | None, Line] = {None: fit(parameters, rest_seconds)}
+    rest |= {str(m): fit(parameters[methods == m], rest_seconds[methods == m]) for m in np.unique(methods)}
 
     # The trial as a whole: its evaluations are found by their attempt.
     place = pc.index_in(evaluations.column("attempt"), value_set=trials.column("attempt").combine_chunks()).to_numpy()
@@ -331,8 +333,29 @@ def _learn(device: str, trials: pa.Table, metrics: pa.Table) -> _Hardware:
         evaluation=evaluation,
         rest=rest,
         models={name: exp(ratio) for name, ratio in models.items()},
-        spread=max(SMALLEST_SPREAD, _robust_deviation(left)),
+        spread=hypot(max(SMALLEST_SPREAD, robust_deviation(left)), _spread_of_launches(left, trials.column("plan").to_pylist())),
+        spread_of_models=_spread_of(np.array(list(models.values())), FEW_MODELS),
+        loads=_loads(trials),
     )
+
+
+def _spread_of_launches(residuals: Floats, plans: Sequence[str]) -> float:
+    """How far whole launches are from the others: a machine is busier one day, a file system slower."""
+    names = np.array(plans)
+    medians = [np.median(residuals[names == name]) for name in np.unique(names) if (names == name).sum() >= MIN_TRIALS_OF_A_MODEL]
+    return _spread_of(np.array(medians), FEW_LAUNCHES)
+
+
+def _spread_of(values: Floats, few: float) -> float:
+    """The standard deviation of a handful of values; `few` where there are fewer than three."""
+    return max(SMALLEST_SPREAD, float(np.std(values, ddof=1))) if values.size >= 3 else few
+
+
+def _loads(trials: pa.Table) -> dict[str, float]:
+    """Seconds that each model took to load, by its name: those of trials that found it loaded say nothing."""
+    seconds, names = _floats(trials, "load_seconds"), np.array(trials.column("model").to_pylist())
+    loaded = seconds > LEAST_LOAD_SECONDS
+    return {str(name): float(np.median(seconds[loaded & (names == name)])) for name in np.unique(names[loaded])}
 
 
 def _floats(table: pa.Table, name: str) -> Floats:
@@ -341,40 +364,3 @@ def _floats(table: pa.Table, name: str) -> Floats:
 
 def _sums(place: Any, values: Floats, size: int) -> Floats:
     return np.asarray(np.bincount(place, weights=values, minlength=size), dtype=np.float64)
-
-
-def _robust_deviation(residuals: Floats) -> float:
-    """The standard deviation that the median of |residuals| implies for a normal distribution."""
-    return float(1.4826 * np.median(np.abs(residuals))) if residuals.size else 0.0
-
-
-def _fit(x: Floats, y: Floats) -> _Line:
-    """The line with the smallest relative errors, outliers weighted down; proportional where all x are the same."""
-    if x.size == 0:
-        return _Line(0.0, 0.0)
-    y = np.maximum(y, 1e-6)
-    scale = float(x.max()) or 1.0
-    x = x / scale
-    weights = 1 / y**2
-    line = _weighted(x, y, weights)
-    for _ in range(_STEPS):
-        predicted = np.maximum(line(x), 1e-9)
-        residuals = np.log(y / predicted)
-        limit = _OUTLIER * max(SMALLEST_SPREAD, _robust_deviation(residuals))
-        weights = np.minimum(1.0, limit / np.maximum(np.abs(residuals), 1e-12)) / predicted**2
-        line = _weighted(x, y, weights)
-    return _Line(line.at_zero, line.slope / scale)
-
-
-def _weighted(x: Floats, y: Floats, weights: Floats) -> _Line:
-    """Weighted least squares with neither coefficient below 0."""
-    total, mean_x, mean_y = weights.sum(), np.average(x, weights=weights), np.average(y, weights=weights)
-    spread = float((weights * (x - mean_x) ** 2).sum())
-    through_zero = _Line(0.0, float((weights * x * y).sum() / max((weights * x * x).sum(), 1e-300)))
-    if spread <= 1e-12 * total:
-        return through_zero
-    slope = float((weights * (x - mean_x) * (y - mean_y)).sum() / spread)
-    at_zero = float(mean_y - slope * mean_x)
-    if slope < 0:
-        return _Line(float(mean_y), 0.0)
-    return through_zero if at_zero < 0 else _Line(at_zero, slope)

@@ -23,6 +23,10 @@ OPERATIONS_A_SECOND = {"cpu": 2e10, "gpu": 5e13}
 """Assumed sustained rate of one worker."""
 SECONDS_A_TRIAL = 0.1
 """Assumed for quantizing, restoring and writing (the bundled models: 0.05)."""
+START_MINUTES = 0.2
+"""Assumed for a worker's start: the imports of its child."""
+READ_BYTES_A_SECOND = 5e8
+"""Assumed for loading a model from a shared file system."""
 UNKNOWN_PARAMETERS = 1_000_000_000
 """Assumed where a model's yaml states no parameter count."""
 Minutes = Callable[[PlannedTrial], float]
@@ -56,8 +60,8 @@ class Predictor(Protocol):
     def minutes(self, planned: PlannedTrial) -> float:
         """One trial on one worker."""
 
-    def forecast(self, trials: Iterable[PlannedTrial]) -> Forecast:
-        """All of them together."""
+    def forecast(self, trials: Iterable[PlannedTrial], *, loads: Iterable[PlannedTrial] = (), starts: int = 0) -> Forecast:
+        """All of them together, with one load of the model of each of `loads`, and `starts` workers that start."""
 
 
 class Arithmetic:
@@ -67,18 +71,23 @@ class Arithmetic:
         """The floor."""
         return predicted_minutes(planned)
 
-    def forecast(self, trials: Iterable[PlannedTrial]) -> Forecast:
+    def forecast(self, trials: Iterable[PlannedTrial], *, loads: Iterable[PlannedTrial] = (), starts: int = 0) -> Forecast:
         """Its sum, with a wide interval."""
-        total = sum(map(predicted_minutes, trials))
+        total = sum(map(predicted_minutes, trials)) + sum(map(load_minutes, loads)) + starts * START_MINUTES
         return Forecast(minutes=total, low=total * ARITHMETIC_RANGE[0], high=total * ARITHMETIC_RANGE[1], basis=ARITHMETIC)
 
 
-def predicted_minutes(planned: PlannedTrial) -> float:
-    """Predicted duration of one trial on one worker."""
+def predicted_minutes(planned: PlannedTrial, *, gpu: bool | None = None) -> float:
+    """Predicted duration of one trial on one worker.  gpu: whether that has one; None: if its model asks for one."""
     model = planned.trial.model
-    rate = OPERATIONS_A_SECOND["gpu" if model.resources.gpus else "cpu"]
+    rate = OPERATIONS_A_SECOND["gpu" if (model.resources.gpus > 0 if gpu is None else gpu) else "cpu"]
     tokens = sum(assumed_tokens(task) for task in planned.tasks)
     return (2 * (model.parameters or UNKNOWN_PARAMETERS) * tokens / rate + SECONDS_A_TRIAL) / 60
+
+
+def load_minutes(planned: PlannedTrial) -> float:
+    """Predicted duration of loading a trial's model: its 16-bit weights, read once."""
+    return (planned.trial.model.parameters or UNKNOWN_PARAMETERS) * 2 / READ_BYTES_A_SECOND / 60
 
 
 def assumed_tokens(task: TaskSpec) -> int:

@@ -29,6 +29,17 @@ def time_unit(hours: float) -> tuple[float, str]:
     return (60.0, "minutes") if hours * 60 >= 1 else (3600.0, "seconds")
 
 
+def rounded(number: float) -> str:
+    """Two digits of a number that is not known better.
+
+    >>> rounded(15254.98), rounded(0.1432), rounded(7.0), rounded(0)
+    ('15,000', '0.14', '7', '0')
+    """
+    if number >= 10:
+        return f"{int(float(f'{number:.2g}')):,}"
+    return f"{number:.2g}"
+
+
 def about(seconds: float) -> str:
     """A length of time that is not known well, with no more digits than are meant.
 
@@ -40,4 +51,7 @@ def about(seconds: float) -> str:
     if seconds < 90 * 60:
         minutes = seconds / 60
         return f"{round(minutes) if minutes < 20 else 5 * round(minutes / 5)} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+    if seconds < 48 * 3600:
+        return f"{rounded(seconds / 3600)} h"
+    days = seconds / 86400
+    return f"{rounded(days)} days" if days < 730 else f"{rounded(days / 365)} years"

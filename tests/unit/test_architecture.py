@@ -69,7 +69,7 @@ FORBIDDEN = {
     ("models", "evaluation", "child.py"): {"hydra", "omegaconf", "submitit"},
 }
 LAYERS = [  # lowest first: a module may import its own layer and those below it
-    ("words", "exit_status", "time_left"),
+    ("words", "exit_status", "time_left", "fitting"),
     ("program",),
     ("errors",),
     ("typed",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from quantsweep.launching.local import LocalSummary
 from quantsweep.launching.refill import SubmitSummary
 from quantsweep.messages import local_text, plan_text, submitted_text
 from quantsweep.plan import Expansion, build_plan
-from quantsweep.prediction import Forecast
+from quantsweep.prediction import Forecast, Predictor
 from quantsweep.specs import ClusterSpec, LaunchSettings, PlannedTrial, RunSettings
 from quantsweep.words import count, time_unit
 from tests.unit.engine_cases import trial
@@ -45,10 +46,10 @@ def test_little_time_is_said_in_smaller_units(hours: float, unit: str) -> None:
 @pytest.mark.parametrize(
     ("minutes", "gpus", "said"),
     [
-        (0.05, 0, "3.00   worker-seconds (1.50–6.00; by hand)"),
-        (3.0, 0, "3.00   worker-minutes (1.50–6.00; by hand)"),
-        (600.0, 0, "10.00   worker-hours (5.00–20.00; by hand)"),
-        (0.05, 2, "6.00   GPU-seconds (3.00–12.00; by hand)"),
+        (0.05, 0, "3   worker-seconds (1.5 to 6; by hand)"),
+        (3.0, 0, "3   worker-minutes (1.5 to 6; by hand)"),
+        (600.0, 0, "10   worker-hours (5 to 20; by hand)"),
+        (0.05, 2, "6   GPU-seconds (3 to 12; by hand)"),
     ],
 )
 def test_a_tiny_sweep_is_not_predicted_to_take_no_time(tmp_path: Path, minutes: float, gpus: int, said: str) -> None:
@@ -62,7 +63,9 @@ def test_a_tiny_sweep_is_not_predicted_to_take_no_time(tmp_path: Path, minutes: 
         workers=None,
     )
     forecast = Forecast(minutes=minutes, low=minutes / 2, high=2 * minutes, basis="by hand")
-    text = plan_text(dataclasses.replace(plan, forecast=forecast, gpu_minutes=minutes * gpus), title="t", folder=tmp_path)
+    text = plan_text(
+        dataclasses.replace(plan, forecast=forecast, gpu_minutes=minutes * gpus, minutes={"t": minutes}), title="t", folder=tmp_path
+    )
     assert said in text
 
 
@@ -89,3 +92,19 @@ def test_one_trial_on_this_machine(tmp_path: Path) -> None:
     text = local_text(LocalSummary(done=1, evaluations=1, seconds=2.0, held=1), sweep="s", folder=tmp_path)
     assert text.startswith("1 trial done, 0 failed, 1 evaluation in 2 s")
     assert "1 trial is held" in text
+
+
+def test_a_plan_for_this_machine_speaks_of_time_on_its_workers_and_a_plan_for_slurm_of_gpu_hours(tmp_path: Path) -> None:
+    """A laptop has no GPU-hours, whatever its models would ask of a cluster, and is as slow as a laptop."""
+
+    def text(workers: int | None) -> str:
+        expansion = Expansion(trials=tuple(trial(bits, gpus=1) for bits in (2, 3, 4)), duplicates=0, skipped={}, candidates=3)
+        predictor = Predictor(gpu=None if workers is None else False)
+        plan = build_plan(
+            expansion, sweep="s", done=frozenset(), in_flight=frozenset(), settings=RunSettings(), workers=workers, predictor=predictor
+        )
+        return plan_text(plan, title="t", folder=tmp_path)
+
+    assert "GPU" not in text(2)
+    assert re.search(r"shards +3   on 2 workers of this machine\n  predicted   about \d+ s \(.* to .*; arithmetic", text(2))
+    assert re.search(r"predicted +[\d.]+   GPU-seconds", text(None))

@@ -15,7 +15,7 @@ import pytest
 from quantsweep import records
 from quantsweep.paths import SweepFolder
 from quantsweep.prediction import ARITHMETIC, MIN_TRIALS, Predictor, sweep_folders
-from quantsweep.shards import cut, predicted_minutes
+from quantsweep.shards import START_MINUTES, cut, predicted_minutes
 from quantsweep.specs import ModelSpec, PlannedTrial, Resources, TaskSpec, TrialSpec
 from tests.unit.test_records import NOW, row
 from tests.unit.test_specs import QUANTIZATION
@@ -50,6 +50,7 @@ def write_past(
     limits: Sequence[int | None] = (10, 100),
     speed: float = 1.0,
     noise: Callable[[], float] = lambda: 1.0,
+    load_seconds: float = 0.0,
     now: datetime = NOW,
 ) -> None:
     """A sweep whose trials took what `law` says, times noise."""
@@ -68,13 +69,14 @@ def write_past(
                 "model": model,
                 "method": "round_to_nearest",
                 "device": device,
+                "plan": folder.name,
                 "driver": "550" if "NVIDIA" in device else None,
                 "num_parameters": SIZES[model],
                 "finished_at": now,
                 "evaluate_seconds": evaluate,
             }
             seconds = {"quantize_seconds": rest * 0.8, "restore_seconds": rest * 0.1, "write_seconds": rest * 0.1}
-            trials.append(row("trials", **common, **seconds, status="done"))
+            trials.append(row("trials", **common, **seconds, load_seconds=load_seconds, status="done"))
             asked = {**records.task_columns(task), "num_samples": examples, "num_input_tokens": examples * TOKENS}
             metrics += [row("metrics", **common, **asked, metric=name, is_primary=name == "acc") for name in ("acc", "acc_norm")]
     for table, rows in (("trials", trials), ("metrics", metrics)):
@@ -238,3 +240,33 @@ def test_shards_are_cut_by_what_was_measured(tmp_path: Path) -> None:
     minutes = predictor.minutes(trials[0])
     shards = cut(trials, max_minutes=2.5 * minutes, minutes=predictor.minutes)
     assert [len(shard.trials) for shard in shards] == [2, 2, 2, 1]
+
+
+def test_the_interval_holds_the_next_launch_though_whole_launches_differ(tmp_path: Path) -> None:
+    """A machine is busier one day than the other: many trials of few launches must not pretend to know better."""
+    rng = random.Random(3)
+    held = 0
+    for attempt in range(12):
+        for launch in range(6):
+            busy = rng.lognormvariate(0, 0.25)
+            write_past(tmp_path / f"{attempt}-{launch}", noise=lambda busy=busy: busy * rng.lognormvariate(0, 0.03), trials_a_model=8)
+        folders = [tmp_path / f"{attempt}-{launch}" for launch in range(6)]
+        forecast = Predictor.from_tables(folders).forecast([planned("large")])
+        truth = rng.lognormvariate(0, 0.25) * seconds_by_law("large", 10 * TOKENS) / 60
+        held += forecast.low < truth < forecast.high
+    assert held >= 9
+
+
+def test_a_model_that_never_ran_has_a_wider_interval(tmp_path: Path) -> None:
+    write_past(tmp_path / "a", models=("small", "large"))
+    predictor = Predictor.from_tables([tmp_path / "a"])
+    known, new = predictor.forecast([planned("large")]), predictor.forecast([planned("middle")])
+    assert new.high / new.minutes > 1.2 * known.high / known.minutes
+
+
+def test_loads_and_starts_of_workers_are_counted(tmp_path: Path) -> None:
+    write_past(tmp_path / "a", load_seconds=30.0)
+    predictor = Predictor.from_tables([tmp_path / "a"])
+    plain, whole = (predictor.forecast([planned("large")] * 2, **more) for more in ({}, {"loads": [planned("large")], "starts": 2}))
+    assert whole.minutes - plain.minutes == pytest.approx(0.5 + 2 * START_MINUTES)
+    assert whole.high - whole.low > plain.high - plain.low
