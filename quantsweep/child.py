@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantsweep import failures
+from quantsweep.checkpoint import KNOWN_ARCHITECTURES
 from quantsweep.environment import RunningCode
 from quantsweep.errors import EvaluationError, ModelError, QuantizationError
 from quantsweep.registry import METHODS
@@ -148,7 +149,8 @@ def refuse_unrecorded(loaded: LoadedModel, quantization: QuantizationSpec, layer
 
 
 def model_sizes(loaded: LoadedModel, quantization: QuantizationSpec, layers: tuple[LayerRecord, ...]) -> dict[str, Any]:
-    """Counted, not assumed: stored bits of the quantized layers, and 16 for each parameter that is not in one."""
+    """Counted, not assumed: stored bits of the quantized layers, and 16 for each parameter that is not in one; with the architecture."""
+    architecture = str(loaded.model.config.model_type)
     quantized = sum(layer.out_features * layer.in_features for layer in layers)
     stored = sum(layer.bits for layer in layers)
     total = stored + UNQUANTIZED_BITS * (loaded.num_parameters - quantized)
@@ -159,6 +161,8 @@ def model_sizes(loaded: LoadedModel, quantization: QuantizationSpec, layers: tup
         "bits_per_weight": float(UNQUANTIZED_BITS) if quantization.is_baseline else stored / quantized,
         "total_model_bits": float(total),
         "total_model_bits_without_embeddings": float(total - UNQUANTIZED_BITS * loaded.num_embedding_parameters),
+        "architecture": architecture,
+        "architecture_known": architecture in KNOWN_ARCHITECTURES,
     }
 
 

@@ -109,6 +109,13 @@ SIZE = (
     ),
     Column("total_model_bits", _REAL, "bits", "stored bits of the whole model; what is not quantized counts 16 a parameter"),
     Column("total_model_bits_without_embeddings", _REAL, "bits", "the same without num_embedding_parameters"),
+    Column("architecture", _TEXT, "name", "model_type of the model's config.json; null in older tables"),
+    Column(
+        "architecture_known",
+        _FLAG,
+        "",
+        "somebody has looked at which of its layers are to be quantized; if false, `quantsweep plan` lists those that are",
+    ),
 )
 PROVENANCE = (
     Column("attempt", _TEXT, "hash", "which run of this trial wrote the row: joins metrics, samples and layers to trials"),

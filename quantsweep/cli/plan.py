@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from quantsweep import slurm
-from quantsweep.errors import SlurmError
+from quantsweep import planned_layers, slurm
+from quantsweep.errors import ModelError, SlurmError
 from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare
@@ -47,19 +47,33 @@ def run(arguments: argparse.Namespace) -> int:
             "skipped_reasons": skipped,
             "changes": list(plan.expansion.changes),
             "unpinned": list(plan.unpinned),
+            "unseen": list(prepared.unseen),
+            "layers": _layers(prepared),
             "predicted": _predicted(plan),
             "sweep": plan.sweep,
             "folder": str(prepared.folder.path),
         }
         print(json.dumps(facts, indent=2))
         return 0
-    print(plan_text(prepared.plan, title=prepared.title, folder=prepared.folder.path))
+    print(plan_text(prepared.plan, title=prepared.title, folder=prepared.folder.path, unseen=prepared.unseen))
+    for model, layers in _layers(prepared).items():
+        print(f"  quantized   {model}: {layers}")
     if arrays:
         print(f"  arrays      {arrays:>9,}   on {OmegaConf.select(cfg, 'hydra.runtime.choices.cluster')}")
     if unknown:
         print("  arrays      unknown: no Slurm cluster answers here (launch from a login node, or leave out cluster=…)")
         print(f"              {unknown}")
     return 0
+
+
+def _layers(prepared: Prepared) -> dict[str, str]:
+    """Which layers would be quantized, by model, if anything would be."""
+    models = {planned.trial.model for planned in prepared.plan.trials if not planned.trial.quantization.is_baseline}
+    places = {model: folder for model, folder in prepared.models.items() if model in models}
+    try:
+        return planned_layers.listed(places)
+    except ModelError as error:
+        return {model.name: str(error) for model in places}
 
 
 def _predicted(plan: Plan) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from quantsweep import checks, records
+from quantsweep import checks, planned_layers, records
 from quantsweep.convert import convert
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.cluster import cluster_spec
@@ -24,25 +24,33 @@ from quantsweep.launching.gpus import num_gpus
 from quantsweep.launching.local import num_workers
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
 from quantsweep.paths import SweepFolder, sweep_folder
-from quantsweep.pins import data_revisions, offline_environment
+from quantsweep.pins import data_revisions, offline_environment, read_pins
 from quantsweep.plan import Expansion, Plan, build_plan, expand
 from quantsweep.prediction import Predictor, sweep_folders
 from quantsweep.registry import DATA_TYPES, METHODS, is_codebook
-from quantsweep.specs import ClusterSpec, LaunchSettings, RunSettings, TaskSpec, options_tuple
+from quantsweep.specs import ClusterSpec, LaunchSettings, ModelSpec, RunSettings, TaskSpec, options_tuple
 from quantsweep.task_identity import read_own_tasks
 
 T = TypeVar("T")
 
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Where NVIDIA's driver, AMD's, and Windows' for Linux put what they serve."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A plan and where it would run."""
+    """A plan and where it would run.
+
+    models: where the config.json of each model lies that is here.  unseen: what is to be said of their architectures.
+    """
 
     plan: Plan
     folder: SweepFolder
     cluster: ClusterSpec
     workers: int
     title: str
+    models: Mapping[ModelSpec, Path]
+    unseen: tuple[str, ...]
 
 
 def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, seen: Observation | None = None) -> Prepared:
@@ -60,6 +68,8 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
     _collect(problems, lambda: checks.whole_number("workers", base["workers"], otherwise=", or null for one a GPU or core"))
     launch = None if cluster is None else _collect(problems, lambda: launch_settings(base, cluster))
     expansion = _collect(problems, lambda: replace(expand(request.schema, request.grids), changes=request.changes))
+    if settings is not None and cluster is not None:
+        _collect(problems, lambda: _refuse_missing_gpu(settings, cluster))
     if expansion is not None:
         _collect(problems, lambda: refuse_inapplicable([planned.trial for planned in expansion.trials], _typed(arguments)))
         _collect(problems, lambda: _refuse_without_code(expansion))
@@ -69,7 +79,22 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
     workers = num_workers(base["workers"], settings.device) if cluster.kind == "local" else 1
     seen = seen or observe(folder, assume_dead=assume_dead)
     plan = _plan(base, folder, settings, launch, expansion, workers, seen)
-    return Prepared(plan=plan, folder=folder, cluster=cluster, workers=workers, title=_title(request))
+    models = planned_layers.folders(_models(expansion), read_pins(str(base["results_dir"])))
+    return Prepared(
+        plan=plan,
+        folder=folder,
+        cluster=cluster,
+        workers=workers,
+        title=_title(request),
+        models=models,
+        unseen=planned_layers.unseen(models),
+    )
+
+
+def _refuse_missing_gpu(settings: RunSettings, cluster: ClusterSpec) -> None:
+    """Each trial would fail here; a machine whose drivers hide its GPUs from `nvidia-smi` is left to torch."""
+    if cluster.kind == "local" and settings.device == "cuda" and num_gpus() == 0 and not any(map(Path.exists, map(Path, _GPU_DEVICES))):
+        raise ConfigurationError("device=cuda was asked for, and this machine has no GPU; use device=auto or device=cpu, or a cluster=…")
 
 
 def refuse_unpinned(plan: Plan) -> None:
@@ -108,8 +133,11 @@ def _plan(
 
 def _offline_switches(expansion: Expansion, base: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Workers leave the hub alone if nothing of this plan needs it (see `quantsweep prewarm`)."""
-    models = {id(planned.trial.model): planned.trial.model for planned in expansion.trials}
-    return tuple(sorted(offline_environment(models.values(), _tasks(expansion), str(base["results_dir"])).items()))
+    return tuple(sorted(offline_environment(_models(expansion), _tasks(expansion), str(base["results_dir"])).items()))
+
+
+def _models(expansion: Expansion) -> list[ModelSpec]:
+    return list({id(planned.trial.model): planned.trial.model for planned in expansion.trials}.values())
 
 
 def _tasks(expansion: Expansion) -> set[TaskSpec]:

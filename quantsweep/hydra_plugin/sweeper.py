@@ -82,7 +82,7 @@ class QuantsweepSweeper(Sweeper):
         with launch_lock(folder.plan / "launch.lock", purpose=RUN if here else "launch", wait_seconds=LOCK_SECONDS):
             seen = settle(folder, assume_dead=truth("assume_dead", self._config.assume_dead))
             prepared = prepare(self._config, search_folders(self._config.hydra), arguments, seen=seen)
-            print(plan_text(prepared.plan, title=prepared.title, folder=folder.path), flush=True)
+            print(plan_text(prepared.plan, title=prepared.title, folder=folder.path, unseen=prepared.unseen), flush=True)
             refuse_unpinned(prepared.plan)
             if not prepared.plan.shards:
                 returned = self._submit_older(folder, seen, here=here)

@@ -29,6 +29,7 @@ FORBIDDEN = {
         "slurm.py",
         "identity.py",
         "checkpoint.py",
+        "planned_layers.py",
         "task_identity.py",
     ): {
         "torch",
@@ -76,7 +77,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("checks",),
     ("specs", "registry"),
     ("conditions", "constraints", "convert", "declared", "identity", "task_identity", "slurm", "failures", "files", "pins"),
-    ("checkpoint",),
+    ("checkpoint", "planned_layers"),
     ("grid", "schema", "paths"),
     ("inapplicable",),
     ("workers",),

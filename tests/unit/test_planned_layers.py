@@ -1,0 +1,82 @@
+"""What a plan says of the layers that it would quantize, and of architectures that nobody has looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantsweep import checkpoint, planned_layers
+from quantsweep.cli import main
+from quantsweep.errors import ConfigurationError
+from quantsweep.hydra_plugin import prepare
+from quantsweep.models.anatomy import _DESCRIPTIONS
+from quantsweep.models.loading import load_model
+from quantsweep.pins import Pins
+from quantsweep.specs import ClusterSpec, ModelSpec, RunSettings
+from tests import model_cases as cases
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_known_are_the_architectures_that_are_described() -> None:
+    assert set(checkpoint.KNOWN_ARCHITECTURES) == set(_DESCRIPTIONS)
+
+
+def test_the_list_is_what_loading_finds_and_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unseen, seen = cases.vision_tower(tmp_path / "v"), cases.MINI
+    models = [
+        ModelSpec(name="v", family="f", path=str(unseen), dtype="float32"),
+        ModelSpec(name="s", family="f", path=str(seen), dtype="float32", unquantized=("*.attention.*",)),
+        ModelSpec(name="h", family="f", hub_id="lab/not-here"),
+        ModelSpec(name="m", family="f", path=str(cases.copy_of_mini(tmp_path / "m")), dtype="float32"),
+    ]
+    cases.edit_json(tmp_path / "m" / "config.json", num_hidden_layers=0)
+    places = planned_layers.folders(models, Pins())
+    assert [model.name for model in places] == ["v", "s", "m"]
+    lines = planned_layers.listed(places)
+    assert lines["s"] == "gpt_neox.layers.*: mlp.dense_h_to_4h, mlp.dense_4h_to_h × 4"
+    assert lines["m"].startswith("none: GPTNeoXForCausalLM has no list of decoder blocks")
+    prefix, _, rest = lines["v"].removesuffix(" × 4").partition(": ")
+    assert {f"{prefix.replace('*', '0')}.{name}" for name in rest.split(", ")} == {
+        name for name in load_model(models[0], "cpu").layers if ".layers.0." in name
+    }
+    monkeypatch.setattr(planned_layers.subprocess, "run", lambda *_, **__: pytest.fail("asked again"))
+    assert planned_layers.listed(places) == lines
+    (said,) = planned_layers.unseen(places)
+    assert said.startswith("gemma3 (v): nobody has looked at which layers")
+
+
+def test_plan_says_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = cases.routers_apart(tmp_path / "hun")
+    words = [f"model={folder}", "bit_width=3", f"results_dir={tmp_path}", "model.dtype=float32"]
+    assert main.main(["plan", *words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert "mlp.shared_mlp.gate_proj" in facts["layers"]["hun"]
+    assert "wg" not in facts["layers"]["hun"]
+    assert facts["unseen"][0].startswith("hunyuan_v1_moe (hun): ")
+    assert main.main(["plan", *words]) == 0
+    said = capsys.readouterr().out
+    assert "  quantized   hun: model.layers.*: " in said
+    assert "  unseen      hunyuan_v1_moe (hun): nobody has looked at" in said
+
+
+def test_a_gpu_that_is_not_there_is_said_at_planning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "num_gpus", lambda: 0)
+    monkeypatch.setattr(prepare, "_GPU_DEVICES", ())
+    with pytest.raises(ConfigurationError, match="this machine has no GPU; use device=auto"):
+        prepare._refuse_missing_gpu(RunSettings(device="cuda"), ClusterSpec(kind="local"))
+    prepare._refuse_missing_gpu(RunSettings(device="cuda"), ClusterSpec(kind="slurm"))
+    prepare._refuse_missing_gpu(RunSettings(device="auto"), ClusterSpec(kind="local"))
+
+
+def test_a_broken_folder_is_refused_before_anything_is_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = cases.copy_of_mini(tmp_path / "m")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert main.main(["plan", f"model={folder}", f"results_dir={tmp_path}"]) != 0
+    assert "has 667,735 bytes where its header promises 667,736" in capsys.readouterr().err
