@@ -163,13 +163,14 @@ def plan_retries(folder: SweepFolder, seen: Observation) -> tuple[int, dict[str,
 def _can_wait(folder: SweepFolder, seen: Observation, headers: Mapping[str, PlanHeader]) -> bool:
     """True while there is enough queued work and a plan was written lately (a launch's counts): a later step gathers into fuller shards.
 
-    Not where a node is to be left out: each submission keeps what is queued off it, and it may swallow the queue.
+    Not where a node has just proved broken: it may swallow the queue, and the next submission keeps what is queued off it.
     """
     states = Counter(task.state for task in seen.in_flight)
     if states[State.PENDING] <= states[State.RUNNING] or states[State.RUNNING] < MANY_RUNNING:
         return False
     newest = folder.plan / list(headers)[-1]
-    return filesystem_now(folder.plan) - newest.stat().st_mtime < GATHER_SECONDS and not broken_nodes(folder)
+    known = {node for submission in seen.submissions[-1:] for node in submission.known_broken}
+    return filesystem_now(folder.plan) - newest.stat().st_mtime < GATHER_SECONDS and broken_nodes(folder).keys() <= known
 
 
 def _left_behind(folder: SweepFolder, seen: Observation, headers: Mapping[str, PlanHeader]) -> list[tuple[str, PlannedTrial]]:

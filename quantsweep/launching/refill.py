@@ -159,11 +159,12 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
     chosen, spent = _within_budget(folder, _first(groups, places), seen, newest)
     if not chosen:
         return SubmitSummary(waiting=len(waiting), limits=limits, budget_spent=spent)
-    excluded = _to_exclude(folder, newest.launch.cluster)
+    broken = tuple(sorted(broken_nodes(folder)))
+    excluded = _to_exclude(broken, newest.launch.cluster)
     if excluded:  # what waits in the queue already is kept off them too; where Slurm does not let us, a retry will be
         _keep_off(seen, headers, excluded)
     arrays = [array for group in chosen for array in _arrays(group, array_size(newest.launch.cluster, limits))]
-    submission, refusals = _submit(folder, new_submission(folder, arrays), headers, excluded)
+    submission, refusals = _submit(folder, new_submission(folder, arrays, broken), headers, excluded)
     accepted = [array for array in submission.arrays if array.array_job_id is not None]
     count = sum(len(ids) for array in accepted for ids in array.tasks)
     collector = _ensure_collector(folder, seen, submission, newest) if accepted else None
@@ -180,9 +181,8 @@ def submit_waiting(folder: SweepFolder, seen: Observation, *, fresh_limits: bool
     )
 
 
-def _to_exclude(folder: SweepFolder, cluster: ClusterSpec) -> tuple[str, ...]:
+def _to_exclude(broken: tuple[str, ...], cluster: ClusterSpec) -> tuple[str, ...]:
     """Nodes to keep off; none if no other node would be left."""
-    broken = tuple(sorted(broken_nodes(folder)))
     try:
         return () if broken and len(broken) >= slurm.partition_limits(cluster.partition).num_nodes else broken
     except slurm.CommandMissing:

@@ -71,6 +71,7 @@ class Submission:
     """All arrays of one round of submitting, and the collector that comes after them.
 
     declared: when the intent was written, by the file system's clock (the file itself is replaced again and again).
+    known_broken: nodes that were known to be broken: what waits is kept off them since, where any other is left.
     cluster: whose Slurm was asked ("" where it has no name): another one knows nothing of these jobs.
     """
 
@@ -79,6 +80,7 @@ class Submission:
     cluster: str
     declared: float
     arrays: tuple[SubmittedArray, ...]
+    known_broken: tuple[str, ...] = ()
     collector: int | None = None
     closed: bool = False
 
@@ -86,7 +88,7 @@ class Submission:
         """Make the file durable; returns itself."""
         arrays = [asdict(array) for array in self.arrays]
         about = {"user": self.user, "cluster": self.cluster, "declared": self.declared, "closed": self.closed, "collector": self.collector}
-        write_text(self.path, json.dumps({**about, "arrays": arrays}))
+        write_text(self.path, json.dumps({**about, "known_broken": self.known_broken, "arrays": arrays}))
         return self
 
     def with_array(self, index: int, array: SubmittedArray) -> Submission:
@@ -118,13 +120,15 @@ def job_prefix(folder: SweepFolder) -> str:
     return f"qs-{folder.name}-{place}-"
 
 
-def new_submission(folder: SweepFolder, arrays: Iterable[SubmittedArray]) -> Submission:
+def new_submission(folder: SweepFolder, arrays: Iterable[SubmittedArray], known_broken: Iterable[str] = ()) -> Submission:
     """Declare what will be submitted (job names are filled in); durable when it returns."""
     identifier = secrets.token_hex(4)
     path = folder.plan / f"submission-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{identifier}.json"
     named = tuple(replace(array, job_name=f"{job_prefix(folder)}{identifier}-{n}") for n, array in enumerate(arrays))
     declared = filesystem_now(folder.plan)
-    return Submission(path=path, user=user_name(), cluster=slurm.cluster_name(), declared=declared, arrays=named).save()
+    return Submission(
+        path=path, user=user_name(), cluster=slurm.cluster_name(), declared=declared, arrays=named, known_broken=tuple(known_broken)
+    ).save()
 
 
 def read_submissions(folder: SweepFolder) -> list[Submission]:
@@ -142,6 +146,7 @@ def read_submission(path: Path) -> Submission:
             cluster=content.get("cluster", ""),  # not there before clusters were told apart
             declared=float(content["declared"]),
             arrays=tuple(_array(data) for data in content["arrays"]),
+            known_broken=tuple(content.get("known_broken", ())),
             collector=content["collector"],
             closed=content["closed"],
         )

@@ -61,7 +61,7 @@ def test_preemption_that_cancels_is_submitted_again(engine: Cluster, tmp_path: P
     study = Study(cluster=engine, root=tmp_path, arguments=(*slow, "cluster.partition=cancel", "max_retries=0"))
     study.launch()
     study.wait_for_rows(2)
-    engine.submit("--partition=high", "--array=0-1", "--cpus-per-task=8", script="sleep 3")
+    engine.submit("--partition=high", "--array=0-1", "--cpus-per-task=8", "--output=/dev/null", script="sleep 3")
     study.wait_until_idle(600)
     assert study.check().rows == 8
     assert {cause for cause, _ in failed(study)} <= {failures.PREEMPTED}

@@ -377,6 +377,23 @@ def test_retries_are_gathered_while_the_queue_is_full(sweep: SweepFolder, site: 
     assert newest(sweep) != plan.name
 
 
+def test_a_node_that_is_kept_off_already_does_not_end_the_gathering(sweep: SweepFolder, site: Site) -> None:
+    """It is broken for a day: each failure would have made a plan and a load of its own until then."""
+    site.partitions = "PartitionName=main Default=YES TotalNodes=9 State=UP\n"
+    plan = write(sweep, [trial(bits) for bits in range(2, 9)])
+    submit(sweep)
+    for index in (0, 1):
+        site.set("RUNNING", only=(101, index))
+    for number in range(2):
+        fail(sweep, trial(2, model=1), failures.BAD_NODE, plan=plan.name, host="n9")
+        site.set("NODE_FAIL", only=(101, 2 + number), node=f"m{number}")
+    step = advance(sweep)
+    assert (step.retried, step.submitted.excluded) == (2, ("n9",)), "at once: what waits must be kept off it"
+    assert any("ExcNodeList=n9" in word for argv in site.asked for word in argv)
+    site.set("NODE_FAIL", only=(101, 4), node="m4")
+    assert advance(sweep).retried == 0, "two run, the others wait, and none of them can come to it"
+
+
 @pytest.mark.parametrize("running", [0, 1])
 def test_retries_do_not_wait_for_a_queue_that_may_not_move(sweep: SweepFolder, site: Site, running: int) -> None:
     """Nobody else runs, so nobody would come back before all that is queued has ended."""

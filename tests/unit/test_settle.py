@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from quantsweep import failures, records
+from quantsweep.errors import ResultsError
 from quantsweep.launching.settle import settle, slurm_log
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.paths import SweepFolder
@@ -283,3 +284,18 @@ def test_killed_workers_of_this_machine_are_nobodys_fault(sweep: SweepFolder, si
     settle(sweep)
     assert sorted(str(heard.record.ended) for heard in read_records(sweep)) == ["None", "lost"]
     assert records.read_table(sweep.path, "trials").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "5", '{"arrays": 3}', '{"user": "u", "declared": "soon", "arrays": [], "collector": null, "closed": false}',
+     '{"user": "u", "declared": 1.0, "arrays": [{"tasks": [[0]], "resources": {}, "gpu_seconds": [], "ended": []}], "closed": false}',
+     '{"user": "u", "declared": 1.0, "arrays": ["x"], "collector": null, "closed": false}', "\\xff"],
+)  # fmt: skip
+def test_a_damaged_submission_is_one_message_with_the_remedy(sweep: SweepFolder, site: Site, text: str) -> None:
+    write(sweep, [PLANNED])
+    submit(sweep)
+    [submission] = read_submissions(sweep)
+    submission.path.write_bytes(text.encode("latin-1") if text else b"\xff\xfe")
+    with pytest.raises(ResultsError, match=r"cannot be read .*move the file away"):
+        settle(sweep)
