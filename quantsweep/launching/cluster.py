@@ -120,7 +120,8 @@ def submit_collector(
     cluster = launch.cluster
     executor = ShardExecutor(folder=folder.logs / "slurm" / "collector", **_interpreter(cluster))
     needs = Resources(gpus=0, cpus=1, memory_gb=4, minutes=min(COLLECTOR_MINUTES, cluster.minutes or COLLECTOR_MINUTES))
-    parameters = sbatch_parameters(cluster, needs, job_name, code=_code(folder, launch))
+    # It computes nothing, and somebody must write down that the others' setup lines fail.
+    parameters = sbatch_parameters(cluster, needs, job_name, code=_code(folder, launch), needs_setup=False)
     if begin_minutes is not None:
         parameters["additional_parameters"] |= {"begin": f"now+{begin_minutes}minutes"}
     executor.update_parameters(**parameters, array_parallelism=1, dependency=afterany(after) if after else None)
@@ -152,9 +153,12 @@ def _excluding(parameters: dict[str, Any], nodes: Sequence[str]) -> dict[str, An
 
 
 def sbatch_parameters(
-    cluster: ClusterSpec, needs: Resources, job_name: str, *, workers: int = 1, code: Path | None = None
+    cluster: ClusterSpec, needs: Resources, job_name: str, *, workers: int = 1, code: Path | None = None, needs_setup: bool = True
 ) -> dict[str, Any]:
-    """The options of one array, as submitit's SlurmExecutor names them; `needs` is what one worker needs."""
+    """The options of one array, as submitit's SlurmExecutor names them; `needs` is what one worker needs.
+
+    needs_setup: the first setup line that fails ends the job.
+    """
     whole = cluster.allocation == "node" and needs.memory_gb
     additional = _without_gpus(dict(cluster.additional_parameters)) if not needs.gpus else dict(cluster.additional_parameters)
     own: dict[str, Any] = {"signal": f"B:USR2@{warning_seconds(cluster, needs)}", "requeue": True}
@@ -169,7 +173,7 @@ def sbatch_parameters(
         "use_srun": False,
         "wckey": None,  # else submitit charges every job to a key of its own name
         "setup": [
-            *_checked(cluster.setup),
+            *(_checked(cluster.setup) if needs_setup else cluster.setup),
             *_python_path(code),
             f"export OMP_NUM_THREADS={needs.cpus} TOKENIZERS_PARALLELISM=false",
         ],

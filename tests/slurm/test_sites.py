@@ -16,9 +16,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.long]
 
 TWO = ("bit_width=4,8", "max_retries=0")
 
-NOT_FOR_SHARDS = "case $SLURM_JOB_NAME in *collector) ;; *) no_such_module load cuda ;; esac"
-"""The collector, which writes down what became of the others, has the same setup lines."""
-
 
 def failed(study: Study) -> list[tuple[str, str]]:
     """(cause, message) of each failed attempt."""
@@ -30,7 +27,7 @@ def test_a_setup_line_that_fails_is_submitted_once_and_said(engine: Cluster, tmp
     """In two partitions at once, and with results in a folder whose name Slurm would take for a pattern."""
     places = {"results": tmp_path / "50%_of_%u" / "%j", "arguments": (*TWO, f"cluster.partition='{PAIR},main'")}
     study = Study(cluster=engine, root=tmp_path, **places)  # type: ignore[arg-type]
-    study.launch(f"cluster.setup=['{NOT_FOR_SHARDS}']")
+    study.launch("cluster.setup=['no_such_module load cuda']")
     study.wait_until_idle()
     assert [cause for cause, _ in failed(study)] == [failures.NOT_STARTED] * 2
     assert all("no_such_module load cuda" in message for _, message in failed(study))

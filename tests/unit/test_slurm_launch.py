@@ -166,6 +166,16 @@ def test_a_setup_line_that_fails_ends_the_job_with_its_own_words(tmp_path: Path,
         assert last.endswith(f": {failed}")
 
 
+def test_the_collector_goes_on_where_a_setup_line_fails(sweep: SweepFolder, sbatch: Said) -> None:
+    """It writes down that the shards' jobs could not begin; were it to end with them, nobody would hear why."""
+    scripts = sbatch(41)
+    launch = LaunchSettings(cluster=ClusterSpec(kind="slurm", setup=("no_such_module load cuda",)))
+    slurm_cluster.submit_array(sweep, sweep.plan / "submission-1.json", 0, array(), launch)
+    slurm_cluster.submit_collector(sweep, "qs-s-1-collector", launch, [41])
+    assert ["ERR" in script for script in scripts] == [True, False]
+    assert all("no_such_module load cuda" in script for script in scripts)
+
+
 def test_the_gpus_of_the_job_that_submits_are_not_those_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     argv = ShardExecutor(folder="/f", python="/p")._make_submission_command(Path("/f/script.sh"))
