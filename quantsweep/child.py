@@ -76,7 +76,7 @@ class TrialRunner:
             started = time.perf_counter()
             loaded.restore()
         if failed:
-            raise failed[0]
+            raise _all_of(failed)
         self._send({"event": "done", "restore_seconds": time.perf_counter() - started, **meter.read()})
 
     def _evaluate(self, loaded: LoadedModel, evaluator: Evaluator, task: TaskSpec, state: Mapping[str, str]) -> Exception | None:
@@ -262,6 +262,12 @@ def main(file_descriptor: int) -> None:
             # `last`: the worker ends this process before it goes on, so that no other trial meets it dying.
             is_lost = runner.holds_a_model and not _survives(error)
             send({"event": "failed", "last": is_lost, **asdict(failures.from_exception(error))})
+
+
+def _all_of(failed: list[Exception]) -> Exception:
+    """The failures of several tasks as one; a bug among them comes first, since its traceback is wanted."""
+    bugs = [error for error in failed if not isinstance(error, EvaluationError)]
+    return bugs[0] if bugs else failed[0] if len(failed) == 1 else EvaluationError("; ".join(map(str, failed)))
 
 
 def _survives(error: Exception) -> bool:

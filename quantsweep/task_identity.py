@@ -38,7 +38,7 @@ HUB = "hub"
 _UNREADABLE = "unreadable"
 """Stands for documents that planning could not load: whoever runs the task says why."""
 _FOLDERS_TO_PASS = {"__pycache__", ".ipynb_checkpoints"}
-_FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}
+FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}
 """Values of `dataset_path` that say how files are read, not where they are."""
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
@@ -75,17 +75,17 @@ class Definition:
         """True if the documents are a data set of the hub."""
         path = self.overrides.get("dataset_path", self.config.get("dataset_path"))
         has_code = isinstance(self.config.get("custom_dataset"), _Function) or "class" in self.config
-        return bool(path) and not has_code and path not in _FILE_FORMATS and not Path(str(path)).expanduser().exists()
+        return bool(path) and not has_code and path not in FILE_FORMATS and not Path(str(path)).expanduser().exists()
 
     @property
     def overrides(self) -> dict[str, Any]:
         """Keys of the task with relative paths of data made absolute: they begin where the file stands that gives them."""
         found: dict[str, Any] = {}
         path = self.config.get("dataset_path")
-        if isinstance(path, str) and path and path not in _FILE_FORMATS and (beside := self._beside("dataset_path", path)).exists():
+        if isinstance(path, str) and path and path not in FILE_FORMATS and (beside := self._beside("dataset_path", path)).exists():
             found["dataset_path"] = str(beside)
         arguments = self.config.get("dataset_kwargs")
-        if path in _FILE_FORMATS and isinstance(arguments, Mapping):
+        if path in FILE_FORMATS and isinstance(arguments, Mapping):
             places = {key: self._placed(arguments[key]) for key in ("data_files", "data_dir") if arguments.get(key) is not None}
             found["dataset_kwargs"] = {**arguments, **places}
         return found

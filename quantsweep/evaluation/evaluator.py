@@ -6,13 +6,15 @@
         loaded.restore()
 
 What does not depend on the weights is made once for each task and kept: the task's data, its rendered
-requests, their tokens, and the batches.  The numbers are those of `lm_eval.simple_evaluate` on the same
+requests, their tokens, and the batches.  In float32 the numbers are those of `lm_eval.simple_evaluate` on the same
 model, task and limit: documents, prompts, filters, `process_results` and aggregation are lm-eval's
-own.  Different are the standard errors (closed forms, see `statistics.py`; lm-eval would bootstrap) and the
-forward pass (see `scoring.py`).
+own.  Different are the standard errors (closed forms, see `statistics.py`; lm-eval would bootstrap), what lm-eval does
+wrong (`tokens.py`, `fewshot.py`; an accuracy of NaN), and the forward pass (see `scoring.py`): in 16 bit the softmax
+is taken in float32.  `protocol: lm_eval` gives lm-eval's very numbers.
 
 Running out of GPU memory halves the batch and scores the task again, down to a batch of one; the smaller
-batch stays for the trials that follow, and is recorded.  It does not change what is measured.
+batch stays for the trials that follow, and is recorded.  In float32 that changes nothing but the last digits; in 16 bit
+products of other shapes are summed in another order, and perplexities move by about 0.1 %.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from quantsweep.evaluation.mistakes import said_in_words
 from quantsweep.evaluation.quiet import quiet
 from quantsweep.evaluation.templates import compiled_once
 from quantsweep.specs import TaskSpec
-from quantsweep.task_identity import HUB, Definition, read_own_tasks
+from quantsweep.task_identity import FILE_FORMATS, HUB, Definition, read_own_tasks
 
 MINI_FOLDER = "mini"
 _LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -64,7 +64,7 @@ def load_task(spec: TaskSpec, task_path: Path | None = None, *, as_planned: bool
     if list(loaded) != [spec.lm_eval_task]:
         raise EvaluationError(f"task {spec.name}: {spec.lm_eval_task} is a group of lm-eval tasks; name its members: {', '.join(loaded)}")
     task: Task = loaded[spec.lm_eval_task]
-    _check(task, spec)
+    _check(task, spec, definition)
     _check_content(task, spec, definition)
     _set_fewshot(task, spec)
     if spec.protocol is None:
@@ -92,11 +92,12 @@ def _check_content(task: Task, spec: TaskSpec, definition: Definition | None) ->
 
 
 def data_revision(task: Task) -> str | None:
-    """Which data the task has: "sha256:…" of local files, "hub:<commit>", or None when it cannot be known."""
+    """Which data the task has: "sha256:…" of local files or documents, "hub:<commit>", or None when it cannot be known."""
     data_files = (task.get_config("dataset_kwargs") or {}).get("data_files")
-    if data_files is not None:
-        return _hash_files(_flatten(data_files))
-    if callable(task.get_config("custom_dataset")):
+    if data_files is not None and (hashed := _hash_files(_flatten(data_files))) is not None:
+        return hashed
+    path = task.get_config("dataset_path")
+    if callable(task.get_config("custom_dataset")) or path in FILE_FORMATS or (path and Path(path).exists()):
         return _hash_documents(task)
     return next((f"hub:{commit}" for name in _source_names(task) for commit in _COMMIT.findall(name)), None)
 
@@ -134,11 +135,12 @@ def _folders() -> list[str]:
     return [MINI_FOLDER, *(entry.name for entry in _LM_EVAL_TASKS.iterdir() if entry.is_dir() and entry.name.isidentifier())]
 
 
-def _check(task: Task, spec: TaskSpec) -> None:
+def _check(task: Task, spec: TaskSpec, definition: Definition | None) -> None:
+    lies = "" if definition is None else f". It is defined by {definition.file}"
     if str(task.VERSION) != spec.version:
         raise EvaluationError(
             f"task {spec.name}: version {spec.version} was asked for, lm-eval {lm_eval.__version__} has version {task.VERSION}; "
-            f"install the lm-eval that has {spec.version}, or change `version:` in the task's yaml (rows of both versions stay apart)"
+            f"install the lm-eval that has {spec.version}, or change `version:` in the task's yaml (rows of both versions stay apart){lies}"
         )
     if task.OUTPUT_TYPE not in _OUTPUT_TYPES:
         raise EvaluationError(f"task {spec.name}: output type {task.OUTPUT_TYPE} is not supported; supported: {', '.join(_OUTPUT_TYPES)}")

@@ -88,7 +88,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"version": "0.9"}, r"task piqa: version 0\.9 was asked for, lm-eval \S+ has version 1\.0; install .* or change `version:`"),
+            (
+                {"version": "0.9"},
+                r"task piqa: version 0\.9 was asked for, lm-eval \S+ has version 1\.0; install .* or change `version:` .*piqa\.yaml",
+            ),
             ({"primary_metric": "acc_norn"}, r"unknown primary_metric 'acc_norn'\. Did you mean 'acc_norm'\? Available: acc, acc_norm"),
             ({"higher_is_better": False}, r"lm-eval says higher_is_better=True for acc"),
         ],
@@ -115,6 +118,49 @@ class TestRefusals:
         (tmp_path / "mine.yaml").write_text("include: nowhere.yaml\ntask: mini_cloze\n")
         with pytest.raises(EvaluationError, match=r"task mini_cloze: lm-eval cannot read .*mine\.yaml"):
             load_task(spec_of("mini_cloze"), tmp_path)
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"dataset_path": "{folder}/script"}, r"scripts.* Data sets with a loading script are not run"),
+            ({"doc_to_target": "{{{{txt.strip()[0]}}}}"}, r"'txt' is undefined\. Its YAML names a split .* There are: test with 2"),
+            ({"test_split": "validation"}, r"'validation'\. Its YAML names a split .* There are: test with 2 documents of text"),
+            ({"dataset_kwargs": {"data_file": "x", "data_files": {"test": "docs.jsonl"}}}, r"data_file'\. Look at its dataset_path"),
+            ({"dataset_kwargs": {"data_files": {"test": "empty.jsonl"}}}, r"It has no documents, or fewer"),
+            ({"dataset_kwargs": {"data_files": {"test": "gone.jsonl"}}}, r"gone\.jsonl.* Look at its dataset_path and dataset_kwargs"),
+            ({"doc_to_target": "{{{{text.__class__.__mro__}}}}"}, r"unsafe.* Templates are rendered in a sandbox"),
+            ({"process_docs": "{none}"}, r"It has no documents, or fewer than it needs"),
+        ],
+        ids=["script", "column", "split", "option", "empty", "gone", "sandbox", "none"],
+    )  # fmt: skip
+    def test_broken_data_and_yamls_name_task_file_and_remedy(self, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+        (tmp_path / "script").mkdir()
+        (tmp_path / "script" / "script.py").write_text("import datasets\nclass Mine(datasets.GeneratorBasedBuilder):\n    pass\n")
+        (tmp_path / "docs.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+        (tmp_path / "empty.jsonl").write_text("")
+        (tmp_path / "code.py").write_text("def none(docs):\n    return docs.select([])\n")
+        config = {
+            "task": "mine",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": "docs.jsonl"}},
+            "output_type": "loglikelihood_rolling",
+            "test_split": "test",
+            "doc_to_text": "",
+            "doc_to_target": "{{text}}",
+            "metric_list": [{"metric": "bits_per_byte"}],
+            "metadata": {"version": 1.0},
+        } | {key: value.format(folder=tmp_path, none="F") if isinstance(value, str) else value for key, value in changes.items()}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config).replace("process_docs: F", "process_docs: !function code.none"))
+        with pytest.raises(EvaluationError, match=rf"(?s)task mine \(.*mine\.yaml\): its data cannot be loaded: .*{said}"):
+            load_task(spec_of("mini_ppl", name="mine", lm_eval_task="mine"), tmp_path)
+
+    def test_a_bug_in_a_tasks_own_python_is_not_reworded(self, tmp_path: Path) -> None:
+        (tmp_path / "code.py").write_text("def target(doc):\n    raise KeyError('a bug')\n")
+        self.write(tmp_path, "buggy", doc_to_target="F")
+        file = tmp_path / "buggy.yaml"
+        file.write_text(file.read_text().replace("doc_to_target: F", "doc_to_target: !function code.target"))
+        with pytest.raises(KeyError, match="a bug"):
+            load_task(spec_of("mini_cloze", name="buggy", lm_eval_task="buggy"), tmp_path)
 
     def test_generation(self, tmp_path: Path) -> None:
         self.write(tmp_path, "gen", output_type="generate_until", metric_list=[{"metric": "exact_match"}])

@@ -1,0 +1,93 @@
+"""The process that runs trials: what is wrong with one task costs that task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from evaluation_cases import spec_of
+
+from quantsweep.child import TrialRunner
+from quantsweep.errors import EvaluationError
+from quantsweep.identity import local_content
+from quantsweep.mini import model_path
+from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec, TrialSpec
+from quantsweep.task_identity import read_own_tasks
+
+
+def planned(*tasks: TaskSpec) -> PlannedTrial:
+    path = model_path("mini-neox-0.3m")
+    model = ModelSpec(name="m", family="f", path=str(path), dtype="float32", content=local_content(path))
+    return PlannedTrial(trial=TrialSpec(model=model, quantization=QuantizationSpec(method="none", method_version=1)), tasks=tasks)
+
+
+def write(folder: Path, name: str, **changes: Any) -> None:
+    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": f"A sentence number {n}."}) + "\n" for n in range(3)))
+    config = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "docs.jsonl"}},
+        "output_type": "loglikelihood_rolling",
+        "test_split": "test",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+        "metadata": {"version": 1.0},
+        **changes,
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config).replace("RESULTS", "!function code.results"))
+
+
+def specs(folder: Path, *names: str) -> list[TaskSpec]:
+    """The folder's tasks as they are planned now."""
+    contents = read_own_tasks(folder).contents(names)
+    return [spec_of("mini_ppl", name=name, lm_eval_task=name, own_content=contents[name]) for name in names]
+
+
+def run(folder: Path, *tasks: TaskSpec) -> tuple[list[str], Exception | None]:
+    """The tasks that got a result, and what the trial ended with."""
+    events: list[Mapping[str, Any]] = []
+    error: Exception | None = None
+    try:
+        TrialRunner(events.append).run(planned(*tasks), RunSettings(device="cpu", task_path=str(folder)))
+    except Exception as raised:
+        error = raised
+    return [event["task_key"] for event in events if event["event"] == "task"], error
+
+
+def test_tasks_that_fail_leave_the_others_their_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "good")
+    write(tmp_path, "gone", dataset_kwargs={"data_files": {"test": "gone.jsonl"}})
+    write(tmp_path, "column", doc_to_target="{{txt}}")
+    good, gone, column = specs(tmp_path, "good", "gone", "column")
+    cloze = spec_of("mini_cloze", limit=2)
+    done, error = run(tmp_path, gone, good, column, cloze)
+    assert done == [good.task_key, cloze.task_key]
+    assert isinstance(error, EvaluationError)
+    assert "task gone (" in str(error)
+    assert "task column (" in str(error)
+    assert "task gone: its documents cannot be loaded here" in caplog.text
+
+
+def test_a_bug_of_a_tasks_python_costs_that_task_and_keeps_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("def results(doc, results):\n    raise ZeroDivisionError('mine')\n")
+    write(tmp_path, "buggy", process_results="RESULTS")
+    write(tmp_path, "good")
+    buggy, good = specs(tmp_path, "buggy", "good")
+    done, error = run(tmp_path, buggy, good)
+    assert done == [good.task_key]
+    assert isinstance(error, ZeroDivisionError)
+
+
+def test_documents_that_changed_since_planning_are_no_row(tmp_path: Path) -> None:
+    write(tmp_path, "good")
+    (good,) = specs(tmp_path, "good")
+    same = spec_of("mini_cloze", limit=2)
+    (tmp_path / "docs.jsonl").write_text('{"text": "Another text altogether."}\n')
+    done, error = run(tmp_path, good, same)
+    assert done == [same.task_key]
+    assert "its YAML, Python or documents are not those that were planned" in str(error)
