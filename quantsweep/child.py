@@ -33,6 +33,7 @@ from quantsweep.checkpoint import KNOWN_ARCHITECTURES
 from quantsweep.environment import RunningCode
 from quantsweep.errors import EvaluationError, ModelError, QuantizationError
 from quantsweep.registry import METHODS
+from quantsweep.share import Share
 from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec
 from quantsweep.words import count
 
@@ -58,6 +59,7 @@ class TrialRunner:
         self._evaluator: Evaluator | None = None
         self._refused: tuple[ModelSpec, ModelError, TracebackType | None] | None = None
         self._said = 0.0
+        self._share = Share()
 
     @property
     def holds_a_model(self) -> bool:
@@ -68,12 +70,14 @@ class TrialRunner:
         """Run one trial and report each step; the weights are the original ones again afterwards."""
         loaded, evaluator = self._load(planned.trial.model, settings)
         meter = _Meter(loaded)
+        self._share.begin([task.task_key for task in planned.tasks])
         try:
             self._quantize(loaded, planned)
             state = loaded.written_state()
             failed = [error for task in planned.tasks if (error := self._evaluate(loaded, evaluator, task, state)) is not None]
         finally:
             started = time.perf_counter()
+            self._share.end_task()
             loaded.restore()
         if failed:
             raise _all_of(failed)
@@ -81,6 +85,7 @@ class TrialRunner:
 
     def _evaluate(self, loaded: LoadedModel, evaluator: Evaluator, task: TaskSpec, state: Mapping[str, str]) -> Exception | None:
         """Report one task's result; what is wrong with that task alone is returned: the trial's other tasks have theirs."""
+        self._share.begin_task(task.task_key)
         try:
             result = evaluator.evaluate(task)
         except (EvaluationError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -124,7 +129,8 @@ class TrialRunner:
         now = time.monotonic()
         if now - self._said > PROGRESS_SECONDS:
             self._said = now
-            self._send({"event": "progress"})
+            scored = 0.0 if self._evaluator is None else self._evaluator.scored
+            self._send({"event": "progress", "share": self._share.read(scored)})
 
     def _quantize(self, loaded: LoadedModel, planned: PlannedTrial) -> None:
         started = time.perf_counter()

@@ -59,6 +59,11 @@ class Beat(threading.Thread):
             self.record = replace(self.record, seconds=now - self._began, **changes)
             write_record(self._folder, self.record)
 
+    def note(self, **changes: Any) -> None:
+        """Change the record; it is written with the next beat."""
+        with self._lock:
+            self.record = replace(self.record, **changes)
+
     def end(self, word: str) -> None:
         """The last word; a second one is not heard."""
         if self._ended.is_set():

@@ -7,7 +7,7 @@ count, since machines get busier and idle again.  Counting trials instead goes w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,11 +70,3 @@ def expected_seconds(predicted: Sequence[float], ended: Sequence[Ended]) -> Floa
         near = np.argsort(np.abs(logs - np.log(max(length, 1e-12))), kind="stable")[:NEAREST]
         seconds[place] = length * known[near, 1].sum() / max(known[near, 0].sum(), 1e-12)
     return seconds[places]
-
-
-def shares(weights: Mapping[str, float], done: Iterable[str], current: tuple[str, float] | None) -> float:
-    """The share of a trial that is done: its tasks that are, and the part of the one at hand; weights: by task key."""
-    part = sum(weights[key] for key in done)
-    if current is not None:
-        part += weights[current[0]] * current[1]
-    return part / max(sum(weights.values()), 1e-12)

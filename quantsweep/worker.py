@@ -339,7 +339,7 @@ class _ShardRun:
                 if (why := self._worker.wanted.superseded(attempt.planned)) is not None:
                     raise _SupersededError(why)
         elif kind == "progress":
-            pass  # it only says that the child is alive and gets on
+            self._worker.beat.note(share=event.get("share", 0.0))
         elif kind == "quantized":
             attempt.facts["quantize_seconds"] = event["quantize_seconds"]
             attempt.sizes = dict(event["sizes"])

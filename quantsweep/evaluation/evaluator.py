@@ -123,6 +123,11 @@ class Evaluator:
         self._lm_eval_model: LmEvalModel | None = None
         self._prepared: dict[str, _Prepared] = {}
 
+    @property
+    def scored(self) -> float:
+        """The share of the task at hand whose batches are scored, 0 to 1."""
+        return self._scorer.scored
+
     def prepare(self, spec: TaskSpec) -> None:
         """Load and tokenize a task now instead of at its first evaluation; does nothing the second time.
 

@@ -121,12 +121,13 @@ def _batch(rows: Sequence[_Row]) -> Batch:
 class Scorer:
     """Scores batches on one model; the model's weights may change between calls.
 
-    on_progress: called after each batch.
+    on_progress: called after each batch.  `scored` is the share of the batches at hand that are done.
     """
 
     def __init__(self, model: PreTrainedModel, on_progress: OnProgress = silent) -> None:
         self._model = model
         self._on_progress = on_progress
+        self.scored = 0.0
         self._device = model.device
         self._chunk_elements = _CHUNK_ELEMENTS.get(model.device.type, _DEFAULT_CHUNK)
         head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -140,11 +141,13 @@ class Scorer:
         Returns two arrays of `num_spans`.  NaN and infinite log-likelihoods are passed on.  with_greedy:
         False spares the search for the most probable token (as long as the softmax itself); all are False then.
         """
+        self.scored = 0.0
         with torch.inference_mode():
             # One transfer at the end: a transfer a batch would make the host wait for the device each time.
             tokens = []
-            for batch in batches:
+            for number, batch in enumerate(batches, start=1):
                 tokens.append(self._score_tokens(batch, with_greedy))
+                self.scored = number / len(batches)
                 self._on_progress()
             logprobs = torch.cat([logprob_M for logprob_M, _ in tokens]).cpu().numpy().astype(np.float64)
             is_greedy = torch.cat([greedy_M for _, greedy_M in tokens]).cpu().numpy()

@@ -20,10 +20,13 @@ from quantsweep.messages import status_text
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_minutes
 from quantsweep.shards import cut, predicted_minutes
+from quantsweep.share import Share
 from quantsweep.specs import ClusterSpec, PlannedTrial
 from quantsweep.time_left import Ended, Running, expected_seconds, seconds_left
+from quantsweep.worker import Worker
 from quantsweep.workers import WorkerRecord
 from tests.unit.engine_cases import TASKS, Site, finish, trial, worker, write
+from tests.unit.test_worker_stop import LOADED, QUANTIZED, WELL, Script
 
 REST_SECONDS = 0.05
 LOAD_SECONDS = 1.0
@@ -139,6 +142,33 @@ def test_the_share_of_a_trial_at_hand_counts() -> None:
     tally = Tally({"a": (0, 3.0), "b": (0, 1.0)}, 1)
     record = WorkerRecord(worker="w", host="h", pid=1, plan="p", trial_id="a", trial_started=100.0, share=0.5)
     assert tally.look([record], 160.0) == (pytest.approx(0.375), pytest.approx(60 + 40))
+
+
+def test_the_share_of_a_trial_weighs_its_tasks_by_what_they_took_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("quantsweep.share.time.monotonic", lambda: clock[0])
+    share = Share()
+    said = []
+    for _ in range(2):
+        share.begin(["short", "long"])
+        said.append(share.read(0.5))
+        for task, seconds in (("short", 1.0), ("long", 9.0)):
+            share.begin_task(task)
+            said.append(round(share.read(0.5), 3))
+            clock[0] += seconds
+        share.end_task()
+        said.append(share.read(0.5))
+    assert said == [0, 0.25, 0.75, 1, 0, 0.05, 0.55, 1]
+
+
+def test_what_the_child_says_of_a_trial_reaches_its_workers_record(sweep: SweepFolder) -> None:
+    plan = write(sweep, [trial(2)], cluster=ClusterSpec())
+    seen: list[float] = []
+    made = Worker(plan)
+    Script(made, {2: (LOADED, QUANTIZED, {"event": "progress", "share": 0.4}, lambda stop: seen.append(made.beat.record.share), *WELL[2:])})
+    made.run(0)
+    made.close()
+    assert seen == [0.4]
 
 
 def test_status_says_it_of_a_sweep_on_this_machine_too(sweep: SweepFolder, site: Site) -> None:
