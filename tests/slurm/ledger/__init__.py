@@ -239,12 +239,28 @@ def _asked(folder: Path) -> Iterable[Evaluation]:
 
 
 def _needless(record: Ledger, folder: Path) -> list[Event]:
-    """Evaluations begun although a row was there: its time is earlier, and it is the row of another evaluation."""
+    """Evaluations begun although a row was there: its time is earlier, it is the row of another evaluation, and nobody has asked since
+    to run it again (`quantsweep rerun`)."""
     files = [str(path) for path in (folder / "metrics").rglob("*.parquet") if not path.name.startswith(".")]
     if not files:
         return []
     table = ds.dataset(files, format="parquet").to_table(columns=["trial_id", "task_key", "finished_at"])
-    written: dict[Evaluation, float] = {}
+    written: dict[Evaluation, list[float]] = defaultdict(list)
     for trial, task, time in zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True):
-        written[trial, task] = min(time.timestamp(), written.get((trial, task), float("inf")))
-    return [event for event in record.events if event.event == "begin" and event.time > written.get(event.evaluation, float("inf"))]
+        written[trial, task].append(time.timestamp())
+    asked_again = _asked_again(folder)
+
+    def is_needless(event: Event) -> bool:
+        before = [time for time in written[event.evaluation] if time < event.time]
+        return any(not any(time <= again <= event.time for again in asked_again[event.trial]) for time in before)
+
+    return [event for event in record.events if event.event == "begin" and is_needless(event)]
+
+
+def _asked_again(folder: Path) -> dict[str, list[float]]:
+    """Trial → when somebody asked to run it again, by the files that say so."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for path in (folder / "plan").glob("f*-*.parquet"):
+        for trial in pq.read_table(path, columns=["trial_id"]).column("trial_id").to_pylist():
+            found[trial].append(path.stat().st_mtime)
+    return found
