@@ -18,7 +18,7 @@ import contextlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,8 @@ def forget(arguments: argparse.Namespace) -> tuple[int, Selection]:
         return 1, selection
     write_fence(folder, selection.lines)
     print("forgotten, whoever may still write it; the launch command resumes: it runs again what is missing")
-    print(_taken_back(folder))
+    for line in _taken_back(folder):
+        print(line)
     try:
         print(summary_text(compact(folder)))
     except LockedError as error:
@@ -198,23 +199,22 @@ def _filter(arguments: argparse.Namespace) -> Filter:
     return parse(texts)
 
 
-def _taken_back(folder: SweepFolder) -> str:
+def _taken_back(folder: SweepFolder) -> Iterator[str]:
     """Queued jobs that have nothing left to do leave the queue; says so, and what becomes of the others."""
     try:
         seen = observe(folder)
         idle = _idle(folder, seen.in_flight)
         slurm.cancel([task.job_id for task in idle])
     except SlurmError as error:
-        return f"{error}. Jobs that would still compute what is forgotten leave it alone by themselves"
+        yield f"{error}. Jobs that would still compute what is forgotten leave it alone by themselves"
+        return
     if idle:
         # Whoever holds the lock for long (wait=true) writes it down with its own next look.
         with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose="rerun", wait_seconds=LOCK_SECONDS):
             write_cancelled(folder, idle)
-    alive = sum(heard.is_alive for heard in seen.records)
-    text = f"{count(len(idle), 'queued job')} had nothing else to do and left the queue" if idle else "no queued job had nothing else to do"
-    if alive:
-        text += f"; {count(alive, 'worker is', 'workers are')} at work, and will leave alone what is forgotten, from the next trial on"
-    return text
+        yield f"{count(len(idle), 'queued job')} had nothing else to do and left the queue"
+    if alive := sum(heard.is_alive for heard in seen.records):
+        yield f"{count(alive, 'worker is', 'workers are')} at work, and will leave alone what is forgotten, from the next trial on"
 
 
 def _idle(folder: SweepFolder, tasks: Iterable[Task]) -> list[Task]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from quantsweep import checks, planned_layers, records
 from quantsweep.convert import convert
+from quantsweep.environment import running_package, source_digest
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.hydra_plugin.cluster import cluster_spec
 from quantsweep.hydra_plugin.command_line import as_typed
@@ -125,7 +126,7 @@ def _plan(
         done=records.read_done(folder.path),
         in_flight=to_leave_alone(folder, seen),
         settings=replace(settings, data_revisions=tuple(sorted(data_revisions(_tasks(expansion), str(base["results_dir"])).items()))),
-        launch=replace(launch, variables=_offline_switches(expansion, base)),
+        launch=replace(launch, sources=source_digest(running_package()), variables=_offline_switches(expansion, base)),
         workers=workers if here else None,
         predictor=predictor,
     )

@@ -88,9 +88,7 @@ class QuantsweepSweeper(Sweeper):
                 returned = self._submit_older(folder, seen, here=here)
                 self._finish(folder, prepared.plan, here=here)
                 return returned
-            launch = prepared.plan.launch if here else _on_slurm(prepared.plan.launch, folder)
-            package = running_package() if launch.code is None else folder.code / launch.code / "quantsweep"
-            plan = replace(prepared.plan, launch=replace(launch, sources=source_digest(package)))
+            plan = prepared.plan if here else replace(prepared.plan, launch=_on_slurm(prepared.plan.launch, folder))
             check_held(folder.plan / "launch.lock")
             path = write_plan(folder.plan, plan, typed=typed(["-m", *arguments]))
             returned = self._launcher.launch([shard_overrides(path, shard.shard_id) for shard in plan.shards], initial_job_idx=0)
@@ -124,7 +122,9 @@ def _on_slurm(launch: LaunchSettings, folder: SweepFolder) -> LaunchSettings:
     if ignored := unused_variables():
         print(f"{', '.join(ignored)}: not used for the jobs of a sweep; give the options in cluster.additional_parameters", file=sys.stderr)
     variables = tuple(sorted({**own_switches(), **dict(launch.variables)}.items()))
-    return replace(launch, cluster=within_nodes(launch.cluster), code=snapshot.take(folder), variables=variables)
+    code = snapshot.take(folder)
+    sources = source_digest(folder.code / code / running_package().name)
+    return replace(launch, cluster=within_nodes(launch.cluster), code=code, sources=sources, variables=variables)
 
 
 def shard_overrides(plan: Path, shard_id: int) -> list[str]:

@@ -86,11 +86,14 @@ def run_local(plan_path: Path, shard_ids: Sequence[int], *, workers: int, device
         for index in range(workers)
     ]
     wanted = set(shard_ids)
-    tally = Tally({trial_id: entry for trial_id, entry in read_minutes(plan_path).items() if entry[0] in wanted}, workers)
+    trials = {trial_id: entry for trial_id, entry in read_minutes(plan_path).items() if entry[0] in wanted}
+    tally = Tally(trials, workers)
     with stopped_by_signals(stop), display(tally) as shown:
         lock = plan_path.resolve().parent / "launch.lock"
         if not _attend([_Hand(make, stop, todo, summary, tally, lock) for make in makers], stop, shown):
             summary.problems.append(f"workers did not end within {DROP_SECONDS:.0f} s: does {plan_path.parent} answer?")
+    if stop.reason == Stop.SUPERSEDED:  # all that was not begun is somebody else's, too
+        summary.superseded = max(1, len(trials) - summary.done - summary.failed - summary.held)
     summary.budget_spent = stop.reason == Stop.BUDGET
     summary.interrupted = stop.reason in (Stop.PERSON, Stop.ENDED) and not summary.problems
     summary.seconds = time.monotonic() - started
@@ -133,7 +136,7 @@ class _Hand(threading.Thread):
                     shard_id = self._todo.get_nowait()
                     ended = self.worker.run(shard_id, self._observe)
                     self._summary.held += ended.held
-                    self._summary.superseded += ended.superseded + (ended.left if self._stop_asked.reason == Stop.SUPERSEDED else 0)
+                    self._summary.superseded += ended.superseded
                     self._tally.end_shard(shard_id)
         except BaseException as error:  # noqa: BLE001 - said by the launcher at the end, an exit too; the other hands stop as well
             self._summary.problems.append(f"{type(error).__name__}: {error}")

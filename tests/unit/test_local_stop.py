@@ -16,10 +16,11 @@ from quantsweep import failures, records
 from quantsweep.child_process import ChildDiedError
 from quantsweep.launching import local
 from quantsweep.launching.local import LocalSummary, run_local
+from quantsweep.messages import local_text
 from quantsweep.paths import SweepFolder
 from quantsweep.stopping import Stop, StoppedError
 from quantsweep.worker import Worker, run_shard
-from quantsweep.workers import read_records
+from quantsweep.workers import close_record, read_records
 from tests.unit.engine_cases import trial, write
 from tests.unit.test_worker_stop import DONE, LOADED, QUANTIZED, WELL, Script, Step, task
 
@@ -174,3 +175,16 @@ def test_a_child_that_dies_after_its_last_task_has_done_its_trial(sweep: SweepFo
 
     summary = play({2: (*WELL[:-1], die)}, workers=1, bits=(2,))
     assert (summary.done, rows_of_trials(sweep, 2)) == (1, ["done"])
+
+
+def test_a_run_that_was_taken_for_gone_leaves_all_the_rest_alone(sweep: SweepFolder, play: Callable[..., LocalSummary]) -> None:
+    """A laptop slept for an hour, and somebody launched the sweep elsewhere meanwhile."""
+
+    def take_over(stop: Stop) -> None:
+        [heard] = read_records(sweep)
+        close_record(sweep, heard.record.worker, "lost")
+
+    summary = play({3: (LOADED, QUANTIZED, task("t"), take_over, task("u"), DONE)}, workers=1)
+    assert (summary.done, summary.failed, summary.superseded, summary.problems) == (2, 0, len(BITS) - 2, []), summary.problems
+    assert not summary.interrupted
+    assert "4 trials were left alone" in local_text(summary, sweep="s", folder=sweep.path)
