@@ -38,8 +38,9 @@ from quantsweep.worker import DiskFullError, JobContext, Worker
 from quantsweep.workers import ENDED_AND_REQUEUED, ENDED_BY_SLURM, LOST_AND_REQUEUED, WorkerRecord, read_records
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, Site, fail, failed_rows, finish, submit, trial, write
+from tests.unit.test_records import EXAMPLES
 
-SIZES = {column.name: 1 for column in records.SIZE}
+SIZES = {column.name: EXAMPLES[column.type] for column in records.SIZE}
 RESULT = {
     "seconds": 0.1,
     "requests_hash": "r",
