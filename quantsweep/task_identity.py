@@ -149,7 +149,7 @@ def read_own_tasks(folder: Path) -> OwnTasks:
     definitions: dict[str, Definition] = {}
     unreadable: dict[Path, str] = {}
     for file in sorted(folder.rglob("*.yaml"), key=lambda path: path.as_posix()):
-        if _FOLDERS_TO_PASS.intersection(file.parts):
+        if _FOLDERS_TO_PASS.intersection(file.parts) or not file.is_file():
             continue
         try:
             config, origins, files = _merged(file.resolve())

@@ -6,6 +6,7 @@ value stays, keys of a study's file that no component has are added beside them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,8 +68,7 @@ def expand_shorthand(arguments: Sequence[str]) -> list[str]:
 
 def _with_own_tasks(arguments: list[str]) -> list[str]:
     """The same words with the yamls of the user's own tasks on Hydra's search path."""
-    typed = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("task_path=")]
-    folder = Path(_unquoted(typed[0])).expanduser() if typed else None
+    folder = _task_path(arguments)
     if folder is None or not folder.is_dir():
         return arguments
     number = next((n for n, argument in enumerate(arguments) if argument.startswith("hydra.searchpath=[")), None)
@@ -80,6 +80,18 @@ def _with_own_tasks(arguments: list[str]) -> list[str]:
     written = ",".join(_quoted(str(entry)) for entry in (*places, f"file://{place}"))
     search = f"hydra.searchpath=[{written}]"
     return [*arguments, search] if number is None else [*arguments[:number], search, *arguments[number + 1 :]]
+
+
+def _task_path(arguments: Sequence[str]) -> Path | None:
+    """The folder of the user's own tasks, as it is typed, or as the study's file has it."""
+    words = {key.lstrip("+"): _unquoted(value) for key, _, value in (argument.partition("=") for argument in arguments)}
+    folders = [product_root() / "conf", product_root()]
+    path: object = words.get("task_path")
+    if path is None and has_option(folders, "sweeps", name := words.get("sweeps", "")):
+        with contextlib.suppress(yaml.YAMLError):  # said where the file is checked
+            content = yaml.safe_load(find_yaml(folders, f"sweeps/{name}").read_text(errors="replace"))
+            path = content.get("task_path") if isinstance(content, dict) else None
+    return Path(path).expanduser() if isinstance(path, str) and path else None
 
 
 def spread_options(arguments: Sequence[str]) -> list[str]:

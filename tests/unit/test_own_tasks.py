@@ -12,6 +12,7 @@ from quantsweep.errors import QuantsweepError
 from quantsweep.hydra_plugin.command_line import check_command_line, expand_shorthand
 from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import prepare
+from quantsweep.paths import product_root
 from quantsweep.plan import Plan, remaining_tasks
 from quantsweep.specs import PlannedTrial
 
@@ -77,6 +78,20 @@ def test_a_yaml_of_ones_own_says_what_differs(own: Path, tmp_path: Path) -> None
     (task,) = only(plan(f"task_path={own}", "task=ptb_local", search)).tasks
     assert task.primary_metric == "word_perplexity"
     assert {task.name for task in only(plan(search, f"task_path={own}", "task=ptb_local,my-choice")).tasks} == {"ptb_local", "my-choice"}
+
+
+def test_a_study_that_names_the_folder(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    (root / "sweeps").mkdir(parents=True)
+    (root / "conf").symlink_to(product_root() / "conf")
+    (root / "sweeps" / "mine.yaml").write_text(
+        f"# @package _global_\ntask_path: {own}\nstudy: {{grids: [{{axes: {{task: [my-choice]}}}}]}}\n"
+    )
+    monkeypatch.setattr("quantsweep.hydra_plugin.command_line.product_root", lambda: root)
+    words = expand_shorthand(["+sweeps=mine"])
+    assert len(words) == 2
+    (folder,) = [Path(word.removeprefix("hydra.searchpath=[").strip("]'").removeprefix("file://")) for word in words[1:]]
+    assert sorted(file.stem for file in (folder / "task").glob("*.yaml")) == ["my-choice", "ptb_local"]
 
 
 def test_names_that_are_not_there_are_answered_with_those_that_are(own: Path) -> None:
