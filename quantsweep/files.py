@@ -42,7 +42,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
             temporary.unlink()
         raise
     if durable:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
@@ -71,7 +71,7 @@ def write_table(path: Path, table: pa.Table, *, row_group_size: int | None = Non
     write_atomic(path, lambda file: pq.write_table(table, file, compression="zstd", row_group_size=row_group_size))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable; some network file systems refuse to sync a folder, and do it anyway."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -7,7 +7,8 @@
 
 A worker owns its files: it rewrites its newest small file whole after each task and replaces it
 atomically (`quantsweep.files`), and begins another when that one is large.  Nothing is ever
-appended to, no two processes write one file, so a plain `pandas.read_parquet` works at any moment.
+appended to, no two processes write one file, so a plain `pandas.read_parquet` sees whole rows at any moment
+(what it sees while files are folded: `quantsweep.table_files`).
 
 The samples of an evaluation are written before its metrics: a pair (trial_id, task_key) that is in
 `metrics/` is complete.  Where a pair stands more than once (two workers ran it), `quantsweep.effective` says which one counts.
@@ -39,6 +40,8 @@ from quantsweep.forgetting import read_forgotten
 from quantsweep.order import launches
 from quantsweep.paths import TABLES, SweepFolder
 from quantsweep.specs import PlannedTrial, TaskSpec, TrialSpec, canonical_json
+from quantsweep.table_files import FINAL, add_columns, list_files, make_place, next_place, places_of, table_files
+from quantsweep.workers import read_records, worker_of_file
 
 SCHEMA_VERSION = 2
 """Raised when a column changes its meaning.  New columns need no new version: where a file lacks one, it is read as null."""
@@ -46,14 +49,20 @@ MAX_ROWS = {"trials": 1_000, "metrics": 3_200, "samples": 1_600, "layers": 4_000
 """Rows after which a worker begins another file: small enough to rewrite after each task, large enough to be few."""
 MAX_BYTES = 4 * 2**20
 """The same by size in memory: outcomes example by example may be long."""
-FINAL = ".final.parquet"
-"""End of the name of a file that is never written again; other files are their workers' (`quantsweep.workers.worker_of_file`)."""
-COMPACTED = "compacted-"
-"""Beginning of the names of files that compaction made."""
 GONE_SECONDS = 90.0
 """How long a reader goes on listing when files vanish under its hands: an NFS client remembers names for up to a minute."""
 DAMAGED_SECONDS = 3.0
 """How long before a file that does not parse counts as damaged: it may have been replaced while it was read."""
+
+WHAT_IS_LOST = {
+    "metrics": "the evaluations in it run again with the next launch",
+    "trials": "how these trials went (failures, times, provenance) is lost with it; their results are not, and none of them runs again",
+    "samples": "outcomes example by example are lost with it, values are not, and nothing runs again by itself: "
+    "quantsweep rerun forgets evaluations, then the launch command makes them anew",
+    "layers": "bits and errors of these layers are lost with it, values are not, and nothing runs again by itself: "
+    "quantsweep rerun forgets trials, then the launch command makes them anew",
+}
+"""What becomes of the rows of a file that is moved away."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +298,7 @@ class Writer:
             self._parts[table] += 1
             held = None
         if held is None:
+            make_ready(self._folder, table)
             while self._path(table).exists():  # names of workers are unique; should one ever come back, it overwrites nothing
                 self._parts[table] += 1
         whole = new if held is None else pa.concat_tables([held, new]).combine_chunks()
@@ -305,7 +315,26 @@ def write_rows(folder: SweepFolder, table: str, rows: Sequence[Mapping[str, Any]
     Durable when it returns.  The same stem again replaces the file.
     """
     if rows:
+        make_ready(folder, table)
         write_table(folder.table(table) / f"{stem}{FINAL}", _rows_table(table, rows))
+
+
+def make_ready(folder: SweepFolder, table: str) -> None:
+    """See to it, before the first row of this version is written, that plain readers see every column of every file.
+
+    Files that an older version has closed get the columns that they lack (null); then a place with all columns is made,
+    which plain readers come to first (`quantsweep.table_files`).
+    """
+    room, schema = folder.table(table), arrow_schema(table)
+    if places_of(room, schema):
+        return
+    files = table_files(room)
+    if files:
+        ended = {heard.record.worker for heard in read_records(folder) if heard.record.ended is not None}
+        owners = {path: None if path.name.endswith(FINAL) else worker_of_file(path) for path in files}
+        with contextlib.suppress(pa.lib.ArrowException, FileNotFoundError):  # damaged, or being compacted: said by whoever reads
+            add_columns((path for path, owner in owners.items() if owner is None or owner[0] in ended), schema)
+    make_place(room, next_place(room, schema), schema)
 
 
 def _rows_table(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -356,29 +385,6 @@ def _with_launches(rows: pa.Table, folder: Path) -> pa.Table:
     return rows.set_column(place, "launch", pa.chunked_array([pa.array(launches(rows, folder / "plan"), pa.int32())]))
 
 
-def table_files(room: Path) -> list[Path]:
-    """The files of one table, sorted; whole rows of finished evaluations, each row at least once.
-
-    A folder is not listed in one instant.  Compaction writes a new file, then deletes the old ones: a
-    listing that has passed the new one's place before, and comes to the old ones' after, sees neither.
-    The new file stands by then, so another listing shows it: list until nothing new was compacted.
-    """
-    files = _list_once(room)
-    while True:
-        again = _list_once(room)
-        if _compacted(again) == _compacted(files):
-            return files  # the earlier of the two: whatever it missed was replaced by a file that it has
-        files = again
-
-
-def _list_once(room: Path) -> list[Path]:
-    return sorted(path for path in room.glob("*.parquet") if not path.name.startswith(".")) if room.is_dir() else []
-
-
-def _compacted(files: Iterable[Path]) -> set[str]:
-    return {path.name for path in files if path.name.startswith(COMPACTED)}
-
-
 def _read_patiently(room: Path, table: str, names: list[str]) -> pa.Table:
     """Read, and list again where files changed under our hands.
 
@@ -387,29 +393,46 @@ def _read_patiently(room: Path, table: str, names: list[str]) -> pa.Table:
     """
     began, wait = time.monotonic(), 0.02
     while True:
-        files = table_files(room)
+        files: tuple[Path, ...] = ()
         try:
-            return _read_files(files, table, names)
-        except (OSError, pa.ArrowInvalid) as error:
+            listing = list_files(room)
+            files = listing.files
+            rows = _read_files(files, table, names)
+            if listing.still_holds():
+                return rows
+        except (OSError, pa.lib.ArrowException) as error:
             gone = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) == errno.ESTALE
             if time.monotonic() - began > (GONE_SECONDS if gone else DAMAGED_SECONDS):
-                what = (
-                    "Its name is listed, but it cannot be opened: look at the file system"
-                    if gone
-                    else "Move it away; the evaluations in it will run again"
-                )
-                raise ResultsError(f"{_unreadable(files) or room} cannot be read: {error}. {what}") from error
+                raise ResultsError(_unreadable_text(room, table, files, error, gone=gone)) from error
         time.sleep(wait)
         wait = min(2 * wait, 5.0)
         refresh(room)
 
 
-def _read_files(files: list[Path], table: str, names: list[str]) -> pa.Table:
+def _unreadable_text(room: Path, table: str, files: Iterable[Path], error: Exception, *, gone: bool) -> str:
+    if gone:
+        return f"{_unreadable(files) or room} cannot be read: {error}. Its name is listed, but it cannot be opened: look at the file system"
+    return damaged_text(_unreadable(files) or room, table, error)
+
+
+def damaged_text(path: Path, table: str, error: Exception | str) -> str:
+    """What a file of a table that cannot be read means, and what brings back what was in it."""
+    if isinstance(error, PermissionError):
+        return f"{path} cannot be read: {error.strerror}. Ask {path.parent}'s owner for the right to read it"
+    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{path} cannot be read: {words}. Move it away; {WHAT_IS_LOST[table]}"
+
+
+def _read_files(files: Sequence[Path], table: str, names: list[str]) -> pa.Table:
     schema = _encoded_schema(table)
     if not files:
         return pa.schema([schema.field(name) for name in names]).empty_table()
     form = ds.ParquetFileFormat(dictionary_columns=[field.name for field in schema if pa.types.is_dictionary(field.type)])
-    return ds.dataset([str(file) for file in files], schema=schema, format=form).to_table(columns=names)
+    asked = list(dict.fromkeys([*names, "trial_id"]))
+    whole = ds.dataset([str(file) for file in files], schema=schema, format=form).to_table(columns=asked)
+    if whole.column("trial_id").null_count:
+        raise pa.ArrowInvalid("it has rows without a trial_id: it is not a file of this table")
+    return whole.select(names)
 
 
 def read_file(content: bytes, table: str, columns: Iterable[str]) -> tuple[pa.Table, frozenset[str]]:
@@ -432,11 +455,15 @@ def _encoded_schema(table: str) -> pa.Schema:
     return pa.schema([(field.name, code if field.type == pa.string() else field.type) for field in arrow_schema(table)])
 
 
-def _unreadable(files: list[Path]) -> Path | None:
+def _unreadable(files: Iterable[Path]) -> Path | None:
+    """The first file that cannot be read as one of these tables."""
     for file in files:
         try:
-            pq.read_table(file)
-        except (OSError, pa.ArrowInvalid):
+            with file.open("rb") as content:
+                if pq.read_table(content, columns=["trial_id"]).column("trial_id").null_count:
+                    return file
+                pq.read_table(content)
+        except (OSError, KeyError, pa.lib.ArrowException):
             return file
     return None
 

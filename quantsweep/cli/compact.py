@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
+from functools import partial
 
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.launching.compaction import CompactSummary, compact
@@ -20,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fold the files and say what came of it."""
     folder = find_sweep(arguments)
-    summary = compact(folder)
+    summary = compact(folder, say=partial(print, file=sys.stderr))
     print(json.dumps({"sweep": folder.name, **asdict(summary)}) if arguments.json else f"{folder.name}: {summary_text(summary)}")
     return 0
 

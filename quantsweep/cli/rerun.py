@@ -20,6 +20,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def forget(arguments: argparse.Namespace) -> tuple[int, Selection]:
     for line in _taken_back(folder):
         print(line)
     try:
-        print(summary_text(compact(folder)))
+        print(summary_text(compact(folder, say=partial(print, file=sys.stderr))))
     except LockedError as error:
         print(f"{error}. Forgotten rows leave the files with the next compaction")
     return 0, selection

@@ -27,6 +27,12 @@ def _every_trial_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantsweep.wanted.LOOK_SHARE", float("inf"))
 
 
+@pytest.fixture(autouse=True)
+def _new_names_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here one machine looks: compaction need not wait until all hosts have seen a name."""
+    monkeypatch.setattr("quantsweep.launching.compaction.NAME_SECONDS", 0.0)
+
+
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch, sweep: SweepFolder) -> engine_cases.Site:
     """A cluster on paper in Slurm's place."""

@@ -91,6 +91,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("plan",),
     ("order",),
     ("forgetting",),
+    ("table_files",),
     ("records",),
     ("filters",),
     ("holds",),

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,16 @@ from quantsweep.launching import compaction
 from quantsweep.launching.compaction import compact
 from quantsweep.launching.lock import launch_lock
 from quantsweep.paths import TABLES, SweepFolder
+from quantsweep.table_files import FINAL, PLACE, read_place
 from quantsweep.workers import WorkerRecord, new_worker_name, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDED = {"ended": "done"}
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -61,8 +68,21 @@ def numbers(folder: SweepFolder, table: str = "metrics") -> Counter[int]:
     return Counter(int(text, 16) for text in pd.read_parquet(folder.table(table)).trial_id)
 
 
+def plainly(folder: SweepFolder, table: str = "metrics") -> Counter[int] | None:
+    """The same; None where pandas says loudly that it cannot."""
+    try:
+        return numbers(folder, table)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+
+
 def files(folder: SweepFolder, table: str = "metrics") -> list[str]:
-    return sorted(os.listdir(folder.table(table)))
+    """Names of all that lies in a room but for empty places (`quantsweep.table_files`)."""
+    return sorted(path.name for path in folder.table(table).iterdir() if not is_empty_place(path))
+
+
+def is_empty_place(path: Path) -> bool:
+    return path.name.startswith(PLACE) and read_place(path)[0] is None and pq.read_metadata(path).num_rows == 0
 
 
 def once(count: int) -> Counter[int]:
@@ -243,6 +263,7 @@ def step(real):
 
 for owner, name in ((os, "replace"), (Path, "rename"), (Path, "unlink")):
     setattr(owner, name, step(getattr(owner, name)))
+compaction.NAME_SECONDS = compaction.PAUSE_SECONDS = 0.0
 compaction.TARGET_ROWS = {"trials": 4, "metrics": 4, "samples": 4, "layers": 4}
 for line in sys.stdin:
     child = os.fork()
@@ -263,14 +284,17 @@ def test_a_kill_at_any_step_loses_no_row_and_the_next_run_tidies(folder: SweepFo
     )
     assert killer.stdin is not None
     assert killer.stdout is not None
-    step, moved_away = 0, 0
+    step, moved_away, errors = 0, 0, 0
     with killer:
         while True:
             print(step, file=killer.stdin, flush=True)
             code = int(killer.stdout.readline())
-            moved_away += any(name.endswith(".folded") for name in files(folder))
-            assert set(numbers(folder)) == set(range(6)), f"killed at step {step}"
-            assert set(numbers(folder, "samples")) == set(range(6)), f"killed at step {step}"
+            moved_away += any(name.endswith(".retired") for name in files(folder))
+            for table in ("metrics", "samples"):
+                assert set(records.read_table(folder.path, table).column("trial_id").to_pylist()) == {f"{n:016x}" for n in range(6)}
+                assert plainly(folder, table) in (None, once(6)), f"killed at step {step}"
+            assert len(quantsweep.load_results(folder.path)) == 6
+            errors += plainly(folder) is None
             if code == 0:
                 break
             assert code == 9
@@ -279,8 +303,9 @@ def test_a_kill_at_any_step_loses_no_row_and_the_next_run_tidies(folder: SweepFo
     assert len(quantsweep.load_results(folder.path)) == 6
     assert step > 20
     assert moved_away, "no kill came between moving a file away and deleting it"
+    assert errors, "no kill came between the note and the rows"
     assert numbers(folder) == numbers(folder, "samples") == once(6)
-    assert not [name for name in files(folder) if name.endswith(".folded")]
+    assert not [name for name in files(folder) if name.endswith(".retired")]
 
 
 def test_a_full_disk_loses_nothing(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,21 +366,119 @@ def test_readers_and_a_writer_at_work_see_every_row(folder: SweepFolder, monkeyp
     assert numbers(folder) == once(durable[0])
 
 
-def test_a_listing_that_straddles_a_compaction_is_made_again(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reading_that_straddles_a_compaction_is_made_again(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it begins before the fold and ends after it, once it has opened the place before, and the originals after."""
     for n in range(2):
         records.write_rows(folder, "metrics", [evaluation(n)], f"settled-{n}")
-    real = records._list_once
+    real = records._read_files
     compacting = {"now": True}
 
-    def straddling(room: Path) -> list[Path]:
-        """The first listing has passed the new file's place too early, and comes to the old ones too late."""
+    def straddling(paths: Sequence[Path], table: str, names: list[str]) -> pa.Table:
+        early = real(paths, table, names)
         if compacting.pop("now", False):
             compact(folder)
-            return []
-        return real(room)
+            return pa.concat_tables([early, real([path for path in paths if path.exists()], table, names)])
+        return early
 
-    monkeypatch.setattr(records, "_list_once", straddling)
+    monkeypatch.setattr(records, "_read_files", straddling)
     assert records.read_table(folder.path, "metrics").num_rows == 2
+    assert not compacting
+
+
+PANDAS = """
+import sys, pandas as pd, pyarrow as pa
+from pathlib import Path
+folder, expected, stop = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+right = loud = wrong = 0
+while not stop.exists():
+    try:
+        numbers = sorted(int(text, 16) for text in pd.read_parquet(folder, columns=["trial_id"]).trial_id)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        loud += 1
+    else:
+        right, wrong = (right + 1, wrong) if numbers == list(range(expected)) else (right, wrong + 1)
+print(right, loud, wrong)
+"""
+
+
+def test_plain_pandas_is_right_or_fails_while_files_are_folded(
+    folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setitem(compaction.TARGET_ROWS, "metrics", 3)
+    for n in range(24):
+        worker(folder, range(n, n + 1), **ENDED)
+    stop = tmp_path / "stop"
+    command = [sys.executable, "-c", PANDAS, str(folder.table("metrics")), "24", str(stop)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    time.sleep(2)
+    compact(folder)
+    assert len(files(folder)) == 8, "eight folds, one after the other"
+    time.sleep(0.5)
+    stop.touch()
+    counts = [[int(number) for number in reader.communicate(timeout=60)[0].split()] for reader in readers]
+    assert sum(right for right, _, _ in counts) > 0
+    assert [wrong for _, _, wrong in counts] == [0, 0]
+
+
+def test_a_host_that_sees_old_names_misses_nothing(folder: SweepFolder) -> None:
+    """Its listing is older than the fold; opening asks the server: the place has the rows, the originals cannot be opened."""
+    for n in range(3):
+        worker(folder, range(n, n + 1), **ENDED)
+    remembered = sorted(folder.table("metrics").glob("*.parquet"))
+    assert remembered[0].name.startswith(PLACE), "plain readers open it first"
+    compact(folder)
+    assert pq.read_metadata(remembered[0]).num_rows == 3
+    assert not any(path.exists() for path in remembered[1:])
+
+
+def test_places_that_not_every_host_has_seen_are_not_filled(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "NAME_SECONDS", 90.0)
+    for n in range(3):
+        worker(folder, range(n, n + 1), **ENDED)
+    before = files(folder)
+    assert compact(folder).total("rows") == 0
+    assert files(folder) == before
+    for path in folder.table("metrics").glob(f"{PLACE}*"):
+        make_old(path)
+    assert compact(folder).tables["metrics"].rows == 3
+    said: list[str] = []
+    monkeypatch.setattr(compaction.time, "sleep", lambda seconds: [make_old(path) for path in folder.table("samples").glob(f"{PLACE}*")])
+    assert compact(folder, say=said.append).tables["samples"].rows == 3
+    assert said == ["waiting 90 s until every machine sees the names of the new files"]
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_whoever_loses_the_lock_stops_and_the_next_run_ends_it(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """It stood still for long before any of its steps."""
+    for n in range(3):
+        worker(folder, range(n, n + 1), **ENDED)
+    calls = iter(range(100))
+
+    def lost(path: Path) -> None:
+        if next(calls) == step:
+            raise LockedError("somebody else has it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compaction, "check_held", lost)
+        with pytest.raises(LockedError):
+            compact(folder)
+    assert len(quantsweep.load_results(folder.path)) == 3
+    assert plainly(folder) in (None, once(3))
+    compact(folder)
+    assert numbers(folder) == numbers(folder, "samples") == once(3)
+    assert len(files(folder)) == 1
+
+
+def test_a_place_that_somebody_else_has_claimed_is_left_alone(folder: SweepFolder) -> None:
+    for n in range(2):
+        worker(folder, range(n, n + 1), **ENDED)
+    [place] = folder.table("metrics").glob(f"{PLACE}*")
+    place.with_name(f".{place.name}.claim").touch()
+    compact(folder)
+    compact(folder)
+    assert pq.read_metadata(place).num_rows == 0
+    assert numbers(folder) == once(2)
 
 
 def test_forgotten_rows_leave_the_files_but_for_those_of_live_workers(folder: SweepFolder) -> None:
@@ -383,11 +506,11 @@ def test_a_file_whose_rows_are_all_forgotten_goes(folder: SweepFolder) -> None:
 
 def test_files_of_a_newer_version_keep_their_columns(folder: SweepFolder) -> None:
     newer = pa.Table.from_pylist([evaluation(0)], schema=records.arrow_schema("metrics")).append_column("invented", pa.array([1]))
-    write_table(folder.table("metrics") / f"newer{records.FINAL}", newer)
+    write_table(folder.table("metrics") / f"newer{FINAL}", newer)
     for n in (1, 2):
         worker(folder, range(n, n + 1), **ENDED)
     compact(folder)
-    assert "invented" in pq.read_schema(folder.table("metrics") / f"newer{records.FINAL}").names
+    assert "invented" in pq.read_schema(folder.table("metrics") / f"newer{FINAL}").names
     assert len(files(folder)) == 2
     assert len(quantsweep.load_results(folder.path)) == 3
 
@@ -395,7 +518,7 @@ def test_files_of_a_newer_version_keep_their_columns(folder: SweepFolder) -> Non
 def test_files_of_an_older_version_get_null_for_new_columns(folder: SweepFolder) -> None:
     for n in range(2):
         rows = pa.Table.from_pylist([evaluation(n)], schema=records.arrow_schema("metrics")).drop_columns(["num_nonfinite", "driver"])
-        write_table(folder.table("metrics") / f"older-{n}{records.FINAL}", rows)
+        write_table(folder.table("metrics") / f"older-{n}{FINAL}", rows)
     before = quantsweep.load_results(folder.path)
     assert before.num_nonfinite.isna().all()
     compact(folder)
@@ -405,7 +528,7 @@ def test_files_of_an_older_version_get_null_for_new_columns(folder: SweepFolder)
 
 def test_a_damaged_file_is_said_by_name(folder: SweepFolder) -> None:
     worker(folder, range(2), **ENDED)
-    (folder.table("metrics") / f"damaged{records.FINAL}").write_bytes(b"PAR1 and then nothing")
+    (folder.table("metrics") / f"damaged{FINAL}").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(ResultsError, match=r"damaged\.final\.parquet"):
         compact(folder)
     assert len(files(folder)) == 2
@@ -434,7 +557,8 @@ def test_the_command_says_what_it_did(folder: SweepFolder, capsys: pytest.Captur
 def test_what_a_kill_left_out_of_sight_comes_back(folder: SweepFolder) -> None:
     """Killed between moving a file away and finding that it had been replaced: its rows stand nowhere else."""
     worker(folder, range(3), **ENDED)
-    (path,) = folder.table("metrics").iterdir()
+    [name] = files(folder)
+    path = folder.table("metrics") / name
     path.rename(path.with_name(f".{path.name}.0badcafe.folded"))
     assert records.read_table(folder.path, "metrics").num_rows == 0
     compact(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from quantsweep import records
 from quantsweep.errors import ResultsError
 from quantsweep.paths import SweepFolder
 from quantsweep.results import WHOLE_OR_NULL
+from quantsweep.table_files import Listing
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -69,7 +71,7 @@ def test_every_row_is_durable_when_add_returns_and_files_are_few(folder: SweepFo
         writer.add("samples", [row("samples", trial_id=str(n))])
         if n % 50 == 0:
             assert pq.read_table(folder.table("samples")).num_rows == n + 1
-    assert len(os.listdir(folder.table("samples"))) == 3
+    assert len(list(folder.table("samples").glob("w*"))) == 3
     assert len(set(records.read_table(folder.path, "samples").column("trial_id").to_pylist())) == n + 1
 
 
@@ -78,7 +80,7 @@ def test_long_outcomes_begin_another_file_by_size(folder: SweepFolder, monkeypat
     writer = records.Writer(folder, "w")
     for n in range(6):
         writer.add("samples", [row("samples", trial_id=str(n), loglikelihood=[0.5] * 10_000)])
-    assert len(os.listdir(folder.table("samples"))) == 3
+    assert len(list(folder.table("samples").glob("w*"))) == 3
     assert records.read_table(folder.path, "samples").num_rows == 6
 
 
@@ -173,20 +175,21 @@ def test_load_results_has_each_evaluation_once_and_the_latest(
 def test_a_file_that_is_gone_when_it_is_read_is_looked_for_again(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """An NFS client shows names that are gone for a while: every reading lists anew until that is over."""
     records.Writer(folder, "w").add("metrics", [row("metrics")])
-    real, listings = records._list_once, []
+    real, listings = records.list_files, []
 
-    def listing(room: Path) -> list[Path]:
+    def listing(room: Path) -> Listing:
         listings.append(room)
-        return real(room) + ([room / "ghost.parquet"] if len(listings) < 9 else [])
+        seen = real(room)
+        return replace(seen, files=(*seen.files, room / "ghost.parquet")) if len(listings) < 5 else seen
 
-    monkeypatch.setattr(records, "_list_once", listing)
+    monkeypatch.setattr(records, "list_files", listing)
     assert records.read_table(folder.path, "metrics").num_rows == 1
-    assert len(listings) >= 9
+    assert len(listings) == 5
 
 
 def test_a_file_that_stays_gone_is_said_by_name(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "GONE_SECONDS", 0.1)
-    monkeypatch.setattr(records, "_list_once", lambda room: [room / "ghost.parquet"])
+    monkeypatch.setattr(records, "list_files", lambda room: Listing((room / "ghost.parquet",), {}))
     with pytest.raises(ResultsError, match=r"ghost\.parquet.*look at the file system"):
         records.read_table(folder.path, "metrics")
 
@@ -205,7 +208,7 @@ def test_reading_needs_no_right_to_write(folder: SweepFolder, monkeypatch: pytes
 def test_a_worker_writes_files_of_its_name_and_overwrites_none(folder: SweepFolder) -> None:
     records.Writer(folder, "w-1").add("metrics", [row("metrics")])
     records.Writer(folder, "w-1").add("metrics", [row("metrics", trial_id="again")])
-    assert sorted(os.listdir(folder.table("metrics"))) == ["w-1-000.parquet", "w-1-001.parquet"]
+    assert sorted(path.name for path in folder.table("metrics").glob("w-*")) == ["w-1-000.parquet", "w-1-001.parquet"]
 
 
 def test_whole_numbers_stay_whole_beside_a_baseline_that_has_none(folder: SweepFolder) -> None:
