@@ -56,8 +56,9 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
     """The facts: everything that was ever asked of this sweep, by state, failures by fingerprint, time used.
 
     A trial that is not done is running (its job runs, whether or not it is its turn), queued (in Slurm's queue), waiting (for room
-    in it), unknown, failed, or held; the rest is left to launch.  Each is in one state alone, so that the states add up to
-    `trials`; what was dropped is not among them.  `at_hand` are those that workers are at this moment, by their own records.
+    in it, or for a worker of this machine), unknown, failed, or held; the rest is left to launch.  Each is in one state alone, so
+    that the states add up to `trials`; what was dropped is not among them.  `at_hand` are those that workers are at this moment,
+    by their own records.
     """
     asked = read_asked_tasks(folder.plan)
     if not asked:
@@ -78,9 +79,10 @@ def sweep_status(folder: SweepFolder) -> dict[str, Any]:
     num_done = sum((trial_id, task) in done for trial_id, tasks in asked.items() for task in tasks)
     per_hour = _trials_per_hour(attempts)
     launch = lock_holder(folder.plan / "launch.lock")
-    in_work = states["running"] | states["queued"] | states["waiting"]
     if launch is not None:  # on this machine: Slurm knows nothing of it
-        in_work |= _newest_plan(folder) & (idle - holds.keys() - {row["trial_id"] for row in failed})
+        here = _newest_plan(folder) & (idle - holds.keys() - {row["trial_id"] for row in failed})
+        states["waiting"], idle = states["waiting"] | here, idle - here
+    in_work = states["running"] | states["queued"] | states["waiting"]
     hours = next((h.launch.gpu_hours for h in reversed(read_headers(folder.plan).values()) if h.root == h.name), None)
     return {
         "sweep": folder.name,

@@ -182,4 +182,5 @@ def test_status_says_it_of_a_sweep_on_this_machine_too(sweep: SweepFolder, site:
     with launch_lock(sweep.plan / "launch.lock", purpose=RUN):
         facts = sweep_status(sweep)
         assert facts["minutes_left"] is not None
+        assert (facts["waiting"], facts["to_launch"], facts["at_hand"]) == (2, 0, 1), "nobody has to launch what is being run"
         assert "if 1 worker goes on" in status_text(facts)
