@@ -55,14 +55,14 @@ def without_special_tokens(model: Path) -> Path:
 
 
 def overflowing(folder: Path) -> Path:
-    """A Llama in bfloat16 whose embeddings and last norm hold what float16 cannot."""
+    """A Llama whose weights float16 can hold, and whose last activations it cannot."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(llama(folder), dtype=torch.bfloat16)
     with torch.no_grad():
-        model.model.embed_tokens.weight[5] = 1e5
-        model.model.norm.weight[3] = 7e4
+        model.model.embed_tokens.weight[5] = 6e4
+        model.model.norm.weight[3:] = 6e4
     model.save_pretrained(folder)
     return folder
 

@@ -90,7 +90,7 @@ def test_a_fault_costs_one_trial(launch: Launch, quantsweep_command: Launch, tmp
         "sweep=faults",
         "trial_timeout_minutes=0.5",
     )
-    first = launch(*arguments)
+    first = launch(*arguments, expect=3)
     assert "2 trials done, 1 failed" in first.stdout
     folder = tmp_path / "results" / "faults"
     trials = quantsweep.load_trials(folder)

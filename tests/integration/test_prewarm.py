@@ -285,7 +285,7 @@ def test_data_of_a_task_are_fetched_and_load_without_the_hub(machine: Machine) -
     for place in pin["cached"]:
         (machine.root / "hf" / "datasets" / place).rename(machine.root / "lost")
     launch = (str(ROOT / "launch.py"), *words, "bit_width=4", f"results_dir={machine.root / 'results'}")
-    refused = machine.python(*launch, expect=1).stdout
+    refused = machine.python(*launch, expect=3).stdout
     assert f"and were pinned as hub:{commit} before the launch" in refused
     assert "prewarm … --update" in refused
     assert "accept the new ones with --update" in machine.prewarm(*words, expect=1)
