@@ -240,6 +240,12 @@ def _load_tokenizer(spec: ModelSpec, source: _Source) -> PreTrainedTokenizerBase
         tokens = tokenizer(_SOME_TEXT, add_special_tokens=False).input_ids
     except Exception as error:  # its files are data of users, and each kind of tokenizer fails in its own way
         raise ModelError(f"the tokenizer of model {spec.name} cannot be loaded from {source.name}: {_first_line(error)}") from error
+    # Set to False where transformers knows that it splits texts wrongly, and warns in a log.
+    if getattr(getattr(tokenizer, "backend_tokenizer", tokenizer), "fix_mistral_regex", None) is False:
+        raise ModelError(
+            f"the tokenizer of model {spec.name} ({source.name}) splits texts otherwise than the model was trained with (Mistral's, as "
+            'transformers 4 saved it): put "fix_mistral_regex": true into its tokenizer_config.json'
+        )
     if not tokens:
         raise ModelError(f"the tokenizer of model {spec.name} ({source.name}) makes no tokens of a text; are its files whole?")
     return tokenizer

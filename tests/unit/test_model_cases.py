@@ -407,6 +407,22 @@ class TestNumbers:
         with pytest.raises(EvaluationError, match=r"the tokenizer of model m gives token \d+, and its embedding has 300"):
             cases.bits_per_byte(load_model(spec_of(tmp_path / "model"), "cpu"))
 
+    def test_a_mistral_tokenizer_that_needs_its_fix(self, tmp_path: Path) -> None:
+        """More than 100,000 tokens, as transformers 4 saved it: it would split texts wrongly, with a warning in a log."""
+        folder, size = tmp_path / "model", 102_400
+        cases.random_model(
+            folder, transformers.MistralConfig(**{**cases.LLAMA, "vocab_size": size, "hidden_size": 16, "intermediate_size": 16})
+        )
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary |= {f"\u0120zz{number}zz": number for number in range(len(vocabulary), size)}
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        cases.edit_json(folder / "config.json", transformers_version="4.50.0")
+        with pytest.raises(ModelError, match=r'put "fix_mistral_regex": true into its tokenizer_config\.json'):
+            load_model(spec_of(folder), "cpu")
+        cases.edit_json(folder / "tokenizer_config.json", fix_mistral_regex=True)
+        load_model(spec_of(folder), "cpu")
+
     def test_a_model_that_looks_ahead(self, tmp_path: Path) -> None:
         """A BERT is in transformers' list of causal models, and is none unless its configuration says so."""
         sizes = {"vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
