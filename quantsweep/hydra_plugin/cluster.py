@@ -45,14 +45,17 @@ _SECRET = re.compile(f"{_KNOWN}|{_NAMED}{_LITERAL}")
 # --- the file as text ---------------------------------------------------------------------------------------------------
 
 
-def file_problems(path: Path, roots: Collection[str]) -> list[str]:
-    """What a cluster's yaml says that YAML or Hydra would take for something else; roots: the first words that interpolations may have."""
+def file_problems(path: Path, roots: Collection[str] | None) -> list[str]:
+    """What a yaml says that YAML or Hydra would take for something else.
+
+    roots: the first words that interpolations of a cluster's yaml may have; None for another kind, of which only numbers are read.
+    """
     try:
         node = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         return [f"{path} cannot be read: {' '.join(str(error).split())}"]
     if node is not None and not isinstance(node, yaml.MappingNode):
-        return [f"{path} must hold keys and values; copy conf/cluster/slurm.yaml"]
+        return [f"{path} must hold keys and values, as the files beside it in conf/ do"]
     found = (_problem_of(key, scalar, roots) for key, scalar in (() if node is None else _scalars(node)))
     return [f"{path}: {problem}" for problem in found if problem is not None]
 
@@ -68,13 +71,16 @@ def _scalars(node: yaml.Node, key: str = "") -> Iterator[tuple[str, yaml.ScalarN
             yield from _scalars(value, f"{key}.{name.value}" if key else str(name.value))
 
 
-def _problem_of(key: str, scalar: yaml.ScalarNode, roots: Collection[str]) -> str | None:
+def _problem_of(key: str, scalar: yaml.ScalarNode, roots: Collection[str] | None) -> str | None:
     text, kind = scalar.value, scalar.tag.rpartition(":")[2]
     if kind in ("int", "float") and ":" in text:
         value = yaml.safe_load(text)
-        return f"{key}: {text} is {value:,} to YAML (base 60); write minutes as a number, or quote it: {key}: '{text}'"
+        remedy = "write minutes as a number, or quote it as Slurm takes it: '24:00:00' (12:00 is 12 minutes to Slurm)"
+        return f"{key}: {text} is {value:,} to YAML (base 60); {remedy if 'minutes' in key else 'quote it'}"
     if kind == "int" and re.fullmatch(r"[-+]?0[0-7_]+", text):
         return f"{key}: {text} is {yaml.safe_load(text)} to YAML (an octal number); quote it: {key}: '{text}'"
+    if roots is None:
+        return None
     if kind == "bool" and text.lower() not in ("true", "false") and key not in TRUTHS:
         return f"{key}: {text} is {str(yaml.safe_load(text)).lower()} to YAML; quote it ({key}: '{text}'), or write true or false"
     unknown = next((inner for inner in _INTERPOLATION.findall(text) if not _is_setting(inner, roots)), None)

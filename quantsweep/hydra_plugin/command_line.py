@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from quantsweep.checks import shown
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean
 from quantsweep.hydra_plugin.axis_values import override_values, plain_element
-from quantsweep.hydra_plugin.cluster import file_problems as cluster_file_problems
+from quantsweep.hydra_plugin.cluster import file_problems as yaml_problems
 from quantsweep.hydra_plugin.components import (
     CONFIG_NAME,
     GROUPS,
@@ -332,7 +332,7 @@ def _unknown_names(overrides: Sequence[Override], studies: Sequence[str], folder
             files += [] if broken else study_files(name, folders)
     typed = _typed_choices(overrides, folders, problems)
     choices = _choices(typed, files, load_yaml(folders, CONFIG_NAME))
-    broken = _cluster_problems(choices.base["cluster"], folders)
+    broken = _yaml_problems(choices, folders)
     if broken:
         return [*problems, *broken]
     known = _known_keys(folders, choices.options)
@@ -347,10 +347,16 @@ def _unknown_names(overrides: Sequence[Override], studies: Sequence[str], folder
     return problems
 
 
-def _cluster_problems(name: str, folders: Sequence[Path]) -> list[str]:
-    """What the chosen cluster's file says that YAML or Hydra would take for something else."""
-    config = load_yaml(folders, CONFIG_NAME)
-    return cluster_file_problems(find_yaml(folders, f"cluster/{name}"), {*config, *GROUPS, "hydra"})
+def _yaml_problems(choices: _Choices, folders: Sequence[Path]) -> list[str]:
+    """What the chosen files say that YAML would take for something else: numbers in all of them, everything in the cluster's."""
+    roots = {*load_yaml(folders, CONFIG_NAME), *GROUPS, "hydra"}
+    chosen = {group: names for group, names in choices.options.items() if group != "cluster"} | {"cluster": [choices.base["cluster"]]}
+    return [
+        problem
+        for group, names in chosen.items()
+        for name in names
+        for problem in yaml_problems(find_yaml(folders, f"{group}/{name}"), roots if group == "cluster" else None)
+    ]
 
 
 def _problems_of_settings(files: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
