@@ -34,6 +34,7 @@ from quantsweep.environment import RunningCode
 from quantsweep.errors import EvaluationError, ModelError, QuantizationError
 from quantsweep.registry import METHODS
 from quantsweep.share import Share
+from quantsweep.signs import Heard, while_bytes_move
 from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec
 from quantsweep.words import count
 
@@ -78,7 +79,7 @@ class TrialRunner:
         finally:
             started = time.perf_counter()
             self._share.end_task()
-            loaded.restore()
+            loaded.restore(self._progress)
         if failed:
             raise _all_of(failed)
         self._send({"event": "done", "restore_seconds": time.perf_counter() - started, **meter.read()})
@@ -87,6 +88,8 @@ class TrialRunner:
         """Report one task's result; what is wrong with that task alone is returned: the trial's other tasks have theirs."""
         self._share.begin_task(task.task_key)
         try:
+            with while_bytes_move(self._progress):
+                evaluator.prepare(task)
             result = evaluator.evaluate(task)
         except (EvaluationError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             return error
@@ -95,10 +98,17 @@ class TrialRunner:
         return None
 
     def _load(self, spec: ModelSpec, settings: RunSettings) -> tuple[LoadedModel, Evaluator]:
+        started = time.perf_counter()
+        with while_bytes_move(self._progress):
+            loaded, evaluator = self._loaded_model(spec, settings)
+        self._send({"event": "loaded", "load_seconds": time.perf_counter() - started, **_device_facts(loaded.device)})
+        return loaded, evaluator
+
+    def _loaded_model(self, spec: ModelSpec, settings: RunSettings) -> tuple[LoadedModel, Evaluator]:
         from quantsweep.evaluation.evaluator import Evaluator
+        from quantsweep.models.blocks import decoder_blocks
         from quantsweep.models.loading import load_model
 
-        started = time.perf_counter()
         if self._refused is not None and self._refused[0] == spec:
             raise self._refused[1].with_traceback(self._refused[2])  # a model that cannot be loaded fails all its trials, and is read once
         if self._loaded is None or self._evaluator is None or self._spec != spec:
@@ -119,13 +129,13 @@ class TrialRunner:
                 data_revisions=dict(settings.data_revisions),
                 on_progress=self._progress,
             )
+            for block in decoder_blocks(self._loaded.model)[1]:  # a batch of a large model takes long
+                block.register_forward_hook(lambda *_: self._progress())
             self._spec = spec
-        seconds = time.perf_counter() - started
-        self._send({"event": "loaded", "load_seconds": seconds, **_device_facts(self._loaded.device)})
         return self._loaded, self._evaluator
 
     def _progress(self) -> None:
-        """Told after each batch: a slow trial is heard of, a hung one is not."""
+        """Told by whatever takes long: a slow trial is heard of, a hung one is not."""
         now = time.monotonic()
         if now - self._said > PROGRESS_SECONDS:
             self._said = now
@@ -136,7 +146,8 @@ class TrialRunner:
         started = time.perf_counter()
         quantization = planned.trial.quantization
         method, trial = METHODS[quantization.method], planned.trial
-        layers = method.quantize(loaded.layers, quantization, calibration=trial.calibration, seed=trial.seed)
+        heard = Heard(loaded.layers, self._progress)
+        layers = method.quantize(heard, quantization, calibration=trial.calibration, seed=trial.seed)
         refuse_unrecorded(loaded, quantization, layers)
         seconds = time.perf_counter() - started
         sizes = model_sizes(loaded, quantization, layers)
@@ -253,9 +264,11 @@ def main(file_descriptor: int) -> None:
     """Serve trials from the pipe until it ends."""
     connection = Connection(file_descriptor)
     code = RunningCode()
+    sending = threading.Lock()  # signs of life come from a thread of their own
 
     def send(message: Mapping[str, Any]) -> None:
-        connection.send_bytes(json.dumps({**message, "code": code.digest()}).encode())
+        with sending:
+            connection.send_bytes(json.dumps({**message, "code": code.digest()}).encode())
 
     runner = TrialRunner(send)
     requests = _listen(connection)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -22,13 +22,32 @@ from typing import Any
 
 from quantsweep import environment, failures
 from quantsweep.failures import Failure
-from quantsweep.shards import predicted_minutes
 from quantsweep.specs import PlannedTrial, RunSettings
 from quantsweep.stopping import Stop, StoppedError
 
 POLL_SECONDS = 0.2
-MIN_TIMEOUT_MINUTES = 10.0
-TIMEOUT_FACTOR = 5.0
+TICK_SECONDS = 1.0
+SILENCE_MINUTES = 10.0
+"""Everything long gives signs of life; a trial that gives none for so long hangs, whatever was predicted of it."""
+
+
+class Silence:
+    """Seconds in which nothing was heard, as far as this process could listen.
+
+    A process that is stopped (a suspended job, a closed laptop, a paused machine) hears nothing, and that says nothing of its
+    child, which was stopped too: between two looks at most one tick is counted.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = 0.0
+        self._clock, self._last = clock, clock()
+
+    def look(self) -> float:
+        """Count the time since the last look; returns the silence until now."""
+        now = self._clock()
+        self.seconds += min(now - self._last, TICK_SECONDS)
+        self._last = now
+        return self.seconds
 
 
 class ChildDiedError(Exception):
@@ -53,9 +72,7 @@ class Child:
         Raises ChildDiedError if the child dies or is silent for too long, StoppedError between two tasks once `stop` is set
         (in the middle of one when it must not go on).  After the last task nothing is left to stop: the trial is heard to its end.
         """
-        timeout = settings.trial_timeout_minutes
-        if timeout is None:
-            timeout = max(MIN_TIMEOUT_MINUTES, TIMEOUT_FACTOR * predicted_minutes(planned))
+        timeout = settings.trial_timeout_minutes or SILENCE_MINUTES
         pipe = self._start(log)
         kills = oom_kills()
         left = {task.task_key for task in planned.tasks}
@@ -82,12 +99,12 @@ class Child:
             raise ChildDiedError(_cause_of_death(code, kills)) from error
 
     def _receive(self, pipe: Connection, timeout_minutes: float, stop: Stop) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_minutes * 60
+        silence = Silence()
         while not pipe.poll(POLL_SECONDS):
             if stop.drops_now():
                 self.kill()
                 raise StoppedError
-            if time.monotonic() > deadline:
+            if silence.look() > timeout_minutes * 60:
                 self.kill()
                 raise ChildDiedError(failures.hung(timeout_minutes))
         return json.loads(pipe.recv_bytes())  # type: ignore[no-any-return]

@@ -493,7 +493,7 @@ class RunSettings:
     device: "auto" (a GPU if there is one), "cpu" or "cuda".  batch_size: sequences a forward pass, or
     None for a choice by the evaluator.  task_path: a folder of lm-eval YAMLs searched first.
     trial_timeout_minutes: how long a trial may be silent before it is killed, or None for the
-    rule (5 x the predicted time, at least 10).  tracking: the configuration of the tracking service.
+    rule (10: everything long gives signs of life).  tracking: the configuration of the tracking service.
     data_revisions: (task, revision of its data) as `quantsweep prewarm` pinned them; other data are refused.
     """
 

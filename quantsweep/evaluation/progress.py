@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-OnProgress = Callable[[], None]
-"""Called often while work goes on; must be quick."""
+from quantsweep.signs import OnProgress as OnProgress
 
 T = TypeVar("T")
 

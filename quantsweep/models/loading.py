@@ -44,6 +44,7 @@ from quantsweep.models.planting import plant_outliers
 from quantsweep.models.progress import no_progress_bars
 from quantsweep.models.walk import predecessors
 from quantsweep.pins import converted_folder
+from quantsweep.signs import OnProgress
 from quantsweep.specs import ModelSpec
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -111,8 +112,10 @@ class LoadedModel:
         if changed := differing(state, state_checksums(self.model)):
             raise ModelError(_changed(self.spec, changed, "while it was evaluated"))
 
-    def restore(self) -> int:
+    def restore(self, on_progress: OnProgress = lambda: None) -> int:
         """Put the original bits back into every layer written since the last restore; the number of such layers.
+
+        on_progress: called after each layer.
 
         Raises ModelError when the bits are not those that were loaded.
         """
@@ -121,6 +124,7 @@ class LoadedModel:
         written = [layer for layer in self.layers.values() if layer.is_written]
         for layer in written:
             layer.restore()
+            on_progress()
         return len(written)
 
 
