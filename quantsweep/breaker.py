@@ -19,7 +19,15 @@ from quantsweep.paths import SweepFolder
 from quantsweep.plan import plan_sequence, read_headers
 
 COUNTED = frozenset(
-    {failures.BUG, failures.CRASHED, failures.QUANTIZATION, failures.MODEL_OR_DATA, failures.CONFIGURATION, failures.CODE_CHANGED}
+    {
+        failures.BUG,
+        failures.CRASHED,
+        failures.QUANTIZATION,
+        failures.MODEL_OR_DATA,
+        failures.CONFIGURATION,
+        failures.CODE_CHANGED,
+        failures.NO_ACCESS,
+    }
 )
 SHARED_COLUMNS = ("method", "family", "model", "data_type", "bit_width", "granularity", "block_size")
 

@@ -4,18 +4,20 @@ Only the worker can tell a GPU out of memory from a bug (both are exceptions ins
 only the parent can tell a crash (a signal) from an exception.  A fingerprint is a hash of the
 exception's type and of the functions in its traceback: the same code path gives the same
 fingerprint, whatever the line numbers, messages and machines.  NaN is not a failure but a result.
+What an exception is a sign of is decided in `quantsweep.causes`.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import re
 import signal
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantsweep import causes
+from quantsweep.causes import Kind
+from quantsweep.causes import is_disk_full as is_disk_full
 from quantsweep.errors import ConfigurationError, EvaluationError, ModelError, QuantizationError
 from quantsweep.words import count
 
@@ -29,6 +31,8 @@ CRASHED = "crashed"
 KILLED = "killed"
 HUNG = "hung"
 BAD_NODE = "bad_node"
+NO_ANSWER = "no_answer"
+NO_ACCESS = "no_access"
 TIME_LIMIT = "time_limit"
 NODE_FAILURE = "node_failure"
 PREEMPTED = "preempted"
@@ -47,6 +51,8 @@ CLASSES = {
     KILLED: "somebody killed the process (often the machine, out of memory)",
     HUNG: "nothing was heard of the trial for too long; it was killed",
     BAD_NODE: "the machine's GPU or driver is broken",
+    NO_ANSWER: "a file system or a network did not answer, or the machine had no handle, thread or process left; it may pass",
+    NO_ACCESS: "a file or a folder that this user may not read or write, a cache for example",
     TIME_LIMIT: "the batch system's time limit ended the job in the middle of the trial",
     NODE_FAILURE: "the machine was lost in the middle of the trial",
     PREEMPTED: "the job had to make room for another in the middle of the trial",
@@ -69,12 +75,14 @@ class Failure:
 
 
 def from_exception(error: BaseException) -> Failure:
-    """Classify an exception that came out of a trial."""
+    """Classify an exception that came out of a trial; the message ends with what helps."""
     frames = traceback.extract_tb(error.__traceback__)
     path = [f"{Path(frame.filename).name}:{frame.name}" for frame in frames]
+    kind, remedy = _class_of(error)
+    message = f"{type(error).__name__}: {error}"
     return Failure(
-        failure_class=_class_of(error),
-        message=f"{type(error).__name__}: {error}",
+        failure_class=kind,
+        message=f"{message}. {remedy}" if remedy else message,
         fingerprint=_hash([type(error).__name__, *path]),
         traceback="".join(traceback.format_exception(error)),
     )
@@ -156,33 +164,26 @@ def code_changed(planned: str, imported: str) -> Failure:
     return Failure(failure_class=CODE_CHANGED, message=message, fingerprint=_hash([CODE_CHANGED]))
 
 
-def is_disk_full(error: OSError) -> bool:
-    """True for the errors of a full disk or an exhausted quota."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _class_of(error: BaseException) -> str:
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; this module imports no torch
-        return OUT_OF_GPU_MEMORY
-    if isinstance(error, MemoryError):
-        return OUT_OF_HOST_MEMORY
-    if _BROKEN_MACHINE.search(str(error)):
-        return BAD_NODE
-    if isinstance(error, OSError) and is_disk_full(error):
-        return DISK_FULL
+def _class_of(error: BaseException) -> tuple[str, str]:
+    """(class, what helps: empty where the message says it)."""
+    surroundings = causes.of(error)
+    if surroundings is not None:
+        return _CLASS_OF_CAUSE[surroundings.kind], surroundings.remedy
     if isinstance(error, (ModelError, EvaluationError, FileNotFoundError, ConnectionError)):
-        return MODEL_OR_DATA
+        return MODEL_OR_DATA, ""
     if isinstance(error, QuantizationError):
-        return QUANTIZATION
-    return CONFIGURATION if isinstance(error, ConfigurationError) else BUG
+        return QUANTIZATION, ""
+    return (CONFIGURATION if isinstance(error, ConfigurationError) else BUG), ""
 
 
-# What CUDA and NVML say when it is the machine's fault; a device-side assert or an illegal address is the program's.
-_BROKEN_MACHINE = re.compile(
-    r"uncorrectable ECC|no CUDA-capable device|CUDA-capable device\(s\) is/are busy|device is unavailable|hardware stack error"
-    r"|GPU is lost|fallen off the bus|driver/library version mismatch|CUDA driver initialization failed|CUDA unknown error",
-    re.IGNORECASE,
-)
+_CLASS_OF_CAUSE = {
+    Kind.GPU_MEMORY: OUT_OF_GPU_MEMORY,
+    Kind.HOST_MEMORY: OUT_OF_HOST_MEMORY,
+    Kind.MACHINE: BAD_NODE,
+    Kind.DISK: DISK_FULL,
+    Kind.NO_ANSWER: NO_ANSWER,
+    Kind.NO_ACCESS: NO_ACCESS,
+}
 
 
 def _hash(parts: list[str]) -> str:

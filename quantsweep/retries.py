@@ -10,7 +10,8 @@
     bad_node                 10      the same, that node excluded
     crashed, hung             1      the same                   a flipped bit or a stuck file system; twice is no accident
     not_started               2      the same
-    disk_full                 0      –                          making space is a person's work
+    no_answer                 3      the same                   a server that restarts, a stale handle
+    disk_full, no_access      0      –                          making space, or opening a folder, is a person's work
     code_changed              0      –                          a launch plans with the code of its moment
     model_or_data, configuration, quantization, bug   0         the same input gives the same failure
 
@@ -53,6 +54,8 @@ TREATMENTS: Mapping[str, Treatment] = {
     failures.CRASHED: Treatment(retries=1),
     failures.HUNG: Treatment(retries=1),
     failures.NOT_STARTED: Treatment(retries=2),
+    failures.NO_ANSWER: Treatment(retries=3),
+    failures.NO_ACCESS: Treatment(retries=0),
     failures.DISK_FULL: Treatment(retries=0),
     failures.MODEL_OR_DATA: Treatment(retries=0),
     failures.CONFIGURATION: Treatment(retries=0),

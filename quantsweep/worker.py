@@ -39,6 +39,7 @@ Observer = Callable[[PlannedTrial, str, int], None]
 
 BREAKER_SECONDS = 60.0
 """A worker whose trials fail reads everybody's attempts about this often, to see whether others fail in the same place."""
+OF_THE_MACHINE = frozenset({failures.BAD_NODE, failures.NO_ANSWER})
 MAX_STRIKES = 2
 """A worker on whose machine so many trials in a row failed for the machine's fault ends."""
 OVERTIME_SHARE = 0.5
@@ -235,7 +236,7 @@ class _ShardRun:
                 "Make space, then launch again; nothing that was written is lost"
             )
         worker = self._worker
-        worker.strikes = worker.strikes + 1 if cause == failures.BAD_NODE else 0
+        worker.strikes = worker.strikes + 1 if cause in OF_THE_MACHINE else 0
         if worker.strikes >= MAX_STRIKES:
             self._stop.set(Stop.BAD_NODE)
         if cause == failures.CODE_CHANGED and worker.beat.record.job is None:

@@ -94,6 +94,8 @@ def run_local(plan_path: Path, shard_ids: Sequence[int], *, workers: int, device
             summary.problems.append(f"workers did not end within {DROP_SECONDS:.0f} s: does {plan_path.parent} answer?")
     if stop.reason == Stop.SUPERSEDED:  # all that was not begun is somebody else's, too
         summary.superseded = max(1, len(trials) - summary.done - summary.failed - summary.held)
+    if stop.reason == Stop.BAD_NODE:
+        summary.problems.append("trial after trial failed for this machine's fault, and the rest was left: see why they failed")
     summary.budget_spent = stop.reason == Stop.BUDGET
     summary.interrupted = stop.reason in (Stop.PERSON, Stop.ENDED) and not summary.problems
     summary.seconds = time.monotonic() - started

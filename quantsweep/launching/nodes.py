@@ -22,6 +22,8 @@ STRIKES = 2
 STRIKE_HOURS = 24.0
 COLUMNS = ("host", "status", "failure_class", "finished_at", "attempt", "slurm_job", "log")
 CAUSES = frozenset({failures.BAD_NODE, failures.NODE_FAILURE})
+ELSEWHERE = frozenset({failures.NOT_STARTED, failures.NO_ANSWER})
+"""The machine's fault only where other machines do better."""
 
 
 def broken_nodes(folder: SweepFolder) -> dict[str, int]:
@@ -41,7 +43,7 @@ def find_broken(rows: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, i
             strikes.pop(host, None)
         elif host and cause in CAUSES:
             strikes.setdefault(host, set()).add(_strike(row))
-        elif host and cause == failures.NOT_STARTED and works - {host}:
+        elif host and cause in ELSEWHERE and works - {host}:
             strikes.setdefault(host, set()).add(str(row["slurm_job"]))
     return {host: len(found) for host, found in strikes.items() if len(found) >= STRIKES}
 

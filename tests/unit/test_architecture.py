@@ -75,7 +75,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("errors",),
     ("typed",),
     ("checks",),
-    ("signs",),
+    ("signs", "causes"),
     ("specs", "registry"),
     ("conditions", "constraints", "convert", "declared", "identity", "task_identity", "slurm", "failures", "files", "pins"),
     ("checkpoint", "planned_layers"),

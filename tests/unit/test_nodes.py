@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quantsweep import failures
-from quantsweep.launching.nodes import CAUSES, STRIKE_HOURS, find_broken
+from quantsweep.launching.nodes import CAUSES, ELSEWHERE, STRIKE_HOURS, find_broken
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -31,7 +31,7 @@ def test_two_strikes_and_it_is_out(cause: str) -> None:
     assert find_broken([*strikes(cause, 1), *strikes(cause, 1, host="n2")], NOW) == {}
 
 
-@pytest.mark.parametrize("cause", sorted(set(failures.CLASSES) - CAUSES - {failures.NOT_STARTED}))
+@pytest.mark.parametrize("cause", sorted(set(failures.CLASSES) - CAUSES - ELSEWHERE))
 def test_other_causes_are_not_the_machines(cause: str) -> None:
     assert find_broken([*strikes(cause, 5), row(None, host="n2")], NOW) == {}
 
@@ -49,9 +49,10 @@ def test_a_day_forgives() -> None:
     assert find_broken([old, new], NOW) == {}
 
 
-def test_a_node_on_which_nothing_begins_is_out_only_if_another_works() -> None:
-    """Else it is the setup lines that are wrong, and every node would be out."""
-    two = strikes(failures.NOT_STARTED)
+@pytest.mark.parametrize("cause", sorted(ELSEWHERE))
+def test_a_node_on_which_nothing_begins_or_answers_is_out_only_if_another_works(cause: str) -> None:
+    """Else it is the setup lines that are wrong, or a file server, and every node would be out."""
+    two = strikes(cause)
     assert find_broken(two, NOW) == {}
     assert find_broken([*two, row(None, host="n1", hours=3)], NOW) == {}, "nowhere else"
     assert find_broken([*two, row(None, host="n2", hours=9)], NOW) == {"n1": 2}

@@ -301,9 +301,10 @@ def test_a_worker_without_a_gpu_uses_none_of_it(sweep: SweepFolder, plan: Path) 
     assert script.ran == [2, 3, 4, 5]
 
 
-def test_two_strikes_of_the_machine_end_the_worker_also_across_shards(sweep: SweepFolder) -> None:
+@pytest.mark.parametrize("cause", [failures.BAD_NODE, failures.NO_ANSWER])
+def test_two_strikes_of_the_machine_end_the_worker_also_across_shards(sweep: SweepFolder, cause: str) -> None:
     plan = write(sweep, [trial(bits) for bits in (2, 3, 4)])
-    bad = (LOADED, failed(failures.BAD_NODE))
+    bad = (LOADED, failed(cause))
     made, script = start(plan, {2: bad, 3: bad})
     summaries = [made.run(shard_id) for shard_id in (0, 1)]
     made.close()
