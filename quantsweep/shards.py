@@ -9,11 +9,12 @@ past trials, `quantsweep.prediction` knows better, and `cut` is given its minute
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from itertools import groupby
 from typing import Any, Protocol
 
-from quantsweep.specs import PlannedTrial, Resources, Shard, TaskSpec
+from quantsweep.specs import ModelSpec, PlannedTrial, Resources, Shard, TaskSpec, canonical_json
 
 EXAMPLES_OF_A_TASK = 2_000
 """Assumed where a task has no limit."""
@@ -31,8 +32,9 @@ UNKNOWN_PARAMETERS = 1_000_000_000
 """Assumed where a model's yaml states no parameter count."""
 Minutes = Callable[[PlannedTrial], float]
 """Predicts the duration of one trial on one worker, in minutes."""
-SHARDS_A_WORKER = 4
-"""Local workers get at least this many shards each (if there are trials enough), so that none idles at the end."""
+SHARES = 3
+"""A local worker's next shard is this part of its share of what is left: shards shrink, so that none idles at the end; but to none
+shorter than loading its model, which another worker would have to do for it."""
 
 
 ARITHMETIC_RANGE = (0.3, 10.0)
@@ -101,45 +103,66 @@ def cut(
     """Cut trials into shards, small models first.
 
     max_minutes: predicted bound of a shard (a single longer trial is a shard of its own).
-    workers: for local runs, how many work side by side; shards are then cut small enough to keep them all busy.  None: on Slurm.
+    workers: for local runs, how many work side by side; shards then shrink towards the end, to keep them all busy.  None: on Slurm.
     minutes: predicts one trial.
     """
-    ordered = sorted(trials, key=_order)
-    total = sum(map(minutes, ordered))
-    if workers is not None:
-        max_minutes = min(max_minutes, total / (workers * SHARDS_A_WORKER))
-    else:
-        max_minutes = min(max_minutes, max(SLURM_MINUTES, total / SLURM_SHARDS))
-    pieces = [
-        (resources, tuple(chunk))
-        for (_, resources), group in groupby(ordered, key=_affinity)
-        for chunk in _chunks([(trial, minutes(trial)) for trial in group], max_minutes)
-    ]
+    costed = [(planned, minutes(planned)) for planned in sorted(trials, key=_order)]
+    left = sum(cost for _, cost in costed)
+    if workers is None:
+        max_minutes = min(max_minutes, max(SLURM_MINUTES, left / SLURM_SHARDS))
+    pieces: list[tuple[Resources, tuple[PlannedTrial, ...]]] = []
+    for model, group in groupby(costed, key=lambda item: item[0].trial.model):
+        of_model = list(group)
+        if workers is None:
+            bound = _equal_parts(of_model, max_minutes)
+        else:
+            bound = partial(_shrinking, left=left, workers=workers, least=load_minutes(of_model[0][0]), most=max_minutes)
+        pieces += [(model.resources, tuple(chunk)) for chunk in _chunks(of_model, bound)]
+        left -= sum(cost for _, cost in of_model)
     return tuple(Shard(shard_id=number, resources=resources, trials=chunk) for number, (resources, chunk) in enumerate(pieces))
 
 
 def _order(planned: PlannedTrial) -> tuple[Any, ...]:
-    """Small models first (early answers), what is loaded together stays together, its baseline before everything else."""
-    model = planned.trial.model
-    loaded = (model.name, model.content or "", model.dtype, model.unquantized, model.resources.name)
-    return (model.parameters or UNKNOWN_PARAMETERS, *loaded, not planned.trial.quantization.is_baseline)
+    """Small models first (early answers), what is loaded together stays together, its baseline before everything else.
+
+    What a worker has to load is the whole of a ModelSpec, planted outliers too; after that come calibrations, one after the other.
+    """
+    trial = planned.trial
+    calibrated = "" if trial.calibration is None else repr(trial.calibration)
+    return (*_load_order(trial.model), not trial.quantization.is_baseline, calibrated)
 
 
-def _affinity(planned: PlannedTrial) -> tuple[object, Resources]:
-    return _order(planned)[:-1], planned.trial.model.resources
+@cache
+def _load_order(model: ModelSpec) -> tuple[Any, ...]:
+    return model.parameters or UNKNOWN_PARAMETERS, model.name, canonical_json(asdict(model))
 
 
-def _chunks(trials: Sequence[tuple[PlannedTrial, float]], max_minutes: float) -> Iterable[list[PlannedTrial]]:
-    """Consecutive runs of about equal predicted length, none above `max_minutes` unless a single trial is."""
+Costed = tuple[PlannedTrial, float]
+"""A trial and its predicted minutes."""
+
+
+def _equal_parts(trials: Sequence[Costed], max_minutes: float) -> Callable[[float], float]:
+    """Bounds that cut trials into as few parts of about equal length as `max_minutes` allows."""
     total = sum(cost for _, cost in trials)
-    pieces = max(1, -(-total // max_minutes)) if max_minutes > 0 else len(trials)
-    target = total / pieces
+    parts = max(1, -(-total // max_minutes)) if max_minutes > 0 else len(trials)
+    return lambda cut_off: total / parts
+
+
+def _shrinking(cut_off: float, *, left: float, workers: int, least: float, most: float) -> float:
+    """Of what is left after `cut_off` a part of each worker's share."""
+    return min(most, max(least, (left - cut_off) / (workers * SHARES)))
+
+
+def _chunks(trials: Sequence[Costed], bound: Callable[[float], float]) -> Iterable[list[PlannedTrial]]:
+    """Consecutive runs, none longer than its bound unless a single trial is; bound: minutes that are cut off already → minutes."""
     chunk: list[PlannedTrial] = []
-    minutes = 0.0
+    minutes = cut_off = 0.0
+    most = bound(0.0)
     for trial, cost in trials:
-        if chunk and minutes + cost > target * (1 + 1e-9):
+        if chunk and minutes + cost > most * (1 + 1e-9):
             yield chunk
-            chunk, minutes = [], 0.0
+            cut_off += minutes
+            chunk, minutes, most = [], 0.0, bound(cut_off)
         chunk.append(trial)
         minutes += cost
     if chunk:

@@ -1,7 +1,7 @@
 """Shards on this machine: worker threads, each with one child process, and a live display.
 
-One worker a GPU, or one a core.  Shards are handed out in order; a worker keeps its child, and the
-model in it, from one shard to the next.  Ctrl-C lets the tasks at hand finish, a second one drops
+One worker a GPU, or one a core.  A worker keeps its child, and the model in it, from one shard to
+the next.  Ctrl-C lets the tasks at hand finish, a second one drops
 them; either way every finished task has its row, and the same command goes on from there.
 """
 
@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from quantsweep.launching.lock import check_not_lost
 from quantsweep.launching.submissions import read_submissions, spent_by_job
 from quantsweep.paths import SweepFolder
 from quantsweep.plan import read_header, read_minutes, shard_samples
-from quantsweep.specs import PlannedTrial
+from quantsweep.specs import ModelSpec, PlannedTrial
 from quantsweep.stopping import Allotment, Stop, stopped_by_signals
 from quantsweep.worker import JobContext, Worker
 from quantsweep.workers import read_records
@@ -72,9 +71,8 @@ class LocalSummary:
 
 def run_local(plan_path: Path, shard_ids: Sequence[int], *, workers: int, device: str) -> LocalSummary:
     """Run shards on this machine until they are done, the budget is spent, or somebody presses Ctrl-C."""
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for shard_id in shard_ids:
-        todo.put(shard_id)
+    samples = shard_samples(plan_path)
+    todo = _Todo({shard_id: samples[shard_id].trial.model for shard_id in shard_ids})
     gpus = _gpus_each(plan_path, shard_ids, device)
     workers = max(1, min(workers, len(shard_ids), *([num_gpus() // gpus] if gpus > 1 else [])))
     stop = Stop()
@@ -119,12 +117,30 @@ def _allotment(plan_path: Path, gpus: int) -> Allotment:
     return Allotment(budget.remaining(hours, [heard.record for heard in read_records(folder)], {}, spent_by_job(read_submissions(folder))))
 
 
+class _Todo:
+    """Shards that are left; a worker goes on with the model that it has loaded, then takes one that nobody has, in the end anybody's."""
+
+    def __init__(self, models: Mapping[int, ModelSpec]) -> None:
+        self._left = dict(models)
+        self._loaded: dict[int, ModelSpec] = {}
+        self._lock = threading.Lock()
+
+    def take(self) -> int | None:
+        """The next shard of the calling thread; None if there is none."""
+        with self._lock:
+            if not self._left:
+                return None
+            loaded = self._loaded.pop(threading.get_ident(), None)
+            others = self._loaded.values()
+            shard_id = min(self._left, key=lambda one: (self._left[one] != loaded, self._left[one] in others))
+            self._loaded[threading.get_ident()] = self._left.pop(shard_id)
+            return shard_id
+
+
 class _Hand(threading.Thread):
     """One worker thread: takes shards until there are none."""
 
-    def __init__(
-        self, make: Callable[[], Worker], stop: Stop, todo: queue.SimpleQueue[int], summary: LocalSummary, tally: Tally, lock: Path
-    ) -> None:
+    def __init__(self, make: Callable[[], Worker], stop: Stop, todo: _Todo, summary: LocalSummary, tally: Tally, lock: Path) -> None:
         super().__init__(daemon=True)
         self._make, self._stop_asked, self._todo, self._summary, self._tally, self._lock = make, stop, todo, summary, tally, lock
         self._is_warm = False
@@ -133,9 +149,8 @@ class _Hand(threading.Thread):
     def run(self) -> None:
         """Until the queue is empty, a stop, or results that cannot be written."""
         try:
-            with contextlib.closing(self._make()) as self.worker, contextlib.suppress(queue.Empty):
-                while not self._stop_asked.is_set():
-                    shard_id = self._todo.get_nowait()
+            with contextlib.closing(self._make()) as self.worker:
+                while not self._stop_asked.is_set() and (shard_id := self._todo.take()) is not None:
                     ended = self.worker.run(shard_id, self._observe)
                     self._summary.held += ended.held
                     self._summary.superseded += ended.superseded
