@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -116,14 +114,14 @@ class Child:
         ours, theirs = Pipe()
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "quantsweep.child", str(theirs.fileno())],
+                environment.module_command("quantsweep.child", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 # A session of its own: Ctrl-C in the terminal reaches the launcher, which ends trials in order.
                 start_new_session=True,
-                env={**os.environ, **self._extra},
+                env={**environment.module_variables(), **self._extra},
             )
         self._pipe = ours
         return ours

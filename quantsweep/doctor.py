@@ -170,7 +170,9 @@ def _gpus() -> tuple[str, list[tuple[str, int, int]]]:
 
 def _check_torch(num_gpus: int) -> Check:
     try:
-        done = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
+        )
         version, cuda, seen = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
         return _check("gpu", "torch", f"cannot be asked ({type(error).__name__})", "problem", f"run: {sys.executable} -c 'import torch'")

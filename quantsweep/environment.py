@@ -105,6 +105,23 @@ class RunningCode:
         return self._digest
 
 
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs one of our modules in a process of its own, which imports nothing from the working directory."""
+    return [sys.executable, "-P", "-u", "-m", module, *arguments]
+
+
+def module_variables() -> dict[str, str]:
+    """The environment for `module_command`: that of this process, and the checkout that it runs from where the code comes from there.
+
+    An empty part of PYTHONPATH is the working directory, and hardly ever meant.
+    """
+    root = product_root()
+    own = [str(root)] if (root / "quantsweep").is_dir() else []
+    given = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part not in own]
+    path = {"PYTHONPATH": os.pathsep.join([*own, *given])} if own or given else {}
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | path | {"PYTHONSAFEPATH": "1"}
+
+
 def node_name() -> str:
     """The machine, by the name that Slurm has for it inside a job."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from quantsweep.environment import module_command, module_variables
 from quantsweep.errors import QuantsweepError
 from quantsweep.identity import TOKENIZER_FILES
 from quantsweep.pins import (
@@ -267,11 +267,11 @@ def _data_text(pin: TaskPin) -> str:
 
 def _child(job: str, request: Mapping[str, Any], *, offline: bool) -> dict[str, Any]:
     """Run one job of `quantsweep.prewarm_child`; raises _FetchError with its reason, or with what it last said."""
-    environment = dict(os.environ) | (dict.fromkeys(OFFLINE, "1") if offline else {})
+    environment = module_variables() | (dict.fromkeys(OFFLINE, "1") if offline else {})
     with tempfile.TemporaryDirectory(prefix="quantsweep-prewarm-") as name:
         asked, answered = Path(name) / "request.json", Path(name) / "answer.json"
         asked.write_text(json.dumps(request))
-        argv = [sys.executable, "-m", "quantsweep.prewarm_child", job, str(asked), str(answered)]
+        argv = module_command("quantsweep.prewarm_child", job, str(asked), str(answered))
         done = subprocess.run(
             argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
         )
