@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import pyarrow.compute as pc
 
 from quantsweep import records
 from quantsweep.environment import Environment
 from quantsweep.failures import Failure
 from quantsweep.order import launch_number
 from quantsweep.paths import SweepFolder
+from quantsweep.plan import read_shard, remaining_tasks
 from quantsweep.specs import PlannedTrial, content_hash
 from quantsweep.workers import WorkerRecord
 
@@ -87,8 +90,8 @@ class Attempt:
 
 
 def _failure_columns(failure: Failure | None) -> Mapping[str, Any]:
-    fields = {"class": "failure_class", "message": "message", "fingerprint": "fingerprint", "traceback": "traceback"}
-    return {f"failure_{name}": getattr(failure, key, None) for name, key in fields.items()}
+    names = {"class": "failure_class", "message": "message", "fingerprint": "fingerprint", "traceback": "traceback"}
+    return {f"failure_{name}": getattr(failure, key, None) for name, key in names.items()}
 
 
 def lost_row(folder: SweepFolder, record: WorkerRecord, planned: PlannedTrial, failure: Failure) -> dict[str, Any]:
@@ -107,6 +110,42 @@ def lost_row(folder: SweepFolder, record: WorkerRecord, planned: PlannedTrial, f
         started_at=now if record.trial_started is None else datetime.fromtimestamp(record.trial_started, UTC),
     )
     return attempt.row(failure, now, log_end=record.log_start if not record.log else _size(record.log, record.log_start))
+
+
+def completed_rows(folder: SweepFolder, record: WorkerRecord) -> list[dict[str, Any]]:
+    """The row of the trial that a lost worker was at, if it wrote every evaluation of it and only this row is missing."""
+    if record.trial_id is None or record.shard_id is None:
+        return []
+    shard = read_shard(folder.plan / record.plan, record.shard_id)
+    planned = next((planned for planned in shard.trials if planned.trial.trial_id == record.trial_id), None)
+    if planned is None or remaining_tasks(planned, records.read_done(folder.path)).tasks:
+        return []
+    metrics = records.read_table(folder.path, "metrics")
+    own = pc.and_(pc.equal(metrics.column("trial_id"), record.trial_id), pc.equal(metrics.column("plan"), record.plan))
+    rows = metrics.filter(pc.and_(own, metrics.column("is_primary"))).to_pylist()
+    last = max(rows, key=lambda row: row["finished_at"], default=None)
+    if last is None or last["attempt"] in records.read_table(folder.path, "trials", ["attempt"]).column("attempt").to_pylist():
+        return []
+    evaluations = {row["task_key"]: row for row in rows if row["attempt"] == last["attempt"]}
+    return [_completed_row(record, planned, list(evaluations.values()))]
+
+
+def _completed_row(record: WorkerRecord, planned: PlannedTrial, evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """From the primary rows of `metrics` of the attempt; what only its process knew (memory, seconds of loading) is null."""
+    last = max(evaluations, key=lambda row: row["finished_at"])
+    attempt = Attempt(
+        planned=planned,
+        **{name: last[name] for name in ("attempt", "plan", "launch", "life", "shard_id")},
+        environment=Environment(**{one.name: last[one.name] for one in fields(Environment)}),
+        log=Path(record.log).name,
+        log_start=record.log_start,
+        started_at=last["finished_at"] if record.trial_started is None else datetime.fromtimestamp(record.trial_started, UTC),
+        facts={name: last[name] for name in ("device", "driver")},
+        sizes={column.name: last[column.name] for column in records.SIZE},
+        evaluate_seconds=sum(row["evaluate_seconds"] for row in evaluations),
+        num_tasks=len(evaluations),
+    )
+    return attempt.row(None, last["finished_at"], log_end=_size(record.log, record.log_start))
 
 
 def _size(log: str, at_least: int) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep import breaker, environment, failures, records
-from quantsweep.attempts import Attempt, lost_row
+from quantsweep.attempts import Attempt, completed_rows, lost_row
 from quantsweep.child import GIVEN_GPUS
 from quantsweep.child_process import Child, ChildDiedError
 from quantsweep.errors import ResultsError
@@ -32,7 +32,7 @@ from quantsweep.specs import PlannedTrial, Shard, content_hash
 from quantsweep.stopping import Allotment, Stop, StoppedError, stopped_by_signals
 from quantsweep.tracking import make_tracker
 from quantsweep.wanted import Wanted
-from quantsweep.workers import ENDED_WITH_ERROR, WorkerRecord, new_worker_name
+from quantsweep.workers import ENDED_WITH_ERROR, WorkerRecord, new_worker_name, read_records
 
 Observer = Callable[[PlannedTrial, str, int], None]
 """Told of each trial's end: the trial, "done", "failed", "stopped" or "superseded", and how many evaluations it wrote."""
@@ -98,6 +98,7 @@ class Worker:
         self.log = self.folder.logs / f"{name}.log"
         self.writer = records.Writer(self.folder, name)
         self.beat = Beat(self.folder, self._first_record(name), self.context.allotment)
+        self.writer.add("trials", self._completed_before())
         self.poison = close_earlier_runs(self.folder, self.beat.record)
         self.given_up = frozenset(_given_up(self.folder, self.header))
         self.wanted = Wanted(self.folder, self.header, name)
@@ -121,6 +122,13 @@ class Worker:
             gpus=self.context.gpus,
             log=str(self.log),
         )
+
+    def _completed_before(self) -> list[dict[str, Any]]:
+        """Rows of trials that earlier runs of this very job, which Slurm has requeued, completed but for this row."""
+        mine = self.beat.record
+        heard = read_records(self.folder) if mine.job is not None and mine.restarts else []
+        earlier = [one.record for one in heard if one.record.job == mine.job and one.record.restarts < mine.restarts]
+        return [row for record in earlier for row in completed_rows(self.folder, record)]
 
     @property
     def is_superseded(self) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep import failures, records, slurm
-from quantsweep.attempts import lost_row
+from quantsweep.attempts import completed_rows, lost_row
 from quantsweep.launching.charges import charges
 from quantsweep.launching.lock import check_not_lost
 from quantsweep.launching.submissions import Submission, read_submissions
@@ -155,18 +155,21 @@ def _write_new(folder: SweepFolder, rows: list[dict[str, Any]]) -> None:
 
 def _settle_local(folder: SweepFolder, heard: Iterable[Heard]) -> None:
     """Workers of this machine that were killed: nobody's fault, the trial at hand simply runs again."""
-    for one in heard:
-        if one.record.job is None and one.record.ended is None and not one.is_alive:
-            close_record(folder, one.record.worker, "lost")
+    lost = [one.record for one in heard if one.record.job is None and one.record.ended is None and not one.is_alive]
+    _write_new(folder, [row for record in lost for row in completed_rows(folder, record)])
+    for record in lost:
+        close_record(folder, record.worker, "lost")
 
 
 def _lost(folder: SweepFolder, unfinished: _Unfinished, record: WorkerRecord, state: str) -> list[dict[str, Any]]:
     """The row of the trial that a worker was at when it was lost; none if it was between trials, or the loss was wanted."""
-    if record.trial_id is None or state in BLAMELESS or record.shard_id is None:
+    if record.trial_id is None or record.shard_id is None:
         return []
     planned = next((planned for planned in unfinished.of(record.plan, record.shard_id) if planned.trial.trial_id == record.trial_id), None)
     if planned is None:
-        return []  # every task of it was written; only the trial's own row is missing
+        return completed_rows(folder, record)
+    if state in BLAMELESS:
+        return []
     failure = failures.of_lost_job(state, planned.trial.label)
     return [lost_row(folder, record, planned, failure)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 
 import pytest
 
@@ -276,7 +277,6 @@ def test_unknown_for_long_is_written_down_with_its_cause(sweep: SweepFolder, sit
 
 
 def test_killed_workers_of_this_machine_are_nobodys_fault(sweep: SweepFolder, site: Site) -> None:
-    import platform
 
     plan = write(sweep, [PLANNED])
     worker(sweep, host=platform.node(), pid=2**22 - 1, plan=plan.name, shard_id=0, trial_id=TRIAL)
@@ -299,3 +299,33 @@ def test_a_damaged_submission_is_one_message_with_the_remedy(sweep: SweepFolder,
     submission.path.write_bytes(text.encode("latin-1") if text else b"\xff\xfe")
     with pytest.raises(ResultsError, match=r"cannot be read .*move the file away"):
         settle(sweep)
+
+
+def complete(sweep: SweepFolder, plan: str) -> None:
+    """Every evaluation of the trial has its row, and the trial itself has none."""
+    for task in TASKS:
+        finish(sweep, PLANNED, [task], plan=plan)
+    assert records.read_table(sweep.path, "trials").num_rows == 0
+
+
+@pytest.mark.parametrize("state", ["TIMEOUT", "NODE_FAIL", "CANCELLED", "COMPLETED"])
+def test_a_trial_whose_worker_was_lost_before_it_wrote_the_trials_row_gets_it(sweep: SweepFolder, site: Site, job: str, state: str) -> None:
+    complete(sweep, read_records(sweep)[0].record.plan)
+    site.set(state)
+    settle(sweep)
+    [one] = records.read_table(sweep.path, "trials").to_pylist()
+    assert (one["trial_id"], one["status"], one["failure_class"], one["log_start"]) == (TRIAL, "done", None, 7)
+    assert one["attempt"] in {r["attempt"] for r in records.read_table(sweep.path, "metrics").to_pylist()}
+    assert one["total_model_bits"] is not None
+    settle(sweep)
+    assert records.read_table(sweep.path, "trials").num_rows == 1
+
+
+def test_also_one_of_a_worker_of_this_machine_that_was_killed(sweep: SweepFolder, site: Site) -> None:
+    plan = write(sweep, [PLANNED])
+    complete(sweep, plan.name)
+    worker(sweep, host=platform.node(), pid=2**22 - 1, plan=plan.name, shard_id=0, trial_id=TRIAL)
+    settle(sweep)
+    settle(sweep)
+    [one] = records.read_table(sweep.path, "trials").to_pylist()
+    assert (one["trial_id"], one["status"]) == (TRIAL, "done")

@@ -356,6 +356,22 @@ def test_without_a_breaker_nothing_is_held(sweep: SweepFolder, monkeypatch: pyte
 # --- requeued -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_requeued_job_writes_the_row_of_a_trial_that_its_earlier_run_completed(
+    sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in TASKS:
+        finish(sweep, trial(2), [one], plan=plan.name)
+    engine_cases.worker(sweep, job="7_0", plan=plan.name, shard_id=0, trial_id=trial(2).trial.trial_id, restarts=0)
+    monkeypatch.setenv("TEST_JOB", "7_0")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    made, script = start(plan)
+    made.run(0)
+    made.close()
+    rows = records.read_table(sweep.path, "trials").to_pylist()
+    assert sorted(row["status"] for row in rows) == ["done"] * 4
+    assert script.ran == [3, 4, 5]
+
+
 def test_a_requeued_job_closes_its_earlier_runs_and_gives_up_what_keeps_taking_it_down(
     sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
