@@ -149,8 +149,8 @@ def _equal_parts(trials: Sequence[Costed], max_minutes: float) -> Callable[[floa
 
 
 def _shrinking(cut_off: float, *, left: float, workers: int, least: float, most: float) -> float:
-    """Of what is left after `cut_off` a part of each worker's share."""
-    return min(most, max(least, (left - cut_off) / (workers * SHARES)))
+    """Of what is left after `cut_off` a part of each worker's share; all of it where nobody shares."""
+    return most if workers == 1 else min(most, max(least, (left - cut_off) / (workers * SHARES)))
 
 
 def _chunks(trials: Sequence[Costed], bound: Callable[[float], float]) -> Iterable[list[PlannedTrial]]:

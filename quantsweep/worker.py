@@ -99,6 +99,7 @@ class Worker:
         self.writer = records.Writer(self.folder, name)
         self.beat = Beat(self.folder, self._first_record(name), self.context.allotment)
         self.writer.add("trials", self._completed_before())
+        self.tracker = make_tracker(self.folder, self.header)
         self.poison = close_earlier_runs(self.folder, self.beat.record)
         self.given_up = frozenset(_given_up(self.folder, self.header))
         self.wanted = Wanted(self.folder, self.header, name)
@@ -138,6 +139,7 @@ class Worker:
     def close(self, ended: str | None = None) -> None:
         """End the child; write down how this worker ended (by default: as it was asked to, or finished)."""
         self.child.kill()
+        self.tracker.close()
         self.beat.end(ended or (Stop.SUPERSEDED if self.is_superseded else self.stop.reason or "finished"))
 
     def run(self, shard_id: int, observer: Observer | None = None) -> ShardSummary:
@@ -182,7 +184,9 @@ class _ShardRun:
         todo = [planned for planned in left if planned.tasks and planned.trial.trial_id not in self._worker.given_up]
         wanted = self._worker.wanted
         counts: Counter[str] = Counter()
-        tracker = make_tracker(self._settings, self._folder, self._shard.shard_id)
+        tracker = self._worker.tracker
+        if todo:
+            tracker.begin(self._shard.shard_id)
         try:
             for planned in todo:
                 if self._worker.context.allotment.is_spent():
@@ -206,7 +210,8 @@ class _ShardRun:
                 if row is not None:
                     self._look_at(row)
         finally:
-            tracker.finish()
+            if todo:
+                tracker.end()
         return ShardSummary(
             done=counts["done"],
             failed=counts["failed"],

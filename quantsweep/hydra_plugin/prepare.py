@@ -31,6 +31,7 @@ from quantsweep.prediction import Predictor, sweep_folders
 from quantsweep.registry import DATA_TYPES, METHODS, is_codebook
 from quantsweep.specs import ClusterSpec, LaunchSettings, ModelSpec, RunSettings, TaskSpec, options_tuple
 from quantsweep.task_identity import read_own_tasks
+from quantsweep.tracking import what_lacks
 
 T = TypeVar("T")
 
@@ -227,6 +228,8 @@ def run_settings(base: Mapping[str, Any]) -> RunSettings:
         raise ConfigurationError(f"tracking.kind must be none or wandb, got {tracking.get('kind')!r}")
     if tracking["kind"] == "wandb" and tracking.get("mode") not in ("online", "offline"):
         raise ConfigurationError(f"tracking.mode must be online or offline, got {tracking.get('mode')!r}")
+    if tracking["kind"] == "wandb" and (lack := what_lacks(tracking["mode"])) is not None:
+        raise ConfigurationError(lack)
     return RunSettings(**{key: getattr(settings, key) for key in data}, tracking=options_tuple(tracking))
 
 
