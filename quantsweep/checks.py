@@ -24,8 +24,10 @@ def truth(name: str, value: object) -> bool:
 
 
 def text(name: str, value: object, remedy: str) -> str:
-    """A name or a folder; a number is one too, but null and nothing are not."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+    """A name or a folder; a whole number is one too, but null and nothing are not, nor what a file's 1e5 has become."""
+    if isinstance(value, float):
+        raise ConfigurationError(f"{name} must be text; it was read as the number {value!r}: put it in quotes")
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise ConfigurationError(f"{name} must be text that is not empty, got {shown(value)}; write {remedy}")
     return str(value)
 

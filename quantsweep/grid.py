@@ -8,7 +8,7 @@ means (or that it means nothing) is decided later, by `quantsweep.schema` and `q
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -26,6 +26,8 @@ class Axis:
 
     key: str
     values: tuple[Any, ...]
+    is_found: bool = False
+    """Its values are whatever a glob found: nobody asked for each of them, and those that mean nothing here are no mistakes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +77,16 @@ class Grid:
             yield dict(zip(keys, values, strict=True))
 
 
-def refine(grids: tuple[Grid, ...], overrides: Mapping[str, tuple[Any, ...]]) -> tuple[Grid, ...]:
+def refine(grids: tuple[Grid, ...], overrides: Iterable[Axis]) -> tuple[Grid, ...]:
     """Apply what was typed on the command line to a study's grids.
 
     A key that is an axis somewhere *replaces* that axis in every grid that has it and leaves the
     other grids alone (a baseline grid has no `bit_width`).  A key that is an axis nowhere is a new
     axis of every grid.
     """
-    for key, values in overrides.items():
-        axis = Axis(key=key, values=values)
-        if any(key in grid.keys for grid in grids):
-            grids = tuple(grid.with_axis(axis) if key in grid.keys else grid for grid in grids)
+    for axis in overrides:
+        if any(axis.key in grid.keys for grid in grids):
+            grids = tuple(grid.with_axis(axis) if axis.key in grid.keys else grid for grid in grids)
         else:
             grids = tuple(grid.with_axis(axis) for grid in grids)
     return grids

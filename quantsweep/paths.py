@@ -23,6 +23,14 @@ def product_root() -> Path:
     return package.parent if (package.parent / "conf" / "config.yaml").is_file() else package
 
 
+def is_folder(path: Path) -> bool:
+    """True for a folder; False for everything else, also for what the system refuses as a name (too long, a null in it)."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 @dataclass(frozen=True)
 class SweepFolder:
     """The rooms of `results/<sweep>/`.
@@ -81,16 +89,6 @@ class SweepFolder:
         except OSError as error:
             raise ResultsError(f"results folder {self.path} cannot be made: {error.strerror}. Give another with results_dir=…") from error
         self.check()
-
-    def remove_if_empty(self) -> None:
-        """Take away rooms in which nothing was put (what was asked turned out to be a mistake)."""
-        files = [path for path in self.path.rglob("*") if path.is_file()]
-        if all(_is_free_lock(path) for path in files):
-            for path in files:
-                path.unlink()
-            for room in sorted((path for path in self.path.rglob("*") if path.is_dir()), reverse=True):
-                room.rmdir()
-            self.path.rmdir()
 
     def check(self) -> None:
         """Refuse a folder that cannot be written to, or that others can (jobs run code and plans from it)."""

@@ -195,12 +195,13 @@ class _Verdicts:
 
     Where an axis of a study was replaced from the command line, other axes' values may mean nothing with the new ones (a 5-bit
     exponent with bit_width=4): they are skipped and counted.  Mistakes there are typed values that lead nowhere in the whole study.
-    A model leaves no value of another axis without meaning.
+    A model leaves no value of another axis without meaning, and a glob asks for none of its values in particular.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.useful: set[tuple[str, Any]] = set()
+        self._found = frozenset(axis.key for axis in grid.axes if axis.is_found)
         self._typed = frozenset(key for key in grid.typed if key.split(".")[0] != "model")
         self._reasons: dict[tuple[str, Any], str] = {}
 
@@ -215,6 +216,8 @@ class _Verdicts:
     def problems(self, schema: Schema, useful: Collection[tuple[str, Any]]) -> list[str]:
         """Messages for useless values and for dotted keys that no candidate has; `useful`: the useful values of all grids."""
         bad = [item for item in self._reasons if item not in self.useful]
+        has_use = {key for key, _ in self.useful}
+        bad = [item for item in bad if item[0] not in self._found & has_use]
         keys = [key for key in self.grid.keys if "." in key and key not in schema.seen_keys]
         if self._typed:
             bad = [item for item in bad if item[0] in self._typed and item not in useful]

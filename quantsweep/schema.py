@@ -28,6 +28,7 @@ from quantsweep.convert import Config, T, convert, convert_value
 from quantsweep.declared import CAPABILITIES, check_component
 from quantsweep.errors import ConfigurationError, EvaluationError, ModelError
 from quantsweep.pins import Pins
+from quantsweep.sources import plain_name
 from quantsweep.specs import (
     BASELINE,
     BASELINE_BITS,
@@ -235,14 +236,20 @@ def build_model(config: Config, pins: Pins | None = None) -> ModelSpec:
     if revision is None and spec.hub_id is not None and pins is not None:
         revision = pins.revision(spec.hub_id)
     content = _content(spec.path, spec.gguf_file, spec.hub_id, revision)
-    return ModelSpec(**{f.name: getattr(spec, f.name) for f in fields(spec)} | {"revision": revision, "content": content})
+    found = {"revision": revision, "content": content, "path": _anywhere(spec.path)}
+    return ModelSpec(**{f.name: getattr(spec, f.name) for f in fields(spec)} | found)
+
+
+def _anywhere(path: str | None) -> str | None:
+    """A relative path as an absolute one, since jobs may start in another folder; others say where they are."""
+    return path if path is None or path.startswith(("/", "~", "$", identity.PACKAGE_SCHEME)) else str(Path(path).absolute())
 
 
 def _model_name(data: Config) -> str:
     source = data.get("path") or data.get("hub_id")
     if not source:
         raise ConfigurationError("model: give model.path=/folder/of/a/model or model.hub_id=organisation/name")
-    return Path(str(source)).name
+    return plain_name(Path(str(source)).name)
 
 
 def _planted(config: Any) -> Any:

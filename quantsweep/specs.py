@@ -96,9 +96,14 @@ def _defaults(cls: Any, always: frozenset[str], never: frozenset[str]) -> tuple[
     return found
 
 
+def is_plain(name: str) -> bool:
+    """True for a name that cannot leave its folder or confuse a file system."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(kind: str, name: str) -> None:
     """Refuse a name that could leave its folder or confuse a file system."""
-    if not _NAME.fullmatch(name):
+    if not is_plain(name):
         raise ConfigurationError(
             f"{kind} {name!r} is not a plain name: use letters, digits, '.', '_', '+', '-', and begin with a letter or digit"
         )

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from quantsweep.doctor import Check, examine
 from quantsweep.hydra_plugin.cluster import cluster_spec
-from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import compose_base, plain
 from quantsweep.hydra_plugin.prepare import results_dir
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

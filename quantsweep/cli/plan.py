@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from quantsweep import planned_layers, slurm
 from quantsweep.errors import ModelError, SlurmError
-from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import Prepared, prepare
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.launching.refill import array_size
 from quantsweep.messages import plan_text
 from quantsweep.plan import Plan

@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 
 from rich.console import Console
 
-from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import Request, compose_base, make_request, search_folders
 from quantsweep.hydra_plugin.prepare import results_dir, task_path
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.pins import pins_path
 from quantsweep.prewarm import Outcome, prewarm
 from quantsweep.schema import TASK_KEYS, build_model

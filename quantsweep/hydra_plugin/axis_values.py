@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Glob, Override, QuotedString, Range
 from hydra.errors import HydraException
 
 from quantsweep.errors import ConfigurationError
+from quantsweep.sources import folders_of, is_source
 
 MOST_VALUES = 100_000
 """Of one range: more are a slip in its bounds."""
@@ -37,6 +38,11 @@ def _parsed(key: str, text: str) -> Override:
         ) from error
 
 
+def is_found(text: object) -> bool:
+    """True for a pattern: its values are whatever is there."""
+    return isinstance(text, str) and text.startswith("glob(")
+
+
 def override_values(override: Override, known: Iterable[str]) -> tuple[Any, ...]:
     """The values of one override, single or swept; a glob must match something."""
     key = override.key_or_group
@@ -46,6 +52,8 @@ def override_values(override: Override, known: Iterable[str]) -> tuple[Any, ...]
         raise ConfigurationError(f"{override.input_line}: an interval has no end of values; give a list or range(start,stop,step)")
     parsed = override.value()
     if isinstance(parsed, Glob):
+        if key == "model" and any(is_source(pattern) for pattern in parsed.include):
+            return folders_of(parsed.include, parsed.exclude)
         names = parsed.filter(sorted(known))
         if not names:
             raise ConfigurationError(f"{override.input_line} matches no {key}. Available: {', '.join(sorted(known)) or '(none)'}")

@@ -6,7 +6,6 @@ value stays, keys of a study's file that no component has are added beside them.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,69 +28,26 @@ from quantsweep.hydra_plugin.components import (
     dotted_keys,
     find_yaml,
     has_option,
-    is_source,
     leaf_settings,
     load_component,
     load_yaml,
     option_names,
-    source_of,
 )
-from quantsweep.hydra_plugin.own_tasks import options_folder, write_options
-from quantsweep.paths import product_root
+from quantsweep.paths import is_folder, product_root
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, unknown_key
+from quantsweep.sources import is_source, source_of
 
 FREE_KEYS = "cluster.additional_parameters"
 """Below it anything goes: sbatch knows more options than we do."""
+_PLACE = "results, plans and logs go to results_dir/sweep; give results_dir=FOLDER and sweep=NAME"
+_BY_SWEEPER = "this is how our sweeper names a shard to a launcher; `quantsweep resume SWEEP` types a launch again"
+INSTEAD = {
+    **dict.fromkeys(("hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir", "hydra.output_subdir"), _PLACE),
+    **dict.fromkeys(("plan_path", "shard_id"), _BY_SWEEPER),
+}
+"""Keys that are there and that nobody's value would reach, and what to do instead."""
 FIXED_KEYS = dict.fromkeys(("method", "data_type"), ("name", "version", "capabilities"))
 """What a component is, as opposed to what may be chosen."""
-
-
-def expand_shorthand(arguments: Sequence[str]) -> list[str]:
-    """`model=/a/folder` and `model=organisation/name`, which no yaml is named after, as overrides that Hydra understands.
-
-    The tasks of `task_path=/a/folder` become options of the group `task`.
-
-    >>> expand_shorthand(["model=org/name", "bit_width=4"])
-    ['model=hub', 'model.hub_id=org/name', 'bit_width=4']
-    """
-    expanded: list[str] = []
-    for argument in arguments:
-        key, _, value = argument.lstrip("+").partition("=")
-        value = _unquoted(value)
-        if key == "model" and is_source(value):
-            option, field = source_of(value)
-            expanded += [f"model={option}", f"model.{field}={_quoted(value)}"]
-        else:
-            expanded.append(argument)
-    return _with_own_tasks(expanded)
-
-
-def _with_own_tasks(arguments: list[str]) -> list[str]:
-    """The same words with the yamls of the user's own tasks on Hydra's search path."""
-    folder = _task_path(arguments)
-    if folder is None or not folder.is_dir():
-        return arguments
-    number = next((n for n, argument in enumerate(arguments) if argument.startswith("hydra.searchpath=[")), None)
-    places = [] if number is None else yaml.safe_load(arguments[number].partition("=")[2]) or []
-    own = [found for entry in places if (found := search_folder(str(entry))) is not None]
-    place = write_options(folder, [product_root() / "conf", *(each for each in own if not each.is_relative_to(options_folder()))])
-    if place is None or place in own:
-        return arguments
-    written = ",".join(_quoted(str(entry)) for entry in (*places, f"file://{place}"))
-    search = f"hydra.searchpath=[{written}]"
-    return [*arguments, search] if number is None else [*arguments[:number], search, *arguments[number + 1 :]]
-
-
-def _task_path(arguments: Sequence[str]) -> Path | None:
-    """The folder of the user's own tasks, as it is typed, or as the study's file has it."""
-    words = {key.lstrip("+"): _unquoted(value) for key, _, value in (argument.partition("=") for argument in arguments)}
-    folders = [product_root() / "conf", product_root()]
-    path: object = words.get("task_path")
-    if path is None and has_option(folders, "sweeps", name := words.get("sweeps", "")):
-        with contextlib.suppress(yaml.YAMLError):  # said where the file is checked
-            content = yaml.safe_load(find_yaml(folders, f"sweeps/{name}").read_text(errors="replace"))
-            path = content.get("task_path") if isinstance(content, dict) else None
-    return Path(path).expanduser() if isinstance(path, str) and path else None
 
 
 def spread_options(arguments: Sequence[str]) -> list[str]:
@@ -144,16 +100,6 @@ def _spread_keys(overrides: Sequence[Override]) -> Callable[[str], bool]:
 
 def _is_option(key: str) -> bool:
     return key.startswith(("method.options.", "data_type.options."))
-
-
-def _unquoted(value: str) -> str:
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if is_quoted else value
-
-
-def _quoted(value: str) -> str:
-    plain = all(c.isalnum() or c in "/._-" for c in value)
-    return value if plain else "'" + value.replace("'", "\\'") + "'"
 
 
 def refuse_sweeps(arguments: Sequence[str]) -> None:
@@ -236,6 +182,8 @@ def _problem_of_form(override: Override, roots: Iterable[str]) -> str | None:
     """
     key, line = override.key_or_group, override.input_line
     root = key.replace("/", ".").split(".")[0]
+    if key in INSTEAD:
+        return f"{line}: {INSTEAD[key]}"
     if override.is_sweep_override():
         is_once = root in roots and root not in AXIS_KEYS and not study_names(override)
         text = line.partition("=")[2] if line is not None else ""
@@ -250,7 +198,7 @@ def _problem_of_form(override: Override, roots: Iterable[str]) -> str | None:
     if root == "study":
         return f"{line}: study is set by a file in sweeps/ (+sweeps=NAME), and its axes are replaced by their own keys (bit_width=3,4)"
     if key in (*AXIS_KEYS, "sweeps") and isinstance(override.value(), (list, dict)):
-        return f"{line}: values of an axis are written without brackets, as in bit_width=3,4"
+        return f"{line}: values of an axis are written as in bit_width=3,4"
     return None
 
 
@@ -286,11 +234,11 @@ def _own_folders(overrides: Iterable[Override]) -> tuple[list[Path], list[str]]:
             if not isinstance(places, list):
                 return [], ["hydra.searchpath must be a list: 'hydra.searchpath=[file:///my/conf]'"]
             found |= {str(place): search_folder(str(place)) for place in places}
-    folders = [folder for folder in found.values() if folder is not None and folder.is_dir()]
+    folders = [folder for folder in found.values() if folder is not None and is_folder(folder)]
     return folders, [
         f"hydra.searchpath: {text.removeprefix('file://')} is not a folder"
         for text, folder in found.items()
-        if folder is None or not folder.is_dir()
+        if folder is None or not is_folder(folder)
     ]
 
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.grid import Grid
 from quantsweep.schema import SECTIONS, suite_members
+from quantsweep.sources import is_source, names_of, source_of
 
 GROUPS = (*SECTIONS, "cluster", "tracking")
 CONFIG_NAME = "config"
@@ -25,29 +26,20 @@ def load_options(grids: Iterable[Grid], base: Mapping[str, Any], folders: Sequen
     """The yaml of every option that an axis names, of the baseline method, and of every member of a suite."""
     wanted: dict[str, set[str]] = {section: set() for section in SECTIONS}
     wanted["method"].add("none")
-    for grid in grids:
-        for axis in grid.axes:
-            if axis.key in SECTIONS:
-                wanted[axis.key] |= set(axis.values)
+    axes = [axis for grid in grids for axis in grid.axes]
+    for axis in axes:
+        if axis.key in SECTIONS:
+            wanted[axis.key] |= set(axis.values)
     primary = load_yaml(folders, CONFIG_NAME)
+    labels = names_of(name for axis in axes if axis.key == "model" for name in axis.values if is_source(name))
     options = {
-        section: {name: _load_option(folders, section, name, primary) for name in sorted(names)} for section, names in wanted.items()
+        section: {name: _load_option(folders, section, name, primary, labels.get(name)) for name in sorted(names)}
+        for section, names in wanted.items()
     }
     for config in (base["task"], *list(options["task"].values())):
         for member in suite_members(config):
             options["task"].setdefault(member, _load_option(folders, "task", member, primary))
     return options
-
-
-def is_source(value: Any) -> bool:
-    """True for a path or a hub id, as opposed to the name of a yaml."""
-    return isinstance(value, str) and ("/" in value or value.startswith(("~", "package:"))) and not any(c in value for c in ",()[]{}")
-
-
-def source_of(value: str) -> tuple[str, str]:
-    """The yaml of `conf/model` for a path or a hub id, and the key that takes it."""
-    is_path = value.startswith(("/", "~", ".", "package:")) or Path(value).is_dir()
-    return ("local", "path") if is_path else ("hub", "hub_id")
 
 
 def dotted_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,10 +64,11 @@ def leaf_settings(value: Mapping[Any, Any], above: str = "") -> Iterator[tuple[s
             yield key, inner
 
 
-def _load_option(folders: Sequence[Path], section: str, name: str, primary: Mapping[str, Any]) -> dict[str, Any]:
+def _load_option(folders: Sequence[Path], section: str, name: str, primary: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
+    """`label`: what a model is called that is typed as a folder or a hub id."""
     if section == "model" and is_source(name):
         option, field = source_of(name)
-        return {**load_component(folders, "model", option, primary), field: name}
+        return {**load_component(folders, "model", option, primary), field: name, "name": label}
     known = option_names(section, folders)
     if name not in known:
         raise ConfigurationError(did_you_mean(section, name, known))

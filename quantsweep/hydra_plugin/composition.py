@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,13 +26,13 @@ from quantsweep.hydra_plugin.axis_values import hashable, override_values
 from quantsweep.hydra_plugin.command_line import (
     check_command_line,
     dotted_settings,
-    expand_shorthand,
     search_folder,
     spread_options,
     study_files,
     study_names,
 )
 from quantsweep.hydra_plugin.components import CONFIG_NAME, NAMED, leaf_settings, load_options, option_names, refuse_other_name
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.hydra_plugin.studies import changes, refine_study, study_grids
 from quantsweep.paths import product_root
 from quantsweep.pins import read_pins
@@ -84,7 +84,7 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
     study = next((name for override in parsed for name in study_names(override)), None)
     words: tuple[str, ...] = ()
     if study is None and base["study"] is None:
-        grids = _command_line_grid(axes)
+        grids: tuple[Grid, ...] = (Grid(axes=tuple(axes), origin="command line"),)
     else:
         origin = "study" if study is None else f"sweeps/{study}.yaml"
         grids = refine_study(study_grids(base["study"], origin, folders, problems), axes, base["method"]["name"])
@@ -106,11 +106,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(without, resolve=True)  # type: ignore[return-value]
 
 
-def _split(
-    overrides: Iterable[Override], folders: Sequence[Path], problems: list[str]
-) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any]]:
+def _split(overrides: Iterable[Override], folders: Sequence[Path], problems: list[str]) -> tuple[list[Axis], dict[str, Any]]:
     """Sweeps become axes; single values are `typed` (Hydra has composed them already)."""
-    axes: dict[str, tuple[Any, ...]] = {}
+    axes: list[Axis] = []
     typed: dict[str, Any] = {}
     for override in overrides:
         key = override.key_or_group
@@ -118,14 +116,11 @@ def _split(
             typed |= dotted_settings(override)
             continue
         try:
-            axes[key] = override_values(override, option_names(key, folders))
+            values = override_values(override, option_names(key, folders))
+            axes.append(Axis(key=key, values=values, is_found=isinstance(override.value(), Glob)))
         except ConfigurationError as error:
             problems.append(str(error))
     return axes, typed
-
-
-def _command_line_grid(axes: Mapping[str, tuple[Any, ...]]) -> tuple[Grid, ...]:
-    return (Grid(axes=tuple(Axis(key=key, values=values) for key, values in axes.items()), origin="command line"),)
 
 
 def _with_settings(grids: tuple[Grid, ...], base: Mapping[str, Any], files: Iterable[Mapping[str, Any]]) -> tuple[Grid, ...]:

@@ -24,7 +24,7 @@ from quantsweep.inapplicable import refuse_inapplicable
 from quantsweep.launching.gpus import num_gpus
 from quantsweep.launching.local import num_workers
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
-from quantsweep.paths import SweepFolder, sweep_folder
+from quantsweep.paths import SweepFolder, is_folder, sweep_folder
 from quantsweep.pins import data_revisions, offline_environment, read_pins
 from quantsweep.plan import Expansion, Plan, build_plan, expand
 from quantsweep.prediction import Predictor, sweep_folders
@@ -191,7 +191,12 @@ def asked_folder(base: Mapping[str, Any]) -> SweepFolder:
     """The sweep's folder, from the composed configuration; one that cannot be written to is refused."""
     sweep = checks.text("sweep", base["sweep"], "sweep=NAME, the name of the folder under results_dir")
     folder = sweep_folder(results_dir(base), sweep)
-    folder.check()
+    try:
+        folder.check()
+    except OSError as error:
+        raise ConfigurationError(
+            f"results folder {folder.path} cannot be: {error.strerror}. Give another results_dir=… or sweep=…"
+        ) from error
     return folder
 
 
@@ -206,7 +211,7 @@ def task_path(base: Mapping[str, Any]) -> str | None:
         return None
     typed = checks.text("task_path", base["task_path"], "task_path=FOLDER, or task_path=null for none")
     folder = Path(typed).expanduser().resolve()
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigurationError(f"task_path {folder} is not a folder; give a folder of lm-eval task YAMLs")
     return str(folder)
 

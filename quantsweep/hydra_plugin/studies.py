@@ -16,9 +16,10 @@ from hydra.errors import HydraException
 from quantsweep.conditions import FACTS, Exclusion
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.grid import Axis, Grid, refine
-from quantsweep.hydra_plugin.axis_values import yaml_values
-from quantsweep.hydra_plugin.components import is_source, option_names
+from quantsweep.hydra_plugin.axis_values import is_found, yaml_values
+from quantsweep.hydra_plugin.components import option_names
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS
+from quantsweep.sources import is_source
 from quantsweep.specs import BASELINE, BASELINE_BITS, ROUND_TO_NEAREST
 
 STUDY_KEYS = ("title", "paper", "where", "grids")
@@ -36,11 +37,11 @@ def study_grids(study: Any, origin: str, folders: Sequence[Path], problems: list
     return tuple(replace(grid, exclusions=(*everywhere, *grid.exclusions)) for grid in grids)
 
 
-def refine_study(grids: tuple[Grid, ...], overrides: Mapping[str, tuple[Any, ...]], base_method: str) -> tuple[Grid, ...]:
-    """The grids after what was typed (axes by key); `base_method`: the method of grids that have no axis of it."""
-    if "method" in overrides:
-        grids = tuple(part for grid in grids for part in _with_methods(grid, overrides["method"], base_method))
-    return refine(grids, {key: values for key, values in overrides.items() if key != "method"})
+def refine_study(grids: tuple[Grid, ...], overrides: Sequence[Axis], base_method: str) -> tuple[Grid, ...]:
+    """The grids after what was typed; `base_method`: the method of grids that have no axis of it."""
+    for methods in (axis.values for axis in overrides if axis.key == "method"):
+        grids = tuple(part for grid in grids for part in _with_methods(grid, methods, base_method))
+    return refine(grids, [axis for axis in overrides if axis.key != "method"])
 
 
 def _with_methods(grid: Grid, methods: tuple[Any, ...], base_method: str) -> tuple[Grid, ...]:
@@ -78,7 +79,7 @@ def _grid(grid: Any, origin: str, folders: Sequence[Path], problems: list[str]) 
         if str(key).split(".")[0] not in AXIS_KEYS:
             problems.append(f"{origin}: {did_you_mean('axis', key, AXIS_KEYS)}")
         elif (values := _values(str(key), value, origin, folders, problems)) is not None:
-            axes.append(Axis(key=str(key), values=values))
+            axes.append(Axis(key=str(key), values=values, is_found=is_found(value)))
     return Grid(axes=tuple(axes), origin=origin, exclusions=_exclusions(grid.get("where"), origin, folders, problems))
 
 

@@ -24,11 +24,11 @@ from quantsweep.checks import truth
 from quantsweep.environment import running_package, source_digest
 from quantsweep.exit_status import ExitStatus
 from quantsweep.hydra_plugin.cluster import unused_variables
-from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.launcher import wait_for_end
 from quantsweep.hydra_plugin.mistakes import shown_plainly
-from quantsweep.hydra_plugin.prepare import asked_folder, prepare, refuse_unpinned
+from quantsweep.hydra_plugin.prepare import Prepared, asked_folder, prepare, refuse_unpinned
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.launches import ending
 from quantsweep.launching.cluster import within_nodes
 from quantsweep.launching.lock import RUN, check_held, launch_lock
@@ -38,7 +38,7 @@ from quantsweep.launching.tasks import Observation
 from quantsweep.messages import finished_text, plan_text, submitted_text
 from quantsweep.paths import SweepFolder
 from quantsweep.pins import own_switches
-from quantsweep.plan import Plan, write_plan
+from quantsweep.plan import Plan, plan_files, write_plan
 from quantsweep.specs import LaunchSettings
 from quantsweep.typed import typed
 
@@ -67,23 +67,30 @@ class QuantsweepSweeper(Sweeper):
         assert self._config is not None
         assert self._launcher is not None
         folder = asked_folder(self._config)
-        is_new = not folder.path.exists()
+        first = None
+        if not folder.path.exists():  # a mistake, or nothing to do, makes no folder
+            first = self._planned(folder, arguments)
+            if not first.plan.shards:
+                return []
         folder.create()
-        try:
-            return self._launch(folder, arguments)
-        finally:
-            if is_new:
-                folder.remove_if_empty()
+        return self._launch(folder, arguments, first)
 
-    def _launch(self, folder: SweepFolder, arguments: list[str]) -> Sequence[Any]:
+    def _planned(self, folder: SweepFolder, arguments: list[str], seen: Observation | None = None) -> Prepared:
+        """The plan, said; raises ConfigurationError where it cannot be launched."""
+        assert self._config is not None
+        prepared = prepare(self._config, search_folders(self._config.hydra), arguments, seen=seen)
+        print(plan_text(prepared.plan, title=prepared.title, folder=folder.path, unseen=prepared.unseen), flush=True)
+        refuse_unpinned(prepared.plan)
+        return prepared
+
+    def _launch(self, folder: SweepFolder, arguments: list[str], first: Prepared | None) -> Sequence[Any]:
+        """Launch what is left; `first`: the plan that was made when there was no folder yet, which holds if nobody planned since."""
         assert self._config is not None
         assert self._launcher is not None
         here = OmegaConf.select(self._config, "cluster.kind") == "local"
         with launch_lock(folder.plan / "launch.lock", purpose=RUN if here else "launch", wait_seconds=LOCK_SECONDS):
             seen = settle(folder, assume_dead=truth("assume_dead", self._config.assume_dead))
-            prepared = prepare(self._config, search_folders(self._config.hydra), arguments, seen=seen)
-            print(plan_text(prepared.plan, title=prepared.title, folder=folder.path, unseen=prepared.unseen), flush=True)
-            refuse_unpinned(prepared.plan)
+            prepared = first if first is not None and not plan_files(folder.plan) else self._planned(folder, arguments, seen)
             if not prepared.plan.shards:
                 returned = self._submit_older(folder, seen, here=here)
                 self._finish(folder, prepared.plan, here=here)

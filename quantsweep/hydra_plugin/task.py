@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 
 from quantsweep.errors import QuantsweepError, ResultsError
 from quantsweep.exit_status import ExitStatus, of_trials
-from quantsweep.hydra_plugin.command_line import check_command_line, expand_shorthand, help_text, refuse_sweeps, spread_options
+from quantsweep.hydra_plugin.command_line import check_command_line, help_text, refuse_sweeps, spread_options
 from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.launching.local import run_local
 from quantsweep.launching.lock import RUN, launch_lock
 from quantsweep.messages import results_text

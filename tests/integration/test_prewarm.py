@@ -30,7 +30,7 @@ COMPANIONS = {name: content for name, content in MINI.items() if name != "model.
 
 PLAN = """
 import json, sys
-from quantsweep.hydra_plugin.command_line import expand_shorthand
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import prepare
 from quantsweep.pins import offline_environment

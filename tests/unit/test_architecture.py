@@ -79,7 +79,7 @@ LAYERS = [  # lowest first: a module may import its own layer and those below it
     ("specs", "registry"),
     ("conditions", "constraints", "convert", "declared", "identity", "task_identity", "slurm", "failures", "files", "pins"),
     ("checkpoint", "planned_layers"),
-    ("grid", "schema", "paths"),
+    ("grid", "schema", "paths", "sources"),
     ("inapplicable",),
     ("workers",),
     ("stopping", "heartbeat"),

@@ -23,11 +23,13 @@ def test_a_grid_is_the_product_of_its_axes(axes: dict[str, list[int]]) -> None:
 
 
 def test_an_axis_of_the_study_is_replaced_where_it_is_and_added_nowhere_else() -> None:
-    quantized, baseline = refine((grid(model=["a"], bit_width=[3, 4]), grid(model=["a"], method=["none"])), {"bit_width": (8,)})
+    quantized, baseline = refine(
+        (grid(model=["a"], bit_width=[3, 4]), grid(model=["a"], method=["none"])), [Axis(key="bit_width", values=(8,))]
+    )
     assert [c["bit_width"] for c in quantized.candidates()] == [8]
     assert "bit_width" not in baseline.keys
 
 
 def test_a_new_key_is_an_axis_of_every_grid() -> None:
-    grids = refine((grid(model=["a"]), grid(model=["b"])), {"seed": (0, 1)})
+    grids = refine((grid(model=["a"]), grid(model=["b"])), [Axis(key="seed", values=(0, 1))])
     assert [g.size for g in grids] == [2, 2]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from quantsweep.errors import QuantsweepError
-from quantsweep.hydra_plugin.command_line import check_command_line, expand_shorthand
+from quantsweep.hydra_plugin.command_line import check_command_line
 from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import prepare
 from quantsweep.paths import product_root

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import prepare
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.specs import PlannedTrial
 
 TRIALS = [

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from quantsweep.cli.watch import is_over
-from quantsweep.hydra_plugin.command_line import expand_shorthand
 from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import prepare
+from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.plan import write_plan
 from tests.conftest import Launch
 
