@@ -69,7 +69,7 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
     assume_dead = _collect(problems, lambda: checks.truth("assume_dead", base["assume_dead"]))
     _collect(problems, lambda: checks.whole_number("workers", base["workers"], otherwise=", or null for one a GPU or core"))
     launch = None if cluster is None else _collect(problems, lambda: launch_settings(base, cluster))
-    expansion = _collect(problems, lambda: replace(expand(request.schema, request.grids), changes=request.changes))
+    expansion = _collect(problems, lambda: _expanded(request))
     if settings is not None and cluster is not None:
         _collect(problems, lambda: _refuse_missing_gpu(settings, cluster))
     if expansion is not None:
@@ -97,6 +97,11 @@ def _refuse_missing_gpu(settings: RunSettings, cluster: ClusterSpec) -> None:
     """Each trial would fail here; a machine whose drivers hide its GPUs from `nvidia-smi` is left to torch."""
     if cluster.kind == "local" and settings.device == "cuda" and num_gpus() == 0 and not any(map(Path.exists, map(Path, _GPU_DEVICES))):
         raise ConfigurationError("device=cuda was asked for, and this machine has no GPU; use device=auto or device=cpu, or a cluster=…")
+
+
+def _expanded(request: Request) -> Expansion:
+    task_path(request.base)  # before its YAMLs are looked for
+    return replace(expand(request.schema, request.grids), changes=request.changes)
 
 
 def refuse_unpinned(plan: Plan) -> None:

@@ -185,7 +185,8 @@ def test_values_that_a_glob_found_may_mean_nothing() -> None:
 
 def test_a_path_that_no_system_takes_is_one_message(tmp_path: Path) -> None:
     long = "x" * 3000
-    for typed, said in ((f"results_dir=/{long}", "/xxx"), (f"task_path=/{long}", "task_path"), (f"sweep={long}", "sweep")):
+    cases = (("results_dir=/", "/xxx"), ("model=/", "/xxx"), ("task_path=/", "task_path"), ("sweep=", "sweep"))
+    for typed, said in ((f"{key}{long}", said) for key, said in cases):
         words = [typed, *([] if typed.startswith("results_dir") else [f"results_dir={tmp_path}"])]
         with pytest.raises(QuantsweepError) as caught:
             planned(*words)
