@@ -29,6 +29,7 @@ from quantsweep.forgetting import write_fence
 from quantsweep.launching import compaction
 from quantsweep.launching.compaction import compact
 from quantsweep.paths import TABLES, SweepFolder
+from tests.unit.engine_cases import trial
 
 compaction.NAME_SECONDS = 0.0  # one machine looks
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,9 +37,7 @@ ROWS_PER_FILE = 1_600
 VERSIONS = (
     '{"accelerate":"1.11.0","datasets":"4.4.1","lm_eval":"0.4.11","numpy":"2.3.5","python":"3.11.2","torch":"2.9.1","transformers":"5.1.0"}'
 )
-CONFIG = (
-    '{"tasks":[' + ",".join(['{"folder":"mini","limit":20,"lm_eval_task":"mini_cloze","version":"1.0"}'] * 5) + '],"trial":{"seed":%d}}'
-)
+CONFIG = trial().to_json()
 
 
 def trial_columns(n: int) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def trial_columns(n: int) -> dict[str, Any]:
         "code_hash": "c" * 16,
         "versions": VERSIONS,
         "schema_version": records.SCHEMA_VERSION,
-        **{c.name: 1_000_000 + n for c in records.SIZE},
+        **{c.name: {pa.string(): "gpt_neox", pa.bool_(): True}.get(c.type, 1_000_000 + n) for c in records.SIZE},
         "bits_per_weight": 4.25,
     }
 
@@ -120,7 +119,7 @@ def trial_row(n: int) -> dict[str, Any]:
         **{f"failure_{name}": f"{name} {n % 5}" if failed else None for name in texts},
         "started_at": BEGAN + timedelta(seconds=n),
         "log": f"worker-{n // 400}.log",
-        "config": CONFIG % n,
+        "config": CONFIG,
     }
 
 
