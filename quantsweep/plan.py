@@ -26,7 +26,18 @@ from quantsweep.files import filesystem_now, write_table
 from quantsweep.grid import Grid
 from quantsweep.schema import Schema
 from quantsweep.shards import Arithmetic, Forecast, Predictor, cut
-from quantsweep.specs import LaunchSettings, ModelSpec, PlannedTrial, RunSettings, Shard, TrialSpec, canonical_json, other_key
+from quantsweep.specs import (
+    LaunchSettings,
+    ModelSpec,
+    PlannedTrial,
+    RunSettings,
+    Shard,
+    TaskSpec,
+    TrialSpec,
+    asked_otherwise,
+    canonical_json,
+    other_key,
+)
 from quantsweep.typed import Typed
 
 PLAN_SCHEMA = pa.schema(
@@ -235,6 +246,19 @@ def remaining_tasks(planned: PlannedTrial, done: Done) -> PlannedTrial:
     return planned if len(tasks) == len(planned.tasks) else replace(planned, tasks=tasks)
 
 
+def _as_done(planned: PlannedTrial, done: Done) -> PlannedTrial:
+    """The same trial with each task in the words by which it has its row, so that whoever looks for that finds it."""
+    trial_id = planned.trial.trial_id
+
+    def as_done(task: TaskSpec) -> TaskSpec:
+        other = asked_otherwise(task)
+        is_other = other is not None and (trial_id, task.task_key) not in done and (trial_id, other.task_key) in done
+        return other if is_other and other is not None else task
+
+    tasks = tuple(as_done(task) for task in planned.tasks)
+    return planned if tasks == planned.tasks else replace(planned, tasks=tasks)
+
+
 def build_plan(
     expansion: Expansion,
     *,
@@ -247,6 +271,7 @@ def build_plan(
     predictor: Predictor | None = None,
 ) -> Plan:
     """Subtract what is done and what is in flight, and cut the rest into shards."""
+    expansion = replace(expansion, trials=tuple(_as_done(planned, done) for planned in expansion.trials))
     left = (remaining_tasks(planned, done) for planned in expansion.trials)
     to_run = [planned for planned in left if planned.tasks and planned.trial.trial_id not in in_flight]
     launch = launch or LaunchSettings()

@@ -367,11 +367,17 @@ class TaskSpec:
 
 
 @lru_cache(maxsize=4096)
-def other_key(task: TaskSpec) -> str | None:
-    """The key of the same evaluation asked in another way: the task's own few-shot count in numbers, or as null; None if there is none."""
+def asked_otherwise(task: TaskSpec) -> TaskSpec | None:
+    """The same evaluation in other words: the task's own few-shot count in numbers, or as null; None if there are none."""
     if task.num_fewshot is None:
-        return replace(task, num_fewshot=task.default_num_fewshot).task_key
-    return replace(task, num_fewshot=None).task_key if task.num_fewshot == task.default_num_fewshot else None
+        return replace(task, num_fewshot=task.default_num_fewshot)
+    return replace(task, num_fewshot=None) if task.num_fewshot == task.default_num_fewshot else None
+
+
+def other_key(task: TaskSpec) -> str | None:
+    """The key of the same evaluation asked in other words; None if there are none."""
+    other = asked_otherwise(task)
+    return None if other is None else other.task_key
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from quantsweep.hydra_plugin.composition import compose_base, search_folders
 from quantsweep.hydra_plugin.prepare import prepare
 from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.paths import product_root
-from quantsweep.plan import Plan, remaining_tasks
+from quantsweep.plan import Plan, build_plan, remaining_tasks
 from quantsweep.specs import PlannedTrial
 
 WORDS = ("model=mini-neox-0.3m", "method=none", "sweep=own_tasks")
@@ -116,7 +116,11 @@ def test_null_and_the_tasks_own_few_shot_count_are_one_evaluation() -> None:
     asked = plan("task=mini_cloze", "num_fewshot=null,0,2")
     assert [task.num_fewshot for task in only(asked).tasks] == [None, 2]
     assert asked.expansion.duplicates == 1
-    trial = only(plan("task=mini_cloze", "num_fewshot=0"))
+    trial = only(trial_plan := plan("task=mini_cloze", "num_fewshot=0"))
     for key in ("mini_cloze@1.0", "mini_cloze@1.0+0shot"):
         assert remaining_tasks(trial, {(trial.trial.trial_id, key)}).tasks == ()
     assert remaining_tasks(trial, {(trial.trial.trial_id, "mini_cloze@1.0+2shot+others")}).tasks == trial.tasks
+    done = {(trial.trial.trial_id, "mini_cloze@1.0")}
+    again = build_plan(trial_plan.expansion, sweep="s", done=done, in_flight=frozenset(), settings=trial_plan.settings, workers=1)
+    assert again.shards == ()
+    assert [task.task_key for task in only(again).tasks] == ["mini_cloze@1.0"], "status looks for the key that has the row"
