@@ -19,6 +19,7 @@ from pathlib import Path
 import quantsweep
 from quantsweep.files import write_text
 from quantsweep.paths import SweepFolder, product_root
+from quantsweep.redaction import redacted
 from quantsweep.specs import canonical_json
 
 LIBRARIES = ("quantsweep", "torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy", "pyarrow", "hydra-core", "submitit")
@@ -67,7 +68,7 @@ def code_state(folder: SweepFolder) -> tuple[str | None, str | None]:
     digest = hashlib.sha256(diff.encode()).hexdigest()[:16]
     path = folder.code / f"{digest}.diff"
     if not path.exists():
-        write_text(path, diff)
+        write_text(path, redacted(diff), private=True)
     return commit, digest
 
 

@@ -10,6 +10,7 @@ sees, and leaves the old content standing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -21,22 +22,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+PRIVATE = 0o600
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+def own_umask() -> None:
+    """What this process and its children make from now on is closed to others' writing, whatever the site's umask says."""
+    os.umask(os.umask(0) | OTHERS_MAY_WRITE)
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True, private: bool = False) -> None:
     """Replace `path` with what `write` puts into the file it is given; all of it, durably, or nothing.
 
     durable=False leaves out the two fsyncs: for what is only of use while the machine runs (heartbeats).
+    private: only the owner may read it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
+            mode = os.fstat(file.fileno()).st_mode & ~OTHERS_MAY_WRITE  # whatever the site's umask says
+            os.fchmod(file.fileno(), mode & ~0o777 | PRIVATE if private else mode)
             write(file)
             file.flush()
-            os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode & ~OTHERS_MAY_WRITE)  # whatever the site's umask says
             if durable:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 - the call that the whole module is about
+        try:
+            os.replace(temporary, path)  # noqa: PTH105 - the call that the whole module is about
+        except FileNotFoundError as error:
+            raise OSError(
+                errno.ESTALE,
+                "the unfinished file was cleaned away while this process stood still, for more than a day; nothing was written",
+                str(path),
+            ) from error
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -45,9 +61,9 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
         sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+def write_text(path: Path, text: str, *, durable: bool = True, private: bool = False) -> None:
     """Replace `path` with `text`."""
-    write_atomic(path, lambda file: file.write(text.encode()), durable=durable)
+    write_atomic(path, lambda file: file.write(text.encode()), durable=durable, private=private)
 
 
 def filesystem_now(folder: Path) -> float:

@@ -98,6 +98,10 @@ class SweepFolder:
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise ResultsError(f"results folder {self.path} is not writable. Give another with results_dir=…")
         for room in self._rooms():
+            if room.is_dir() and os.getuid() not in (0, room.stat().st_uid) and room.stat().st_uid != 0:
+                raise ResultsError(
+                    f"results folder {room} is somebody else's, and jobs trust what is in it. Give another with results_dir=…"
+                )
             if room.is_dir() and room.stat().st_mode & OTHERS_MAY_WRITE:
                 raise ResultsError(
                     f"results folder {room} is writable by others, and jobs trust what is in it. Run: chmod -R go-w '{self.path}'"

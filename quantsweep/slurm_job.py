@@ -31,7 +31,7 @@ import quantsweep
 from quantsweep import budget, environment, slurm
 from quantsweep.errors import LockedError, QuantsweepError, ResultsError, SlurmError
 from quantsweep.exit_status import ExitStatus
-from quantsweep.files import filesystem_now
+from quantsweep.files import filesystem_now, own_umask
 from quantsweep.launching.advance import advance, advance_now_and_then, step_text
 from quantsweep.launching.cluster import VISIBLE_SECONDS, RefusedError, warning_seconds
 from quantsweep.launching.compaction import compact
@@ -70,6 +70,7 @@ class _Outcome:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one task, or the collector; returns the exit status (1: something is wrong that a person must see)."""
+    own_umask()
     parser = argparse.ArgumentParser(prog="python -m quantsweep.slurm_job", description="What a Slurm job of a sweep runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     task = commands.add_parser("task", help="run one array task")

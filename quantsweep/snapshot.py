@@ -10,6 +10,7 @@ the hash of its files, so launches of equal code share one.  What git ignores (r
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -20,10 +21,13 @@ from pathlib import Path
 import quantsweep
 from quantsweep import environment
 from quantsweep.errors import ResultsError
-from quantsweep.files import OTHERS_MAY_WRITE
+from quantsweep.files import OTHERS_MAY_WRITE, write_atomic
 from quantsweep.paths import SweepFolder, product_root
 
 PARTS = ("quantsweep", "conf", "sweeps", "launch.py")
+SHARED = ".code"
+"""Folder beside the sweeps in which large files of the code (the bundled models) lie once, by their hash."""
+LARGE_BYTES = 256 * 1024
 LEFT_OUT = ("quantsweep/mini/corpus/",)
 """Only needed to train the bundled models."""
 
@@ -40,8 +44,7 @@ def take(folder: SweepFolder) -> str:
         for file in files:
             copy = temporary / file
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(base / file, copy)
-            copy.chmod((base / file).stat().st_mode)
+            _put(base / file, copy, folder.path.parent / SHARED)
         commit, digest = environment.code_state(folder)
         (temporary / environment.SNAPSHOT).write_text(json.dumps({"code_commit": commit, "code_diff": digest}))
         for path in (temporary, *temporary.rglob("*")):  # jobs run what is in it, whatever the umask of the site
@@ -52,6 +55,26 @@ def take(folder: SweepFolder) -> str:
         if not target.is_dir():  # else another launch of the same code was first
             raise ResultsError(f"the code cannot be copied to {target}: {error.strerror}. Jobs run from that copy") from error
     return name
+
+
+def _put(source: Path, copy: Path, shared: Path) -> None:
+    """Copy a file; a large one lies once in the results folder, by its content, and copies of the code are hard links to it."""
+    if source.stat().st_size >= LARGE_BYTES:
+        with source.open("rb") as stream:
+            content = shared / hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            shared.mkdir(mode=0o755, exist_ok=True)
+            if not content.exists():
+                write_atomic(content, lambda file: file.write(source.read_bytes()))
+            os.link(content, copy)
+        except OSError:
+            pass  # somebody else's folder, or a file system without links: a copy of its own
+        else:
+            if filecmp.cmp(source, copy, shallow=False):
+                return
+            copy.unlink()  # damaged since: a copy of its own
+    shutil.copyfile(source, copy)
+    copy.chmod(source.stat().st_mode)
 
 
 def _files() -> tuple[Path, list[str]]:

@@ -15,6 +15,7 @@ from importlib import metadata
 from quantsweep.environment import git_state
 from quantsweep.errors import QuantsweepError
 from quantsweep.exit_status import ExitStatus
+from quantsweep.files import own_umask
 from quantsweep.paths import product_root
 from quantsweep.program import as_program
 
@@ -39,6 +40,7 @@ WORDS = ("overrides", "filters")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status.  Errors of the user are one message, not a traceback."""
+    own_umask()
     with as_program():
         return _run(argv)
 

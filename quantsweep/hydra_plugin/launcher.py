@@ -8,6 +8,7 @@ function as Hydra would, and returns what it returned.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quantsweep.errors import ResultsError
 from quantsweep.exit_status import ExitStatus
+from quantsweep.files import OTHERS_MAY_WRITE, own_umask
 from quantsweep.hydra_plugin.cluster import cluster_spec
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.launching import cluster as slurm_cluster
@@ -73,6 +75,7 @@ class QuantsweepLauncher(Launcher):
         assert self._config is not None
         setup_globals()
         folder = Path(str(self._config.hydra.sweep.dir)) / ".submitit" / "%j"
+        _check_own(folder.parent)
         executor = _executor(folder, cluster)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         jobs = executor.map_array(
@@ -148,6 +151,19 @@ def wait_for_end(folder: SweepFolder) -> None:
             print(f"{error}; asking again in {WAIT_SECONDS:.0f} s", flush=True)
             continue
         busy = bool(summary.in_flight or summary.unknown or summary.submitted.shards or summary.is_stuck)
+
+
+def _check_own(folder: Path) -> None:
+    """Make the folder of submitit's pickles, which run what is in them; raises ResultsError if others could have put some there."""
+    own_umask()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for place in (folder, folder.parent):
+        status = place.stat()
+        if status.st_mode & OTHERS_MAY_WRITE or status.st_uid not in (os.getuid(), 0):
+            raise ResultsError(
+                f"{place} is somebody else's, or others may write in it, and jobs run what lies there. "
+                f"Run: chmod go-w '{place}', or give another with hydra.sweep.dir=…"
+            )
 
 
 def _executor(folder: Path, cluster: ClusterSpec) -> submitit.Executor:

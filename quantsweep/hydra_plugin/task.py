@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from quantsweep.errors import QuantsweepError, ResultsError
 from quantsweep.exit_status import ExitStatus, of_trials
+from quantsweep.files import own_umask
 from quantsweep.hydra_plugin.command_line import check_command_line, help_text, refuse_sweeps, spread_options
 from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.mistakes import shown_plainly
@@ -26,6 +27,7 @@ from quantsweep.worker import run_shard
 
 def checked_arguments(arguments: list[str]) -> list[str]:
     """The command line with shorthand written out; ends the program with all that is wrong, before Hydra stops at the first."""
+    own_umask()
     if {"--help", "-h"} & set(arguments):
         print(help_text())
         sys.exit(0)
