@@ -22,7 +22,7 @@ from tests.slurm.studies import PAIR, Study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.long]
 
-SIXTY = ("data_type=int,fp,quantile,dynamic", "bit_width=range(4,8)", "block_size=32,64,128,256", "shard_minutes=0.2")
+SIXTY = ("data_type=int,fp,quantile,dynamic", "bit_width=range(4,8)", "block_size=32,64,128,256", "shard_minutes=0.05")
 SLOW = (
     "data_type=int,fp,quantile,dynamic",
     "bit_width=4,8",

@@ -25,7 +25,7 @@ from tests.slurm.studies import Study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.long]
 
-SIXTY = ("data_type=int,fp,quantile,dynamic", "bit_width=range(4,8)", "block_size=32,64,128,256", "shard_minutes=0.2")
+SIXTY = ("data_type=int,fp,quantile,dynamic", "bit_width=range(4,8)", "block_size=32,64,128,256", "shard_minutes=0.05")
 """4 x 4 x 4 = 64 trials in three shards or so."""
 GRID = ("data_type=int,fp,quantile,dynamic", "bit_width=4,8", "block_size=32,64,128,256")
 SLOW = (*GRID, "shard_minutes=0.5", "model=mini-neox-2.2m", "limit=40")

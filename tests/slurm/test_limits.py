@@ -30,7 +30,7 @@ class Watch(threading.Thread):
 
 def test_two_thousand_trials_pass_under_tight_limits(engine: Cluster, tmp_path: object) -> None:
     """What did not fit is submitted by the running sweep itself: one launch command, nobody comes back."""
-    study = Study(cluster=engine, root=tmp_path, arguments=(*TWO_THOUSAND, "cluster.qos=tight", "shard_minutes=0.35"))  # type: ignore[arg-type]
+    study = Study(cluster=engine, root=tmp_path, arguments=(*TWO_THOUSAND, "cluster.qos=tight", "shard_minutes=0.07"))  # type: ignore[arg-type]
     watch = Watch(study)
     watch.start()
     said = study.launch().stdout

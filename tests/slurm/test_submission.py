@@ -17,7 +17,7 @@ from tests.slurm.studies import Study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.long]
 
-SIXTEEN = ("data_type=int,fp", "bit_width=4,8", "block_size=32,64,128,256", "shard_minutes=0.06")
+SIXTEEN = ("data_type=int,fp", "bit_width=4,8", "block_size=32,64,128,256", "shard_minutes=0.012")
 """16 trials in shards of some four: more than one task an array."""
 
 STEPS = {
