@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from quantsweep.convert import convert
 from quantsweep.errors import ConfigurationError
+from quantsweep.hydra_plugin.yaml_files import read_mapping
 from quantsweep.specs import ClusterSpec, options_tuple
 
 TEXTS = frozenset({"partition", "account", "qos", "constraint", "exclude", "python"})
@@ -51,11 +52,10 @@ def file_problems(path: Path, roots: Collection[str] | None) -> list[str]:
     roots: the first words that interpolations of a cluster's yaml may have; None for another kind, of which only numbers are read.
     """
     try:
-        node = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        return [f"{path} cannot be read: {' '.join(str(error).split())}"]
-    if node is not None and not isinstance(node, yaml.MappingNode):
-        return [f"{path} must hold keys and values, as the files beside it in conf/ do"]
+        read_mapping(path, resolve=False)
+    except ConfigurationError as error:
+        return [str(error)]
+    node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     found = (_problem_of(key, scalar, roots) for key, scalar in (() if node is None else _scalars(node)))
     return [f"{path}: {problem}" for problem in found if problem is not None]
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Sweep
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from quantsweep.checks import shown
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean
@@ -33,10 +31,13 @@ from quantsweep.hydra_plugin.components import (
     load_yaml,
     option_names,
 )
+from quantsweep.hydra_plugin.yaml_files import problem_of_interpolation, read_mapping
 from quantsweep.paths import is_folder, product_root
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, unknown_key
 from quantsweep.sources import is_source, source_of
 
+STUDIES = "studies"
+"""The scheme of the product's own place on Hydra's search path: its root, of which Hydra sees `sweeps/` alone."""
 FREE_KEYS = "cluster.additional_parameters"
 """Below it anything goes: sbatch knows more options than we do."""
 _PLACE = "results, plans and logs go to results_dir/sweep; give results_dir=FOLDER and sweep=NAME"
@@ -146,6 +147,11 @@ def check_command_line(arguments: Sequence[str], folders: Sequence[Path] | None 
     roots = {*load_yaml(folders, CONFIG_NAME), *GROUPS, "sweeps"}
     problems += [problem for override in overrides if (problem := _problem_of_form(override, roots)) is not None]
     problems += _given_twice(overrides)
+    problems += [
+        problem
+        for override in overrides
+        if (problem := problem_of_interpolation(override.key_or_group, str(override.input_line).partition("=")[2], {*roots, "hydra"}))
+    ]
     own, missing = _own_folders(overrides)
     studies = [name for override in overrides for name in study_names(override)]
     if len(studies) > 1:
@@ -246,7 +252,7 @@ def search_folder(place: str) -> Path | None:
     """The folder of an entry of Hydra's search path; None for one that is no folder."""
     scheme, _, rest = place.rpartition("://")
     if scheme != "pkg":
-        return Path(rest) if scheme in ("", "file") else None
+        return Path(rest) if scheme in ("", "file", STUDIES) else None
     try:
         spec = importlib.util.find_spec(rest.replace("/", "."))
     except (ImportError, ValueError):
@@ -383,9 +389,9 @@ def _readable(folders: Sequence[Path], name: str) -> list[dict[str, Any]]:
     """What a yaml holds that nobody chose; nothing where it cannot be read."""
     try:
         content = load_yaml(folders, name)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError):
+    except ConfigurationError:
         return []
-    return [content] if isinstance(content, dict) else []
+    return [content]
 
 
 def _components(folders: Sequence[Path], group: str, option: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -456,27 +462,39 @@ def study_names(override: Override) -> list[str]:
 
 def study_files(name: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
     """What a study's file says, and before it comes what the studies on its defaults list say."""
-    own = yaml.safe_load(find_yaml(folders, f"sweeps/{name}").read_text())
-    above = [entry for entry in own.get("defaults") or () if isinstance(entry, str) and entry != "_self_"]
-    return [own, *(file for entry in above for file in study_files(entry.rpartition("/")[2], folders))]
+    return _study_files(name, folders, ())
+
+
+def _study_files(name: str, folders: Sequence[Path], below: tuple[str, ...]) -> list[dict[str, Any]]:
+    path = find_yaml(folders, f"sweeps/{name}")
+    if name in below:
+        raise ConfigurationError(f"{path} stands on itself ({' → '.join((*below, name))}): take it off the defaults list")
+    own = read_mapping(path, resolve=False)
+    defaults = own.get("defaults") or []
+    if not isinstance(defaults, list):
+        raise ConfigurationError(f"{path}: defaults is a list (- override /task: mini), got {defaults!r}")
+    above = [entry.rpartition("/")[2] for entry in defaults if isinstance(entry, str) and entry != "_self_"]
+    return [own, *(file for entry in above for file in _study_files(entry, folders, (*below, name)))]
 
 
 def _study_file_problems(name: str, folders: Sequence[Path]) -> list[str]:
     """What Hydra would say of a study's file in words that do not help, or not at all."""
     path = find_yaml(folders, f"sweeps/{name}")
-    text = path.read_text(errors="replace")
     try:
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        return [f"{path}, line {line}: {error.problem or error}"]
-    if not text.lstrip().startswith("# @package _global_"):
+        files = study_files(name, folders)
+    except ConfigurationError as error:
+        return [str(error)]
+    if not path.read_text().lstrip("\ufeff").lstrip().startswith("# @package _global_"):
         return [f"{path} must begin with the line `# @package _global_`: a study sets keys of the whole configuration"]
-    if not isinstance(content, dict):
-        return [f"{path} must hold keys and values: sweep, study, …"]
+    content = files[0]
     known = {*load_yaml(folders, CONFIG_NAME), *GROUPS} - {"plan_path", "shard_id"}
     problems = [f"{path}: {did_you_mean('key', key, known)}" for key in content if key not in known]
-    if not problems and all(file.get("study") is None for file in study_files(name, folders)):
+    problems += [
+        f"{path}: {problem}"
+        for key, value in leaf_settings(content)
+        if (problem := problem_of_interpolation(key, value, {*known, "hydra"})) is not None
+    ]
+    if not problems and all(file.get("study") is None for file in files):
         problems.append(f"{path} has no `study:` with its grids, so that it would be one trial")
     return problems
 

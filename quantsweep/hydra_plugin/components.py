@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.grid import Grid
+from quantsweep.hydra_plugin.yaml_files import read_mapping
 from quantsweep.schema import SECTIONS, suite_members
 from quantsweep.sources import is_source, names_of, source_of
 
@@ -38,7 +39,9 @@ def load_options(grids: Iterable[Grid], base: Mapping[str, Any], folders: Sequen
     }
     for config in (base["task"], *list(options["task"].values())):
         for member in suite_members(config):
-            options["task"].setdefault(member, _load_option(folders, "task", member, primary))
+            options["task"].setdefault(member, found := _load_option(folders, "task", member, primary))
+            if "suite" in found:
+                raise ConfigurationError(f"task {member} is a suite itself: a suite lists tasks ({', '.join(suite_members(config))})")
     return options
 
 
@@ -100,7 +103,7 @@ def load_yaml(folders: Sequence[Path], name: str) -> dict[str, Any]:
     """What one yaml holds; the first of the folders that has it."""
     # The primary config refers to Hydra's own keys, and a cluster may refer to the sweep's.
     resolve = name != CONFIG_NAME and not name.startswith(("cluster/", "tracking/"))
-    return OmegaConf.to_container(OmegaConf.load(find_yaml(folders, name)), resolve=resolve)  # type: ignore[return-value]
+    return read_mapping(find_yaml(folders, name), resolve=resolve)
 
 
 def find_yaml(folders: Sequence[Path], name: str) -> Path:
@@ -108,6 +111,9 @@ def find_yaml(folders: Sequence[Path], name: str) -> Path:
     for folder in folders:
         if (path := folder / f"{name}.yaml").is_file():
             return path
+    group, _, stem = name.rpartition("/")
+    if group:
+        raise ConfigurationError(did_you_mean(group, stem, option_names(group, folders)))
     raise ConfigurationError(f"no file {name}.yaml in {', '.join(str(f) for f in folders)}")
 
 
@@ -115,7 +121,7 @@ def option_names(group: str, folders: Sequence[Path]) -> list[str]:
     """Names of a group's options in all folders of the search path; empty for a key that is no group."""
     if not group.replace("_", "").isalnum():
         return []
-    found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml") if path.is_file()}
     return sorted(found)
 
 

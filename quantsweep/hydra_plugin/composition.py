@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from quantsweep.checks import shown
 from quantsweep.errors import ConfigurationError, ConfigurationErrors
@@ -34,6 +35,7 @@ from quantsweep.hydra_plugin.command_line import (
 from quantsweep.hydra_plugin.components import CONFIG_NAME, NAMED, leaf_settings, load_options, option_names, refuse_other_name
 from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.hydra_plugin.studies import changes, refine_study, study_grids
+from quantsweep.hydra_plugin.yaml_files import in_words
 from quantsweep.paths import product_root
 from quantsweep.pins import read_pins
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, Schema
@@ -64,6 +66,8 @@ def compose_base(arguments: Sequence[str]) -> DictConfig:
     with initialize_config_dir(config_dir=str(product_root() / "conf"), version_base="1.3"):
         try:
             return compose(CONFIG_NAME, overrides=fixed, return_hydra_config=True)
+        except OmegaConfBaseException as error:
+            raise ConfigurationError(in_words(error)) from error
         except HydraException as error:
             raise ConfigurationError(str(error)) from error
 
@@ -103,7 +107,10 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The composed configuration without Hydra's own node, as plain values."""
     without = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return OmegaConf.to_container(without, resolve=True)  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_container(without, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(in_words(error)) from error
 
 
 def _split(overrides: Iterable[Override], folders: Sequence[Path], problems: list[str]) -> tuple[list[Axis], dict[str, Any]]:

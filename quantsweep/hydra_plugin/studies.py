@@ -18,6 +18,7 @@ from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.grid import Axis, Grid, refine
 from quantsweep.hydra_plugin.axis_values import is_found, yaml_values
 from quantsweep.hydra_plugin.components import option_names
+from quantsweep.hydra_plugin.yaml_files import odd_key
 from quantsweep.schema import AXIS_KEYS, SECTIONS, TASK_KEYS
 from quantsweep.sources import is_source
 from quantsweep.specs import BASELINE, BASELINE_BITS, ROUND_TO_NEAREST
@@ -76,7 +77,9 @@ def _grid(grid: Any, origin: str, folders: Sequence[Path], problems: list[str]) 
         return Grid(axes=(), origin=origin)
     axes: list[Axis] = []
     for key, value in grid["axes"].items():
-        if str(key).split(".")[0] not in AXIS_KEYS:
+        if not isinstance(key, str):
+            problems.append(f"{origin}: {odd_key(key)}")
+        elif key.split(".")[0] not in AXIS_KEYS:
             problems.append(f"{origin}: {did_you_mean('axis', key, AXIS_KEYS)}")
         elif (values := _values(str(key), value, origin, folders, problems)) is not None:
             axes.append(Axis(key=str(key), values=values, is_found=is_found(value)))

@@ -14,6 +14,7 @@ from quantsweep.exit_status import ExitStatus, of_trials
 from quantsweep.files import own_umask
 from quantsweep.hydra_plugin.command_line import check_command_line, help_text, refuse_sweeps, spread_options
 from quantsweep.hydra_plugin.composition import search_folders
+from quantsweep.hydra_plugin.flags import AS_THEY_ARE, MULTIRUN, SHOWS, split_flags, without_axes
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
 from quantsweep.hydra_plugin.shorthand import expand_shorthand
@@ -28,18 +29,23 @@ from quantsweep.worker import run_shard
 def checked_arguments(arguments: list[str]) -> list[str]:
     """The command line with shorthand written out; ends the program with all that is wrong, before Hydra stops at the first."""
     own_umask()
-    if {"--help", "-h"} & set(arguments):
+    words, flags = split_flags(arguments)
+    if {"--help", "-h"} & set(flags):
         print(help_text())
         sys.exit(0)
+    if AS_THEY_ARE & set(flags):
+        return arguments
     try:
         remember(arguments)
-        arguments = expand_shorthand(arguments)
-        check_command_line(arguments)
-        if not {"-m", "--multirun"} & set(arguments):
-            refuse_sweeps(arguments)
+        words = expand_shorthand(words)
+        check_command_line([*words, *(flag for flag in flags if flag.startswith("-"))])
+        if SHOWS & set(flags):
+            return [*without_axes(words), *(flag for flag in flags if flag not in MULTIRUN)]
+        if not MULTIRUN & set(flags):
+            refuse_sweeps(words)
     except QuantsweepError as error:
         sys.exit(str(error))
-    return spread_options(arguments)
+    return [*spread_options(words), *flags]
 
 
 def run(cfg: DictConfig) -> Any:
