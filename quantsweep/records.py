@@ -411,8 +411,9 @@ def _read_patiently(room: Path, table: str, names: list[str]) -> pa.Table:
 
 def _unreadable_text(room: Path, table: str, files: Iterable[Path], error: Exception, *, gone: bool) -> str:
     if gone:
-        return f"{_unreadable(files) or room} cannot be read: {error}. Its name is listed, but it cannot be opened: look at the file system"
-    return damaged_text(_unreadable(files) or room, table, error)
+        path = _unreadable(files, table) or room
+        return f"{path} cannot be read: {error}. Its name is listed, but it cannot be opened: look at the file system"
+    return damaged_text(_unreadable(files, table) or room, table, error)
 
 
 def damaged_text(path: Path, table: str, error: Exception | str) -> str:
@@ -443,6 +444,8 @@ def read_file(content: bytes, table: str, columns: Iterable[str]) -> tuple[pa.Ta
     schema = _encoded_schema(table)
     metadata = pq.read_metadata(io.BytesIO(content))
     there = frozenset(metadata.schema.to_arrow_schema().names)
+    if "trial_id" not in there:
+        raise pa.ArrowInvalid("it has no column trial_id: it is not a file of this table")
     texts = [field.name for field in schema if pa.types.is_dictionary(field.type) and field.name in there]
     names = list(columns)
     rows = pq.ParquetFile(io.BytesIO(content), metadata=metadata, read_dictionary=texts).read([name for name in names if name in there])
@@ -455,15 +458,13 @@ def _encoded_schema(table: str) -> pa.Schema:
     return pa.schema([(field.name, code if field.type == pa.string() else field.type) for field in arrow_schema(table)])
 
 
-def _unreadable(files: Iterable[Path]) -> Path | None:
-    """The first file that cannot be read as one of these tables."""
+def _unreadable(files: Iterable[Path], table: str) -> Path | None:
+    """The first file that cannot be read as one of the table."""
     for file in files:
         try:
-            with file.open("rb") as content:
-                if pq.read_table(content, columns=["trial_id"]).column("trial_id").null_count:
-                    return file
-                pq.read_table(content)
-        except (OSError, KeyError, pa.lib.ArrowException):
+            if read_file(file.read_bytes(), table, arrow_schema(table).names)[0].column("trial_id").null_count:
+                return file
+        except (OSError, pa.lib.ArrowException):
             return file
     return None
 
