@@ -774,6 +774,7 @@ def test_a_whole_node_runs_workers_side_by_side_each_with_its_gpus(
     submit(sweep)
     seen: list[str] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.setattr("quantsweep.launching.gpus._num_there", lambda: 4)
     monkeypatch.setattr("quantsweep.slurm_job.read_header", lambda path: _on_gpus(path))
 
     def make(*arguments: Any, **more: Any) -> Worker:
