@@ -16,8 +16,8 @@ import pandas as pd
 import yaml
 
 from quantsweep.errors import ConfigurationError, did_you_mean
-from quantsweep.paths import product_root
-from quantsweep.specs import LEVELS, PlantedOutliers
+from quantsweep.storage.paths import product_root
+from quantsweep.trial.specs import LEVELS, PlantedOutliers
 from quantsweep.words import count
 
 HEADLINE = "bits_per_byte"

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantsweep.results import load_layers, load_results, load_samples, load_trials
+    from quantsweep.tables.results import load_layers, load_results, load_samples, load_trials
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_layers", "load_results", "load_samples", "load_trials"]
@@ -20,7 +20,7 @@ __all__ = ["__version__", "load_layers", "load_results", "load_samples", "load_t
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("quantsweep.results"), name)
+        return getattr(importlib.import_module("quantsweep.tables.results"), name)
     raise AttributeError(f"module 'quantsweep' has no attribute {name!r}")
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.mini import model_path
 from quantsweep.models.loading import LoadedModel
-from quantsweep.specs import TaskSpec
+from quantsweep.trial.specs import TaskSpec
 
 MINI = model_path("mini-neox-0.3m")
 PLAIN = 1.5784630

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from quantsweep.errors import ResultsError, did_you_mean
-from quantsweep.paths import SweepFolder
+from quantsweep.storage.paths import SweepFolder
 
 
 def add_sweep(parser: argparse.ArgumentParser, *, option: bool = False) -> None:

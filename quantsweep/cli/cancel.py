@@ -13,15 +13,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from quantsweep import filters, records, slurm
+from quantsweep import slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.errors import ConfigurationError, LockedError
-from quantsweep.holds import cancelled
-from quantsweep.launching.lock import launch_lock
+from quantsweep.failures.holds import cancelled
 from quantsweep.launching.settle import write_cancelled
 from quantsweep.launching.tasks import Task, observe
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_asked, read_numbered_trials, remaining_tasks
+from quantsweep.planning.plan import read_asked, read_numbered_trials, remaining_tasks
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import filters, records
 from quantsweep.words import count
 
 LOCK_SECONDS = 10.0

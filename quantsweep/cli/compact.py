@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 
 from quantsweep.cli._sweep import add_sweep, find_sweep
-from quantsweep.launching.compaction import CompactSummary, compact
+from quantsweep.tables.compaction import CompactSummary, compact
 from quantsweep.words import count
 
 

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from quantsweep.cli._sweep import sweep_names
-from quantsweep.filters import PLAN_COLUMNS
-from quantsweep.hydra_plugin.components import CONFIG_NAME, GROUPS, load_yaml, option_names
-from quantsweep.paths import product_root
+from quantsweep.composing.components import CONFIG_NAME, GROUPS, load_yaml, option_names
+from quantsweep.storage.paths import product_root
+from quantsweep.tables.filters import PLAN_COLUMNS
 
 ASK = "complete -o nospace -C 'quantsweep completion words' quantsweep"
 SCRIPTS = {"bash": ASK, "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{ASK}"}

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from quantsweep.doctor import Check, examine
-from quantsweep.hydra_plugin.cluster import cluster_spec
-from quantsweep.hydra_plugin.composition import compose_base, plain
-from quantsweep.hydra_plugin.prepare import results_dir
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
+from quantsweep.composing.cluster import cluster_spec
+from quantsweep.composing.composition import compose_base, plain
+from quantsweep.composing.prepare import results_dir
+from quantsweep.composing.shorthand import expand_shorthand
+from quantsweep.operations.doctor import Check, examine
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

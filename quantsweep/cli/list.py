@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quantsweep import records
 from quantsweep.cli._sweep import add_results_dir, sweep_names
 from quantsweep.errors import QuantsweepError
-from quantsweep.launches import dropped_trials, held_trials, left_of, read_launches
-from quantsweep.messages import sweeps_text
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_asked_tasks
+from quantsweep.operations.launches import dropped_trials, held_trials, left_of, read_launches
+from quantsweep.operations.messages import sweeps_text
+from quantsweep.planning.plan import read_asked_tasks
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantsweep import order, records
 from quantsweep.cli._sweep import add_sweep, find_sweep, sweep_names
-from quantsweep.effective import effective
 from quantsweep.errors import ResultsError
 from quantsweep.launching.settle import job_logs
-from quantsweep.paths import SweepFolder
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import order, records
+from quantsweep.tables.effective import effective
 from quantsweep.words import count
 
 MAX_SHOWN = 8

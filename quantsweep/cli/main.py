@@ -12,12 +12,12 @@ import os
 import sys
 from importlib import metadata
 
-from quantsweep.environment import git_state
 from quantsweep.errors import QuantsweepError
 from quantsweep.exit_status import ExitStatus
-from quantsweep.files import own_umask
-from quantsweep.paths import product_root
 from quantsweep.program import as_program
+from quantsweep.running.environment import git_state
+from quantsweep.storage.files import own_umask
+from quantsweep.storage.paths import product_root
 
 COMMANDS = {
     "plan": "what a launch would run, submit and skip; changes nothing",

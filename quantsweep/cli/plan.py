@@ -10,14 +10,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from quantsweep import planned_layers, slurm
+from quantsweep import slurm
+from quantsweep.checkpoints import planned_layers
+from quantsweep.composing.composition import compose_base, search_folders
+from quantsweep.composing.prepare import Prepared, prepare
+from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.errors import ModelError, SlurmError
-from quantsweep.hydra_plugin.composition import compose_base, search_folders
-from quantsweep.hydra_plugin.prepare import Prepared, prepare
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
 from quantsweep.launching.refill import array_size
-from quantsweep.messages import plan_text
-from quantsweep.plan import Plan
+from quantsweep.operations.messages import plan_text
+from quantsweep.planning.plan import Plan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -11,13 +11,13 @@ from dataclasses import asdict, replace
 
 from rich.console import Console
 
-from quantsweep.hydra_plugin.composition import Request, compose_base, make_request, search_folders
-from quantsweep.hydra_plugin.prepare import results_dir, task_path
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
-from quantsweep.pins import pins_path
-from quantsweep.prewarm import Outcome, prewarm
-from quantsweep.schema import TASK_KEYS, build_model
-from quantsweep.specs import ModelSpec, TaskSpec
+from quantsweep.checkpoints.pins import pins_path
+from quantsweep.composing.composition import Request, compose_base, make_request, search_folders
+from quantsweep.composing.prepare import results_dir, task_path
+from quantsweep.composing.shorthand import expand_shorthand
+from quantsweep.operations.prewarm import Outcome, prewarm
+from quantsweep.planning.schema import TASK_KEYS, build_model
+from quantsweep.trial.specs import ModelSpec, TaskSpec
 
 _WORDS = {"here": "here already", "fetched": "fetched", "skipped": "cannot be had", "failed": "FAILED"}
 

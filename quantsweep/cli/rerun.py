@@ -1,7 +1,7 @@
 """`quantsweep rerun SWEEP column=value …`: forget results, so that the launch command runs them again.
 
 A bug in our own code must not leave its rows standing.  What matches is written down as forgotten
-first (`quantsweep.forgetting`), which every reader heeds at once; then the rows leave the files.
+first (`quantsweep.tables.forgetting`), which every reader heeds at once; then the rows leave the files.
 Nothing of it that was asked for before comes back, whoever is still at it: workers leave it alone, and
 queued jobs that have nothing else to do leave the queue.
 
@@ -27,18 +27,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from quantsweep import records, slurm
+from quantsweep import slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.cli.compact import summary_text
 from quantsweep.errors import ConfigurationError, LockedError, ResultsError, SlurmError
-from quantsweep.filters import OUTCOME_COLUMNS, PLAN_COLUMNS, TASK_COLUMNS, Filter, parse, planned_rows
-from quantsweep.forgetting import Fence, Forgotten, Kind, Tombstone, read_forgotten, write_fence
-from quantsweep.launching.compaction import compact
-from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.settle import write_cancelled
 from quantsweep.launching.tasks import Task, observe
-from quantsweep.paths import TABLES, SweepFolder
-from quantsweep.plan import read_asked, read_headers, read_numbered_trials, remaining_tasks
+from quantsweep.planning.plan import read_asked, read_headers, read_numbered_trials, remaining_tasks
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import TABLES, SweepFolder
+from quantsweep.tables import records
+from quantsweep.tables.compaction import compact
+from quantsweep.tables.filters import OUTCOME_COLUMNS, PLAN_COLUMNS, TASK_COLUMNS, Filter, parse, planned_rows
+from quantsweep.tables.forgetting import Fence, Forgotten, Kind, Tombstone, read_forgotten, write_fence
 from quantsweep.words import count
 
 LOCK_SECONDS = 10.0

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from quantsweep import records
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.errors import ResultsError
 from quantsweep.exit_status import ExitStatus
-from quantsweep.launches import Launch, dropped_trials, held_trials, read_launches
-from quantsweep.paths import SweepFolder, product_root
-from quantsweep.typed import Typed
+from quantsweep.operations.launches import Launch, dropped_trials, held_trials, read_launches
+from quantsweep.planning.typed import Typed
+from quantsweep.storage.paths import SweepFolder, product_root
+from quantsweep.tables import records
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

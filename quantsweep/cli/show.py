@@ -6,13 +6,13 @@ import argparse
 import json
 from typing import Any
 
-from quantsweep import records
 from quantsweep.cli._sweep import add_sweep, find_sweep
-from quantsweep.filters import planned_rows
-from quantsweep.launches import Launch, read_launches
-from quantsweep.messages import show_text
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import Done, read_asked
+from quantsweep.operations.launches import Launch, read_launches
+from quantsweep.operations.messages import show_text
+from quantsweep.planning.plan import Done, read_asked
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.tables.filters import planned_rows
 
 AXES = ("model", "method", "data_type", "bit_width", "block_size", "plant_scale", "seed", "task_key")
 """Columns whose values say what a sweep is about."""

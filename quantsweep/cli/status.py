@@ -12,21 +12,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from quantsweep import budget, order, records, slurm
+from quantsweep import slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
-from quantsweep.effective import effective
 from quantsweep.errors import ResultsError, SlurmError
-from quantsweep.launches import dropped_trials, held_trials, left_of
-from quantsweep.launching.lock import lock_holder
-from quantsweep.launching.nodes import find_broken
+from quantsweep.failures.nodes import find_broken
+from quantsweep.launching import budget
 from quantsweep.launching.refill import waiting_shards
 from quantsweep.launching.submissions import spent_by_job
 from quantsweep.launching.tasks import Observation, in_flight_trials, observe
-from quantsweep.messages import status_text
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import plan_files, read_asked_tasks, read_header, read_headers, read_minutes, shard_trials
-from quantsweep.time_left import Ended, Running, seconds_left
-from quantsweep.workers import WorkerRecord, read_records
+from quantsweep.operations.launches import dropped_trials, held_trials, left_of
+from quantsweep.operations.messages import status_text
+from quantsweep.operations.time_left import Ended, Running, seconds_left
+from quantsweep.planning.plan import plan_files, read_asked_tasks, read_header, read_headers, read_minutes, shard_trials
+from quantsweep.storage.lock import lock_holder
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import WorkerRecord, read_records
+from quantsweep.tables import order, records
+from quantsweep.tables.effective import effective
 
 SECONDS = ("load_seconds", "quantize_seconds", "evaluate_seconds", "write_seconds", "restore_seconds")
 """Columns that together say how long a trial kept its worker."""

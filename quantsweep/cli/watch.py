@@ -25,8 +25,8 @@ from rich.text import Text
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.cli.status import sweep_status
 from quantsweep.errors import ConfigurationError, QuantsweepError
-from quantsweep.messages import status_text
-from quantsweep.paths import SweepFolder
+from quantsweep.operations.messages import status_text
+from quantsweep.storage.paths import SweepFolder
 
 DEFAULT_SECONDS = 30.0
 LEAST_SECONDS = 5.0

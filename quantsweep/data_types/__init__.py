@@ -1,1 +1,1 @@
-"""Number formats, one module each (`DATA_TYPE`); look them up with `quantsweep.registry.DATA_TYPES`."""
+"""Number formats, one module each (`DATA_TYPE`); look them up with `quantsweep.trial.registry.DATA_TYPES`."""

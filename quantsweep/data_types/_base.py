@@ -30,7 +30,7 @@ from quantsweep.numerics import codebook
 from quantsweep.numerics.blocks import BlockLayout, Blocks
 from quantsweep.numerics.minifloat import MiniFloat
 from quantsweep.numerics.scales import absmax, round_scale, storage_bits
-from quantsweep.specs import DTYPES, Option, QuantizationSpec
+from quantsweep.trial.specs import DTYPES, Option, QuantizationSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

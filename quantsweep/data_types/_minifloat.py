@@ -14,7 +14,7 @@ from torch import Tensor
 from quantsweep.data_types._base import QParams, Support
 from quantsweep.numerics import minifloat
 from quantsweep.numerics.minifloat import MiniFloat
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 
 class MiniFloatDataType:

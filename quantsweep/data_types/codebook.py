@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantsweep.constraints import problem_of_levels
 from quantsweep.data_types._base import CodebookDataType, Support
 from quantsweep.errors import ConfigurationError
 from quantsweep.numerics.blocks import Blocks
-from quantsweep.specs import LEVELS, QuantizationSpec
+from quantsweep.trial.constraints import problem_of_levels
+from quantsweep.trial.specs import LEVELS, QuantizationSpec
 
 
 class Codebook(CodebookDataType):

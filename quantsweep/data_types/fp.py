@@ -30,7 +30,7 @@ from torch import Tensor
 from quantsweep.data_types._base import CodebookDataType, Support, bit_width
 from quantsweep.errors import ConfigurationError
 from quantsweep.numerics.blocks import Blocks
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 _EXPONENT_BITS = {3: 2, 4: 2, 5: 3, 6: 3, 7: 4, 8: 4}
 

@@ -25,7 +25,7 @@ from quantsweep.data_types._minifloat import MiniFloatDataType
 from quantsweep.numerics.blocks import Blocks
 from quantsweep.numerics.minifloat import E4M3, E5M2, MiniFloat
 from quantsweep.numerics.scales import absmax, divide, round_scale, storage_bits
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 _ELEMENTS: dict[Any, MiniFloat] = {"e4m3": E4M3, "e5m2": E5M2}
 

@@ -40,7 +40,7 @@ from quantsweep.data_types._base import QParams, Support, bit_width, scale_dtype
 from quantsweep.errors import ConfigurationError
 from quantsweep.numerics.blocks import Blocks, tiles_of
 from quantsweep.numerics.scales import divide, round_scale, storage_bits, without_zeros
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 _AWQ_LEAST_RANGE = 1e-5
 _DEEPSPEED_LEAST_STEP = 2.0**-14  # of the block's absolute maximum

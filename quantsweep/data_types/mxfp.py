@@ -38,7 +38,7 @@ from quantsweep.errors import ConfigurationError
 from quantsweep.numerics.blocks import Blocks
 from quantsweep.numerics.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, MiniFloat, exponent_of, power_of_two
 from quantsweep.numerics.scales import absmax, divide
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 _ELEMENTS = {4: {2: E2M1}, 6: {2: E2M3, 3: E3M2}, 8: {4: E4M3, 5: E5M2}}
 """Bit width -> exponent bits -> element; the first is the default."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from quantsweep.data_types._base import CodebookDataType, Support, bit_width
 from quantsweep.numerics.blocks import Blocks
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 _OUTERMOST = 0.9677083
 

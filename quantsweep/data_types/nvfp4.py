@@ -22,7 +22,7 @@ from quantsweep.data_types._minifloat import MiniFloatDataType
 from quantsweep.numerics.blocks import Blocks
 from quantsweep.numerics.minifloat import E2M1, E4M3, nearest
 from quantsweep.numerics.scales import absmax, divide, round_scale, storage_bits, without_zeros
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 _LEAST_BLOCK_SCALE = 2.0**-6  # E4M3's smallest normal number
 _TENSOR_SCALE_DTYPE = "float32"

@@ -32,7 +32,7 @@ from quantsweep.errors import QuantizationError
 from quantsweep.numerics.blocks import Blocks
 from quantsweep.numerics.order import quantiles
 from quantsweep.numerics.scales import storage_bits, to_storage
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 _ESTIMATES = 256
 

@@ -39,16 +39,16 @@ from lm_eval.api.task import Task
 
 from quantsweep.errors import EvaluationError
 from quantsweep.evaluation.lm_eval_protocol import LmEvalModel
-from quantsweep.evaluation.mistakes import said_in_words
-from quantsweep.evaluation.progress import OnProgress, reporting, silent
 from quantsweep.evaluation.requests import ROLLING, Encoder, Requests
 from quantsweep.evaluation.results import MetricValue, Samples, TaskResult
 from quantsweep.evaluation.scoring import Batch, Plan, Scorer
 from quantsweep.evaluation.statistics import Items, aggregate, standard_error
-from quantsweep.evaluation.tasks import load_task, own_definition, pinned_data
-from quantsweep.evaluation.templates import compiled_once
 from quantsweep.models.loading import LoadedModel
-from quantsweep.specs import TaskSpec
+from quantsweep.tasks.definition import load_task, own_definition, pinned_data
+from quantsweep.tasks.mistakes import said_in_words
+from quantsweep.tasks.progress import OnProgress, reporting, silent
+from quantsweep.tasks.templates import compiled_once
+from quantsweep.trial.specs import TaskSpec
 
 logger = logging.getLogger(__name__)
 

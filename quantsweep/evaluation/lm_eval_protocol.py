@@ -14,10 +14,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from quantsweep.errors import EvaluationError
-from quantsweep.evaluation.progress import OnProgress
-from quantsweep.evaluation.quiet import quiet
 from quantsweep.evaluation.tokens import Span
 from quantsweep.models.loading import LoadedModel
+from quantsweep.tasks.progress import OnProgress
+from quantsweep.tasks.quiet import quiet
 
 NAME = "lm_eval"
 

@@ -19,13 +19,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from quantsweep.errors import EvaluationError
-from quantsweep.evaluation.documents import lm_eval_seeds
 from quantsweep.evaluation.lm_eval_protocol import LmEvalModel
-from quantsweep.evaluation.progress import OnProgress, reporting, silent
-from quantsweep.evaluation.quiet import quiet
 from quantsweep.evaluation.tokens import Span, Tokens
 from quantsweep.models.loading import LoadedModel
-from quantsweep.specs import TaskSpec
+from quantsweep.tasks.documents import lm_eval_seeds
+from quantsweep.tasks.progress import OnProgress, reporting, silent
+from quantsweep.tasks.quiet import quiet
+from quantsweep.trial.specs import TaskSpec
 
 ROLLING = "loglikelihood_rolling"
 

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quantsweep.evaluation.progress import OnProgress, silent
 from quantsweep.evaluation.tokens import Span
+from quantsweep.tasks.progress import OnProgress, silent
 
 # Logits that are turned into float32 log-probabilities at once: 64 MB; on a CPU small enough for its cache.
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}

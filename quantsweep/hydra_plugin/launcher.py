@@ -23,22 +23,22 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from quantsweep.composing.cluster import cluster_spec
+from quantsweep.crew.local import num_workers, run_local
 from quantsweep.errors import ResultsError
 from quantsweep.exit_status import ExitStatus
-from quantsweep.files import OTHERS_MAY_WRITE, own_umask
-from quantsweep.hydra_plugin.cluster import cluster_spec
 from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.advance import step
 from quantsweep.launching.cluster import RefusedError
-from quantsweep.launching.local import num_workers, run_local
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
-from quantsweep.messages import local_text, submitted_text
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_header
+from quantsweep.operations.messages import local_text, submitted_text
+from quantsweep.planning.plan import read_header
 from quantsweep.slurm import SlurmUnavailable
-from quantsweep.specs import ClusterSpec, Resources
+from quantsweep.storage.files import OTHERS_MAY_WRITE, own_umask
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import ClusterSpec, Resources
 
 WAIT_SECONDS = 30.0
 """Between two looks at the queue while waiting: each is a request to a daemon that the whole site shares."""

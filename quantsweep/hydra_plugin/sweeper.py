@@ -19,28 +19,28 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from quantsweep import snapshot
+from quantsweep.checkpoints.pins import own_switches
 from quantsweep.checks import truth
-from quantsweep.environment import running_package, source_digest
+from quantsweep.composing.cluster import unused_variables
+from quantsweep.composing.composition import search_folders
+from quantsweep.composing.prepare import Prepared, asked_folder, prepare, refuse_unpinned
+from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.exit_status import ExitStatus
-from quantsweep.hydra_plugin.cluster import unused_variables
-from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.launcher import wait_for_end
 from quantsweep.hydra_plugin.mistakes import shown_plainly
-from quantsweep.hydra_plugin.prepare import Prepared, asked_folder, prepare, refuse_unpinned
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
-from quantsweep.launches import ending
+from quantsweep.launching import snapshot
 from quantsweep.launching.cluster import within_nodes
-from quantsweep.launching.lock import RUN, check_held, launch_lock
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import Observation
-from quantsweep.messages import finished_text, plan_text, submitted_text
-from quantsweep.paths import SweepFolder
-from quantsweep.pins import own_switches
-from quantsweep.plan import Plan, plan_files, write_plan
-from quantsweep.specs import LaunchSettings
-from quantsweep.typed import typed
+from quantsweep.operations.launches import ending
+from quantsweep.operations.messages import finished_text, plan_text, submitted_text
+from quantsweep.planning.plan import Plan, plan_files, write_plan
+from quantsweep.planning.typed import typed
+from quantsweep.running.environment import running_package, source_digest
+from quantsweep.storage.lock import RUN, check_held, launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import LaunchSettings
 
 LOCK_SECONDS = 60.0
 """How long a launch waits for a worker or a collector that looks after the sweep this moment."""

@@ -9,21 +9,21 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from quantsweep.composing.command_line import check_command_line, help_text, refuse_sweeps, spread_options
+from quantsweep.composing.composition import search_folders
+from quantsweep.composing.prepare import Prepared, prepare, refuse_unpinned
+from quantsweep.composing.shorthand import expand_shorthand
+from quantsweep.crew.local import run_local
 from quantsweep.errors import QuantsweepError, ResultsError
 from quantsweep.exit_status import ExitStatus, of_trials
-from quantsweep.files import own_umask
-from quantsweep.hydra_plugin.command_line import check_command_line, help_text, refuse_sweeps, spread_options
-from quantsweep.hydra_plugin.composition import search_folders
 from quantsweep.hydra_plugin.flags import AS_THEY_ARE, MULTIRUN, SHOWS, split_flags, without_axes
 from quantsweep.hydra_plugin.mistakes import shown_plainly
-from quantsweep.hydra_plugin.prepare import Prepared, prepare, refuse_unpinned
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
-from quantsweep.launching.local import run_local
-from quantsweep.launching.lock import RUN, launch_lock
-from quantsweep.messages import results_text
-from quantsweep.plan import write_plan
-from quantsweep.typed import remember, typed
-from quantsweep.worker import run_shard
+from quantsweep.operations.messages import results_text
+from quantsweep.planning.plan import write_plan
+from quantsweep.planning.typed import remember, typed
+from quantsweep.running.worker import run_shard
+from quantsweep.storage.files import own_umask
+from quantsweep.storage.lock import RUN, launch_lock
 
 
 def checked_arguments(arguments: list[str]) -> list[str]:

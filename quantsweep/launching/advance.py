@@ -16,20 +16,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from quantsweep import breaker, records
 from quantsweep.errors import LockedError, QuantsweepError
-from quantsweep.files import filesystem_now
-from quantsweep.forgetting import forgotten_since, read_forgotten
-from quantsweep.holds import Hold, holding, read_holds
-from quantsweep.launching.compaction import compact
-from quantsweep.launching.lock import check_not_lost, launch_lock
-from quantsweep.launching.nodes import broken_nodes
+from quantsweep.failures import breaker
+from quantsweep.failures.holds import Hold, holding, read_holds
+from quantsweep.failures.nodes import broken_nodes
+from quantsweep.failures.retries import Verdict, decide
 from quantsweep.launching.refill import SubmitSummary, submit_waiting
 from quantsweep.launching.settle import NOT_BY_ITSELF, settle
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.launching.tasks import Observation, in_flight_trials
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import (
+from quantsweep.planning.plan import (
     Expansion,
     Plan,
     PlanHeader,
@@ -40,10 +36,15 @@ from quantsweep.plan import (
     remaining_tasks,
     write_plan,
 )
-from quantsweep.retries import Verdict, decide
-from quantsweep.shards import cut
+from quantsweep.planning.shards import cut
 from quantsweep.slurm import State
-from quantsweep.specs import PlannedTrial
+from quantsweep.storage.files import filesystem_now
+from quantsweep.storage.lock import check_not_lost, launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.tables.compaction import compact
+from quantsweep.tables.forgetting import forgotten_since, read_forgotten
+from quantsweep.trial.specs import PlannedTrial
 from quantsweep.words import count
 
 PAUSE_SECONDS = 30.0

@@ -1,7 +1,7 @@
 """What jobs that have ended occupied, in GPU-seconds: Slurm's word for it, since a job may end before its worker writes one.
 
 sacct knows the job                     what it says has elapsed
-it has a worker's record                nothing here: the record says it (`quantsweep.budget`)
+it has a worker's record                nothing here: the record says it (`quantsweep.launching.budget`)
 it never had a node                     0
 Slurm ended it at its time limit        that limit
 nothing more is known                   the time since it was submitted, at most its time limit
@@ -14,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 
 from quantsweep import slurm
-from quantsweep.files import filesystem_now
 from quantsweep.launching.submissions import SubmittedArray
 from quantsweep.launching.tasks import Observation, Task
-from quantsweep.paths import SweepFolder
+from quantsweep.storage.files import filesystem_now
+from quantsweep.storage.paths import SweepFolder
 
 
 def charges(folder: SweepFolder, seen: Observation) -> dict[tuple[Path, int], dict[int, float]]:

@@ -1,7 +1,7 @@
 """One array of shards to sbatch, through submitit: its options, its script, and what a refusal means.
 
 submitit knows how sbatch is told things; its pickles are left out, since a plan and a submission are files
-already: each task runs `python -m quantsweep.slurm_job`, reads which shards are its own, and nothing that
+already: each task runs `python -m quantsweep.crew.slurm_job`, reads which shards are its own, and nothing that
 others could have written is ever unpickled.  The interpreter replaces the batch script (`exec`), so
 that the warning before the time limit (`--signal=B:USR2@…`) reaches it.
 """
@@ -21,11 +21,11 @@ import submitit
 from submitit.core.utils import CommandFunction, FailedJobError
 
 from quantsweep import slurm
+from quantsweep.checkpoints.pins import OFFLINE
 from quantsweep.errors import SlurmError
 from quantsweep.launching.submissions import SubmittedArray
-from quantsweep.paths import SweepFolder, product_root
-from quantsweep.pins import OFFLINE
-from quantsweep.specs import MEMORY, ClusterSpec, LaunchSettings, Resources
+from quantsweep.storage.paths import SweepFolder, product_root
+from quantsweep.trial.specs import MEMORY, ClusterSpec, LaunchSettings, Resources
 from quantsweep.words import count
 
 VISIBLE_SECONDS = 90
@@ -109,7 +109,7 @@ def submit_array(
     parameters = sbatch_parameters(cluster, array.resources, array.job_name, workers=array.workers, code=_code(folder, launch))
     parameters["setup"] += [f"export {key}={shlex.quote(value)}" for key, value in launch.variables]
     executor.update_parameters(**_excluding(parameters, excluded), array_parallelism=cluster.max_parallel or len(array.tasks))
-    command = f"exec {executor.python} -u -m quantsweep.slurm_job task {shlex.quote(str(submission))} {index}"
+    command = f"exec {executor.python} -u -m quantsweep.crew.slurm_job task {shlex.quote(str(submission))} {index}"
     return executor.submit_tasks(command, len(array.tasks))
 
 
@@ -125,7 +125,7 @@ def submit_collector(
     if begin_minutes is not None:
         parameters["additional_parameters"] |= {"begin": f"now+{begin_minutes}minutes"}
     executor.update_parameters(**parameters, array_parallelism=1, dependency=afterany(after) if after else None)
-    return executor.submit_tasks(f"exec {executor.python} -u -m quantsweep.slurm_job collect {shlex.quote(str(folder.path))}", 1)
+    return executor.submit_tasks(f"exec {executor.python} -u -m quantsweep.crew.slurm_job collect {shlex.quote(str(folder.path))}", 1)
 
 
 _QUOTE = "'\\''"

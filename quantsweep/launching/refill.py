@@ -18,19 +18,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from quantsweep import budget, slurm
+from quantsweep import slurm
 from quantsweep.errors import SlurmError
-from quantsweep.files import filesystem_now, write_text
-from quantsweep.forgetting import read_forgotten
-from quantsweep.holds import holding, read_holds
+from quantsweep.failures.holds import holding, read_holds
+from quantsweep.failures.nodes import broken_nodes
+from quantsweep.launching import budget
 from quantsweep.launching import cluster as sbatch
 from quantsweep.launching.cluster import NoRoomError, RefusedError
-from quantsweep.launching.lock import check_held
-from quantsweep.launching.nodes import broken_nodes
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, new_submission, spent_by_job
 from quantsweep.launching.tasks import COLLECTOR, Observation
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import (
+from quantsweep.operations.prediction import Predictor, sweep_folders
+from quantsweep.planning.plan import (
     PlanHeader,
     plan_files,
     read_header,
@@ -40,10 +38,13 @@ from quantsweep.plan import (
     shard_samples,
     shard_sizes,
 )
-from quantsweep.prediction import Predictor, sweep_folders
-from quantsweep.records import read_done
-from quantsweep.shards import predicted_minutes
-from quantsweep.specs import ClusterSpec, Resources
+from quantsweep.planning.shards import predicted_minutes
+from quantsweep.storage.files import filesystem_now, write_text
+from quantsweep.storage.lock import check_held
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables.forgetting import read_forgotten
+from quantsweep.tables.records import read_done
+from quantsweep.trial.specs import ClusterSpec, Resources
 
 HEADROOM = 0.9
 """Share of a submit limit that one sweep uses; the rest is for the user's other work."""

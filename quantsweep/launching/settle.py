@@ -19,16 +19,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantsweep import failures, records, slurm
-from quantsweep.attempts import completed_rows, lost_row
+from quantsweep import slurm
+from quantsweep.failures import classes
 from quantsweep.launching.charges import charges
-from quantsweep.launching.lock import check_not_lost
 from quantsweep.launching.submissions import Submission, read_submissions
 from quantsweep.launching.tasks import Observation, Task, observe
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import plan_files, read_numbered_trials, remaining_tasks
-from quantsweep.specs import PlannedTrial, content_hash
-from quantsweep.workers import ENDED_BY_SLURM, ENDED_WITH_ERROR, Heard, WorkerRecord, close_record
+from quantsweep.planning.plan import plan_files, read_numbered_trials, remaining_tasks
+from quantsweep.running.attempts import completed_rows, lost_row
+from quantsweep.storage.lock import check_not_lost
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import ENDED_BY_SLURM, ENDED_WITH_ERROR, Heard, WorkerRecord, close_record
+from quantsweep.tables import records
+from quantsweep.trial.specs import PlannedTrial, content_hash
 
 BLAMELESS = frozenset({"CANCELLED"})
 """Ends that say nothing of a trial: somebody wanted the job gone."""
@@ -170,7 +172,7 @@ def _lost(folder: SweepFolder, unfinished: _Unfinished, record: WorkerRecord, st
         return completed_rows(folder, record)
     if state in BLAMELESS:
         return []
-    failure = failures.of_lost_job(state, planned.trial.label)
+    failure = classes.of_lost_job(state, planned.trial.label)
     return [lost_row(folder, record, planned, failure)]
 
 
@@ -187,7 +189,7 @@ def _not_started(
     """The rows of every trial that a job was to run and did not."""
     log = slurm_log(folder, job_name, task.job_id)
     text = log.read_text(errors="replace")[-OUTPUT_TAIL:] if log.is_file() else ""
-    failure = failures.not_started(task.ended or "", text, next((record.ended for record in own if record.ended), None))
+    failure = classes.not_started(task.ended or "", text, next((record.ended for record in own if record.ended), None))
     rows = []
     for shard_id in task.shard_ids:
         record = WorkerRecord(worker=task.job_id, host=task.node, pid=0, plan=task.plan, node=task.node, job=task.job_id, shard_id=shard_id)

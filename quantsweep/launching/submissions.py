@@ -32,9 +32,9 @@ from pathlib import Path
 
 from quantsweep import slurm
 from quantsweep.errors import ResultsError
-from quantsweep.files import filesystem_now, write_text
-from quantsweep.paths import SweepFolder
-from quantsweep.specs import Resources
+from quantsweep.storage.files import filesystem_now, write_text
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import Resources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def read_submission(path: Path) -> Submission:
 
 
 def spent_by_job(submissions: Iterable[Submission]) -> dict[str, float]:
-    """Job → GPU-seconds that Slurm had it running, of those that have ended (`quantsweep.budget`)."""
+    """Job → GPU-seconds that Slurm had it running, of those that have ended (`quantsweep.launching.budget`)."""
     return {
         f"{array.array_job_id}_{index}": seconds
         for submission in submissions

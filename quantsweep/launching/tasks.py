@@ -27,15 +27,15 @@ from pathlib import Path
 
 from quantsweep import slurm
 from quantsweep.errors import SlurmError
-from quantsweep.files import filesystem_now
-from quantsweep.forgetting import read_forgotten
-from quantsweep.holds import holding, read_holds
+from quantsweep.failures.holds import holding, read_holds
 from quantsweep.launching.cluster import VISIBLE_SECONDS
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions, user_name
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_headers, read_shard_trials, shard_trials
-from quantsweep.specs import PlannedTrial
-from quantsweep.workers import STALE_SECONDS, Heard, read_records
+from quantsweep.planning.plan import read_headers, read_shard_trials, shard_trials
+from quantsweep.storage.files import filesystem_now
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import STALE_SECONDS, Heard, read_records
+from quantsweep.tables.forgetting import read_forgotten
+from quantsweep.trial.specs import PlannedTrial
 
 STUCK = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue", re.IGNORECASE)
 """Reasons of squeue for a job that waits until an administrator looks (a prolog failed, a node has no such user)."""

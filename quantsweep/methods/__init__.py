@@ -1,1 +1,1 @@
-"""Quantization methods, one module each (`METHOD`); look them up with `quantsweep.registry.METHODS`."""
+"""Quantization methods, one module each (`METHOD`); look them up with `quantsweep.trial.registry.METHODS`."""

@@ -20,8 +20,8 @@ from torch import Tensor
 from quantsweep.data_types._base import DataType, Quantized
 from quantsweep.errors import QuantizationError
 from quantsweep.numerics.error import weight_error
-from quantsweep.registry import data_type_of
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.registry import data_type_of
+from quantsweep.trial.specs import QuantizationSpec
 
 KEPT, KEPT_INDEX = "kept", "kept_index"
 """Names in `Stored.extras` of columns that stay at 16 bit, and of their indices."""

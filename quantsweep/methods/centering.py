@@ -19,7 +19,7 @@ from torch import Tensor
 from quantsweep.data_types._base import DataType, quantize_blocks
 from quantsweep.methods._base import Layer, LayerRecord, Stored, checked_data_type, encode_each
 from quantsweep.numerics.blocks import Blocks
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 MEAN = "mean"
 """Name in `Stored.extras` of the means, (N,) float16."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from quantsweep.data_types._base import DataType, dequantize_weight, quantize_weight
 from quantsweep.errors import ConfigurationError, QuantizationError
 from quantsweep.methods._base import KEPT, KEPT_INDEX, InputSource, Layer, LayerRecord, Stored, checked_data_type, encode_each
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 MOST_COLUMNS = 1 << 16
 

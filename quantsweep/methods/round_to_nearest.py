@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantsweep.data_types._base import DataType, dequantize_weight, quantize_weight
 from quantsweep.methods._base import Layer, LayerRecord, Stored, checked_data_type, encode_each
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec
 
 
 class RoundToNearest:

@@ -2,7 +2,7 @@
 
     python -m quantsweep.models.listing ASKED ANSWERED      two JSON files: [[folder, unquantized patterns], …] and its answers
 
-Planning imports no torch, so it asks this process (`quantsweep.planned_layers`); the layers are found by the very code that
+Planning imports no torch, so it asks this process (`quantsweep.checkpoints.planned_layers`); the layers are found by the very code that
 finds them in a loaded model.
 """
 
@@ -19,8 +19,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quantsweep.errors import ModelError
-from quantsweep.files import write_text
 from quantsweep.models.blocks import quantizable_linears
+from quantsweep.storage.files import write_text
 
 
 def layers_of(folder: str, unquantized: list[str]) -> dict[str, int]:

@@ -31,21 +31,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from quantsweep import checkpoint
+from quantsweep.checkpoints import headers
+from quantsweep.checkpoints.content import ContentCheck, converted_check, local_check, snapshot_check
+from quantsweep.checkpoints.gguf import converted_folder as gguf_folder
+from quantsweep.checkpoints.pins import converted_folder
+from quantsweep.checkpoints.progress import no_progress_bars
 from quantsweep.errors import ModelError
-from quantsweep.identity import resolve_path
 from quantsweep.models.blocks import Place, quantizable_linears
 from quantsweep.models.checksums import differing, state_checksums
-from quantsweep.models.content import ContentCheck, converted_check, local_check, snapshot_check
-from quantsweep.models.gguf import converted_folder as gguf_folder
 from quantsweep.models.layers import LinearLayer, Sources
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
 from quantsweep.models.planting import plant_outliers
-from quantsweep.models.progress import no_progress_bars
 from quantsweep.models.walk import predecessors
-from quantsweep.pins import converted_folder
 from quantsweep.signs import OnProgress
-from quantsweep.specs import ModelSpec
+from quantsweep.trial.identity import resolve_path
+from quantsweep.trial.specs import ModelSpec
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -153,7 +153,7 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec, weight_folder: Path | None) -> LoadedModel:
     """A model that is in memory already, as a LoadedModel; `weight_folder` holds its safetensors files, if anything does."""
-    files = FileTensors([] if weight_folder is None else checkpoint.weight_files(weight_folder))
+    files = FileTensors([] if weight_folder is None else headers.weight_files(weight_folder))
     linears = quantizable_linears(model, spec.unquantized)
     sources = cache(lambda: predecessors(model))
     layers = {name: _linear_layer(name, place, files, model.base_model_prefix, sources) for name, place in linears.items()}
@@ -196,7 +196,7 @@ def _source(spec: ModelSpec, stack: ExitStack) -> _Source:
 
 
 def _folder_source(folder: Path, *contents: ContentCheck) -> _Source:
-    checkpoint.check_folder(folder)
+    headers.check_folder(folder)
     return _Source(str(folder), {"local_files_only": True, "trust_remote_code": False}, folder, contents)
 
 
@@ -214,7 +214,7 @@ def _hub_source(hub_id: str, revision: str | None, stack: ExitStack) -> _Source:
 def _is_whole(snapshot: Path) -> bool:
     """False for one that is not all here yet, or is to be refused: `_fetched` looks again when it is here."""
     try:
-        checkpoint.check_folder(snapshot)
+        headers.check_folder(snapshot)
     except ModelError:
         return False
     return True
@@ -228,7 +228,7 @@ def _fetched(source: _Source, model: PreTrainedModel) -> _Source:
     folder = _snapshot(source.name, commit)
     if folder is None:
         raise ModelError(f"{source.name} was loaded from the hub, and its files are not in the hub's cache; prewarm it")
-    checkpoint.check_folder(folder)
+    headers.check_folder(folder)
     with snapshot_check(folder) as content:
         return replace(source, folder=folder, contents=(content,))
 
@@ -303,10 +303,10 @@ def _check_nothing_dropped(spec: ModelSpec, info: Mapping[str, Any], folder: Pat
     unexpected = sorted(map(str, info.get("unexpected_keys") or ()))
     if not unexpected:
         return
-    tensors = checkpoint.read_tensors(folder)
+    tensors = headers.read_tensors(folder)
     # A checkpoint of the base model alone has names without the prefix that transformers reports them with.
     facts = {key: next((fact for name, fact in tensors.items() if f".{key}".endswith(f".{name}")), None) for key in unexpected}
-    if keys := [key for key, fact in facts.items() if not checkpoint.is_harmless(key, fact)]:
+    if keys := [key for key, fact in facts.items() if not headers.is_harmless(key, fact)]:
         raise ModelError(
             f"model {spec.name}: {len(keys)} weights of the checkpoint have no place in the model that its config.json describes "
             f"({_some(keys)}) and would be dropped; the files and the config.json do not belong together"

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from quantsweep.errors import ModelError
 from quantsweep.models.anatomy import anatomy_of
 from quantsweep.models.blocks import decoder_blocks
-from quantsweep.specs import PlantedOutliers
+from quantsweep.trial.specs import PlantedOutliers
 
 
 def planted_channels(planted: PlantedOutliers, width: int) -> tuple[int, ...]:

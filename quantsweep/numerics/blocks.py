@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from quantsweep.errors import QuantizationError
-from quantsweep.specs import BlockSize
+from quantsweep.trial.specs import BlockSize
 
 TILE = 1 << 18
 """Elements that elementwise work takes at a time: fits a CPU's cache, and bounds temporaries."""

@@ -19,14 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quantsweep import records, wanted
-from quantsweep.forgetting import Kind, Tombstone, write_fence
-from quantsweep.holds import Hold
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_header
-from quantsweep.specs import PlannedTrial
-from quantsweep.wanted import Wanted
-from quantsweep.workers import WorkerRecord, write_record
+from quantsweep.failures.holds import Hold
+from quantsweep.planning.plan import read_header
+from quantsweep.running import wanted
+from quantsweep.running.wanted import Wanted
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import WorkerRecord, write_record
+from quantsweep.tables import records
+from quantsweep.tables.forgetting import Kind, Tombstone, write_fence
+from quantsweep.trial.specs import PlannedTrial
 from tests.benchmarks.read_results import metric_rows, trial_row
 from tests.unit.engine_cases import trial, write
 

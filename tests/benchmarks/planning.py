@@ -36,14 +36,14 @@ SETTLED_SECONDS = 240.0
 
 STEPS = (
     ("compose (Hydra)", "hydra._internal.config_loader_impl", "ConfigLoaderImpl.load_configuration"),
-    ("read the grid", "quantsweep.hydra_plugin.composition", "make_request"),
-    ("expand to trials", "quantsweep.plan", "expand"),
-    ("past trials", "quantsweep.prediction", "Predictor.from_tables"),
-    ("what is done", "quantsweep.records", "read_done"),
-    ("subtract and cut", "quantsweep.plan", "build_plan"),
-    ("say it", "quantsweep.messages", "plan_text"),
-    ("plan file", "quantsweep.plan", "write_plan"),
-    ("code snapshot", "quantsweep.snapshot", "take"),
+    ("read the grid", "quantsweep.composing.composition", "make_request"),
+    ("expand to trials", "quantsweep.planning.plan", "expand"),
+    ("past trials", "quantsweep.operations.prediction", "Predictor.from_tables"),
+    ("what is done", "quantsweep.tables.records", "read_done"),
+    ("subtract and cut", "quantsweep.planning.plan", "build_plan"),
+    ("say it", "quantsweep.operations.messages", "plan_text"),
+    ("plan file", "quantsweep.planning.plan", "write_plan"),
+    ("code snapshot", "quantsweep.launching.snapshot", "take"),
     ("settle", "quantsweep.launching.settle", "settle"),
     ("submit", "quantsweep.launching.refill", "submit_waiting"),
 )
@@ -142,8 +142,8 @@ def quantsweep_command(*arguments: str) -> list[str]:
 
 def benchmark(size: int, folder: Path, cluster: Cluster, shims: Shims) -> tuple[list[tuple[str, ...]], list[str]]:
     """All commands at one size: rows of the table, and the lines of the breakdown."""
-    from quantsweep.paths import SweepFolder
-    from quantsweep.plan import read_asked
+    from quantsweep.planning.plan import read_asked
+    from quantsweep.storage.paths import SweepFolder
     from tests.benchmarks.synthetic import write_done
 
     folder.mkdir()

@@ -35,10 +35,10 @@ from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.models.loading import LoadedModel, load_model, wrap_model
-from quantsweep.paths import product_root
-from quantsweep.registry import METHODS
-from quantsweep.schema import build_model, build_quantization, build_task
-from quantsweep.specs import ModelSpec, QuantizationSpec, TaskSpec
+from quantsweep.planning.schema import build_model, build_quantization, build_task
+from quantsweep.storage.paths import product_root
+from quantsweep.trial.registry import METHODS
+from quantsweep.trial.specs import ModelSpec, QuantizationSpec, TaskSpec
 from tests.benchmarks.measure import output_parser, say
 
 SHAPES = {

@@ -21,14 +21,13 @@ from typing import Any
 import pyarrow as pa
 
 import quantsweep
-from quantsweep import records
 from quantsweep.cli.rerun import select
-from quantsweep.files import write_table
-from quantsweep.filters import parse
-from quantsweep.forgetting import write_fence
-from quantsweep.launching import compaction
-from quantsweep.launching.compaction import compact
-from quantsweep.paths import TABLES, SweepFolder
+from quantsweep.storage.files import write_table
+from quantsweep.storage.paths import TABLES, SweepFolder
+from quantsweep.tables import compaction, records
+from quantsweep.tables.compaction import compact
+from quantsweep.tables.filters import parse
+from quantsweep.tables.forgetting import write_fence
 from tests.unit.engine_cases import trial
 
 compaction.NAME_SECONDS = 0.0  # one machine looks

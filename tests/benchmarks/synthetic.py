@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from quantsweep import records
-from quantsweep.paths import SweepFolder
-from quantsweep.specs import PlannedTrial, TaskSpec
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.trial.specs import PlannedTrial, TaskSpec
 
 TRIALS_A_WORKER = 3_000
 METRICS = ("bits_per_byte", "word_perplexity")

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from quantsweep.registry import data_type_of
-from quantsweep.specs import LEVELS, SCALE_DTYPES, QuantizationSpec, options_tuple
+from quantsweep.trial.registry import data_type_of
+from quantsweep.trial.specs import LEVELS, SCALE_DTYPES, QuantizationSpec, options_tuple
 
 CONF = Path(__file__).parents[2] / "conf"
 Component = Mapping[str, Any]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from component_cases import component, spec_of
 
-from quantsweep.constraints import reason_to_skip
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.constraints import reason_to_skip
+from quantsweep.trial.specs import QuantizationSpec
 
 INT, FP, MXFP, AF4 = (component("data_type", name) for name in ("int", "fp", "mxfp", "af4"))
 METHOD = component("method", "round_to_nearest")["capabilities"]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from component_cases import combinations, component, data_type_named, describe, scale_dtypes, spec_of, stems
 
-from quantsweep.constraints import reason_to_skip
 from quantsweep.data_types._base import DataType, fake_quantize, quantize_weight
-from quantsweep.declared import CAPABILITIES
 from quantsweep.errors import ConfigurationError
 from quantsweep.numerics.error import weight_error
-from quantsweep.registry import DATA_TYPES
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.constraints import reason_to_skip
+from quantsweep.trial.declared import CAPABILITIES
+from quantsweep.trial.registry import DATA_TYPES
+from quantsweep.trial.specs import QuantizationSpec
 
 METHOD = component("method", "round_to_nearest")["capabilities"]
 WEIGHT = torch.randn(48, 80, generator=torch.Generator().manual_seed(0)) * 0.02

@@ -21,9 +21,9 @@ import pytest
 import torch
 from component_cases import combinations, component, data_type_named, describe, stems
 
-from quantsweep.constraints import reason_to_skip
 from quantsweep.data_types._base import quantize_weight
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.constraints import reason_to_skip
+from quantsweep.trial.specs import QuantizationSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data_types.json"
 

@@ -16,8 +16,8 @@ from quantsweep.data_types._base import fake_quantize, quantize_weight
 from quantsweep.errors import ConfigurationError, QuantizationError
 from quantsweep.methods._base import LayerRecord, Method
 from quantsweep.numerics.error import weight_error
-from quantsweep.registry import DATA_TYPES, METHODS
-from quantsweep.specs import QuantizationSpec, options_tuple
+from quantsweep.trial.registry import DATA_TYPES, METHODS
+from quantsweep.trial.specs import QuantizationSpec, options_tuple
 
 NAMES = METHODS.names()
 every_method = pytest.mark.parametrize("name", NAMES)

@@ -16,7 +16,7 @@ from quantsweep.evaluation.scoring import Plan, Scorer
 from quantsweep.mini import MODEL_NAMES, model_path
 from quantsweep.models.layers import LinearLayer
 from quantsweep.models.loading import LoadedModel, load_model
-from quantsweep.specs import ModelSpec
+from quantsweep.trial.specs import ModelSpec
 from tests.contract.architectures import BLOCKS, CONFIGS, LAYERS_OF_A_BLOCK, save_random_model
 
 MAPS = Path("/proc/self/maps")

@@ -18,8 +18,8 @@ from quantsweep.data_types._packed import PackedWeight, pack, unpack
 from quantsweep.errors import ConfigurationError
 from quantsweep.methods import _base
 from quantsweep.methods._base import Decode, Encode, Layer, LayerRecord, Stored
-from quantsweep.registry import METHODS, data_type_of
-from quantsweep.specs import QuantizationSpec
+from quantsweep.trial.registry import METHODS, data_type_of
+from quantsweep.trial.specs import QuantizationSpec
 from tests.contract.test_methods import chain, spec_for
 
 BLOCKS = [(32, None), (7, None), (None, "input"), ("tensor", "flat")]

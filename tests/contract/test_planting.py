@@ -25,7 +25,7 @@ from quantsweep.models.anatomy import anatomy_of
 from quantsweep.models.blocks import decoder_blocks, quantizable_linears
 from quantsweep.models.loading import load_model
 from quantsweep.models.planting import plant_outliers, planted_channels
-from quantsweep.specs import ModelSpec, PlantedOutliers
+from quantsweep.trial.specs import ModelSpec, PlantedOutliers
 from tests.contract.architectures import CONFIGS, random_model
 
 PLANTABLE = sorted(set(CONFIGS) - {"opt-350m"})

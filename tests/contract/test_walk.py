@@ -16,8 +16,8 @@ from quantsweep.mini import model_path
 from quantsweep.models.blocks import Place, decoder_blocks, quantizable_linears
 from quantsweep.models.loading import load_model
 from quantsweep.models.walk import predecessors
-from quantsweep.registry import METHODS
-from quantsweep.specs import ModelSpec, QuantizationSpec
+from quantsweep.trial.registry import METHODS
+from quantsweep.trial.specs import ModelSpec, QuantizationSpec
 from tests.contract.architectures import CONFIGS, LAYERS_OF_A_BLOCK, random_model
 
 TOKENS = torch.arange(1, 33)[None]

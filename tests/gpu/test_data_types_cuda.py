@@ -16,9 +16,9 @@ import yaml
 from quantsweep.data_types._base import dequantize_weight, quantize_weight
 from quantsweep.numerics import blocks
 from quantsweep.numerics.blocks import TILE
-from quantsweep.paths import product_root
-from quantsweep.registry import data_type_of
-from quantsweep.specs import QuantizationSpec, options_tuple
+from quantsweep.storage.paths import product_root
+from quantsweep.trial.registry import data_type_of
+from quantsweep.trial.specs import QuantizationSpec, options_tuple
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

@@ -13,7 +13,7 @@ from quantsweep.evaluation.scoring import Scorer
 from quantsweep.mini import model_path
 from quantsweep.models.checksums import checksum
 from quantsweep.models.loading import load_model
-from quantsweep.specs import ModelSpec, TaskSpec
+from quantsweep.trial.specs import ModelSpec, TaskSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

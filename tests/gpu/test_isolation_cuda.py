@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import quantsweep
-from quantsweep import failures
+from quantsweep.failures import classes
 from tests.conftest import ROOT
 from tests.slurm import ledger
 from tests.slurm.ledger import Fault, FaultPlan
@@ -41,7 +41,7 @@ def test_a_device_assert_and_a_lack_of_gpu_memory_cost_those_trials_only(tmp_pat
     launch(tmp_path, **inside)
     folder = tmp_path / "results" / "cuda"
     seen = quantsweep.load_trials(folder).set_index("trial_id")
-    assert dict(seen[seen.status == "failed"].failure_class) == {asserted: failures.BUG, starved: failures.OUT_OF_GPU_MEMORY}
+    assert dict(seen[seen.status == "failed"].failure_class) == {asserted: classes.BUG, starved: classes.OUT_OF_GPU_MEMORY}
     assert "device-side assert" in seen.loc[asserted].failure_message
     assert (seen.status == "done").sum() == len(trials) - 2
     launch(tmp_path, **inside)

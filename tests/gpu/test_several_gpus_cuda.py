@@ -36,7 +36,7 @@ def test_two_gpus_give_what_one_gives(tmp_path: Path) -> None:
 
 def test_its_layers_lie_on_both() -> None:
     from quantsweep.models.loading import load_model
-    from quantsweep.specs import ModelSpec, Resources
+    from quantsweep.trial.specs import ModelSpec, Resources
 
     path = "package:quantsweep/mini/models/mini-neox-6.0m"
     for gpus, devices in ((1, {0}), (2, {0, 1})):

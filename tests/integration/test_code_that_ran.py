@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import quantsweep
-from quantsweep import failures, records
-from quantsweep.environment import running_package, source_digest
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import Expansion, build_plan, plan_files, read_asked, read_header, write_plan
-from quantsweep.stopping import Stop
-from quantsweep.worker import Worker
+from quantsweep.failures import classes
+from quantsweep.planning.plan import Expansion, build_plan, plan_files, read_asked, read_header, write_plan
+from quantsweep.running.environment import running_package, source_digest
+from quantsweep.running.stopping import Stop
+from quantsweep.running.worker import Worker
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
 from tests.conftest import Launch
 
 TYPED = ("method=none", "task=mini_ppl", "limit=2", "device=cpu", "sweep=code", "workers=1")
@@ -58,7 +59,7 @@ def test_the_code_that_ran_is_in_the_row_and_other_code_makes_none(launch: Launc
     worker.close()
     assert (summary.done, summary.failed, worker.stop.reason) == (0, 1, Stop.CODE_CHANGED)
     [row] = records.read_table(again.path, "trials").to_pylist()
-    assert (row["failure_class"], row["code_hash"]) == (failures.CODE_CHANGED, source_digest(place / "quantsweep"))
+    assert (row["failure_class"], row["code_hash"]) == (classes.CODE_CHANGED, source_digest(place / "quantsweep"))
     assert "Launch again" in row["failure_message"]
     assert records.read_done(again.path) == frozenset()
     assert records.read_table(again.path, "samples").num_rows == 0

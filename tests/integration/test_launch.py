@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 import quantsweep
-from quantsweep.launching.lock import lock_holder
-from quantsweep.paths import SweepFolder
-from quantsweep.workers import read_records
+from quantsweep.storage.lock import lock_holder
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import read_records
 from tests.conftest import ROOT, Launch
 
 FAST = ("limit=8", "batch_size=8")
@@ -32,7 +32,7 @@ def children_of(pid: int) -> list[int]:
             command = stat.with_name("cmdline").read_bytes()
         except OSError:
             continue  # it has ended meanwhile
-        if int(fields[1]) == pid and b"quantsweep.child" in command:
+        if int(fields[1]) == pid and b"quantsweep.running.child" in command:
             found.append(int(stat.parent.name))
     return found
 

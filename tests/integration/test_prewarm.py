@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import quantsweep
-from quantsweep.identity import local_content
 from quantsweep.mini import model_path
+from quantsweep.trial.identity import local_content
 from tests.conftest import ROOT
 from tests.hub import Hub
 
@@ -30,10 +30,10 @@ COMPANIONS = {name: content for name, content in MINI.items() if name != "model.
 
 PLAN = """
 import json, sys
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
-from quantsweep.hydra_plugin.composition import compose_base, search_folders
-from quantsweep.hydra_plugin.prepare import prepare
-from quantsweep.pins import offline_environment
+from quantsweep.composing.shorthand import expand_shorthand
+from quantsweep.composing.composition import compose_base, search_folders
+from quantsweep.composing.prepare import prepare
+from quantsweep.checkpoints.pins import offline_environment
 overrides = expand_shorthand(sys.argv[1:])
 cfg = compose_base(overrides)
 plan = prepare(cfg, search_folders(cfg.hydra), overrides).plan
@@ -46,7 +46,7 @@ print(json.dumps({"ids": [p.trial.trial_id for p in plan.trials], "revisions": [
 LOAD = """
 import json, sys
 from quantsweep.models.loading import load_model
-from quantsweep.specs import ModelSpec
+from quantsweep.trial.specs import ModelSpec
 loaded = load_model(ModelSpec(name="m", family="f", hub_id=sys.argv[1], revision=sys.argv[2], dtype="float32"), "cpu")
 layer = next(iter(loaded.layers.values()))
 print(json.dumps([float(layer.read().double().sum()), loaded.num_parameters, len(loaded.tokenizer)]))
@@ -54,8 +54,8 @@ print(json.dumps([float(layer.read().double().sum()), loaded.num_parameters, len
 LOAD_TASK = """
 import sys
 from pathlib import Path
-from quantsweep.evaluation.tasks import data_revision, load_task
-from quantsweep.specs import TaskSpec
+from quantsweep.tasks.definition import data_revision, load_task
+from quantsweep.trial.specs import TaskSpec
 task = load_task(TaskSpec(name="mini_ppl", lm_eval_task="mini_ppl", folder="mini", version="1.0", primary_metric="bits_per_byte",
     higher_is_better=False), Path(sys.argv[1]))
 print(len(task.eval_docs), data_revision(task))

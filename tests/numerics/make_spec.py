@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantsweep.specs import BlockSize, QuantizationSpec, options_tuple
+from quantsweep.trial.specs import BlockSize, QuantizationSpec, options_tuple
 
 
 def make_spec(

@@ -13,8 +13,8 @@ from quantsweep.data_types._base import fake_quantize
 from quantsweep.data_types.dynamic import dynamic_levels
 from quantsweep.data_types.fp import positive_levels
 from quantsweep.data_types.nf import normal_levels
-from quantsweep.paths import product_root
-from quantsweep.registry import DATA_TYPES
+from quantsweep.storage.paths import product_root
+from quantsweep.trial.registry import DATA_TYPES
 
 WEIGHT = torch.randn(96, 128, generator=torch.Generator().manual_seed(0)) * 0.03
 

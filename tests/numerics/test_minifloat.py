@@ -14,8 +14,8 @@ from make_spec import make_spec
 from quantsweep.data_types._base import fake_quantize, quantize_weight
 from quantsweep.errors import ConfigurationError
 from quantsweep.numerics.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, MiniFloat, encode, exponent_of, nearest, power_of_two
-from quantsweep.registry import DATA_TYPES
-from quantsweep.specs import BlockSize, QuantizationSpec
+from quantsweep.trial.registry import DATA_TYPES
+from quantsweep.trial.specs import BlockSize, QuantizationSpec
 
 ELEMENTS = {"e2m1": E2M1, "e2m3": E2M3, "e3m2": E3M2, "e4m3": E4M3, "e5m2": E5M2}
 TORCH = [(E4M3, torch.float8_e4m3fn), (E5M2, torch.float8_e5m2)]

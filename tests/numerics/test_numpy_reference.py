@@ -13,8 +13,8 @@ from make_spec import make_spec
 from quantsweep.data_types._base import fake_quantize
 from quantsweep.data_types.dynamic import dynamic_levels
 from quantsweep.numerics.scales import round_scale
-from quantsweep.registry import DATA_TYPES
-from quantsweep.specs import BlockSize, QuantizationSpec
+from quantsweep.trial.registry import DATA_TYPES
+from quantsweep.trial.specs import BlockSize, QuantizationSpec
 
 BLOCKINGS = st.sampled_from([(4, "flat"), (64, "flat"), ("tensor", "flat"), (5, "input"), (32, "input"), (None, "input")])
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 70))

@@ -13,8 +13,8 @@ from make_spec import make_spec
 from quantsweep.data_types._base import fake_quantize, quantize_weight
 from quantsweep.errors import ConfigurationError, QuantizationError
 from quantsweep.numerics.blocks import BlockLayout, Blocks, tiles
-from quantsweep.registry import DATA_TYPES
-from quantsweep.specs import BlockSize
+from quantsweep.trial.registry import DATA_TYPES
+from quantsweep.trial.specs import BlockSize
 
 SYMMETRIC_GRIDS: list[tuple[str, dict[str, Any]]] = [
     ("int", {}),

@@ -12,7 +12,7 @@ from quantsweep.data_types.fp import positive_levels
 from quantsweep.data_types.nf import normal_levels
 from quantsweep.numerics.blocks import Blocks
 from quantsweep.numerics.error import weight_error
-from quantsweep.registry import DATA_TYPES
+from quantsweep.trial.registry import DATA_TYPES
 
 W = torch.tensor([[-0.9, -0.2, 0.05, 0.4, 1.1, 0, 0.72, -0.33]])
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantsweep.paths import SweepFolder
+from quantsweep.storage.paths import SweepFolder
 from tests.conftest import ROOT
 from tests.slurm import ledger
 from tests.slurm.cluster import Cluster, ClusterError

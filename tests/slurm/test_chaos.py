@@ -21,13 +21,13 @@ pytestmark = pytest.mark.slurm
 
 # Stands in for a worker and its child: a Python process, and one that it starts; each run of the task adds a line.
 CHILD = "import time; time.sleep(600)"
-WORKER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{CHILD}', 'quantsweep.child', '7'])"
+WORKER = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{CHILD}', 'quantsweep.running.child', '7'])"
 
 
 def start_tasks(cluster: Cluster, folder: Path, count: int = 4, *, partition: str = "main") -> int:
     """Submit tasks that run until something ends them, and wait until all run."""
     log = f"{folder}/$SLURM_ARRAY_TASK_ID"
-    worker = f'{sys.executable} -c "{WORKER}" quantsweep.slurm_job task'
+    worker = f'{sys.executable} -c "{WORKER}" quantsweep.crew.slurm_job task'
     script = f"echo restart=${{SLURM_RESTART_COUNT:-0}} on $SLURMD_NODENAME >> {log}; {worker}; echo ended $? >> {log}"
     options = (f"--array=0-{count - 1}", "--requeue", "--exclusive", "--output=/dev/null", f"--partition={partition}")
     job = cluster.submit(*options, script=script)
@@ -37,7 +37,7 @@ def start_tasks(cluster: Cluster, folder: Path, count: int = 4, *, partition: st
 
 def children(cluster: Cluster) -> list[int]:
     """Pids of the stand-ins for children."""
-    return [pid for pid in cluster.job_processes() if is_python(pid, "quantsweep.child 7") and not is_python(pid, "slurm_job")]
+    return [pid for pid in cluster.job_processes() if is_python(pid, "quantsweep.running.child 7") and not is_python(pid, "slurm_job")]
 
 
 def said(folder: Path) -> str:
@@ -74,7 +74,7 @@ def test_with_nothing_to_strike_nothing_happens_and_it_says_so(chaos: Chaos) -> 
 
 @pytest.mark.long
 def test_processes_are_killed_only_if_they_are_the_clusters(chaos: Chaos, in_cluster: Cluster, logs: Path) -> None:
-    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "quantsweep.child", "7"])
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "quantsweep.running.child", "7"])
     try:
         start_tasks(in_cluster, logs, 2)
         assert chaos.strike("kill_child")

@@ -14,7 +14,7 @@ import pytest
 
 import quantsweep
 from quantsweep.launching.tasks import observe
-from quantsweep.workers import read_records
+from quantsweep.storage.workers import read_records
 from tests.slurm import ledger
 from tests.slurm.cluster import Cluster
 from tests.slurm.scenarios import late_hosts

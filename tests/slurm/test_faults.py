@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import quantsweep
-from quantsweep import failures
+from quantsweep.failures import classes
 from quantsweep.launching.submissions import read_submissions
-from quantsweep.workers import read_records
+from quantsweep.storage.workers import read_records
 from tests.slurm.cluster import Cluster
 from tests.slurm.ledger import Fault, FaultPlan, KillPoint
 from tests.slurm.scenarios import fill, small_file_system
@@ -50,11 +50,11 @@ def test_faults_of_trials_cost_those_trials_and_are_treated_by_cause(engine: Clu
     seen = causes(study)
     struck = {kind: sum(path.name.startswith(f"{n}-") for path in (tmp_path / "struck").iterdir()) for n, kind in enumerate(kinds)}
     assert all(struck.values()), f"the seed strikes with every kind: {struck}"
-    assert seen[failures.OUT_OF_GPU_MEMORY] == struck["out_of_gpu_memory"]
-    assert seen[failures.CRASHED] == struck["segfault"]
-    assert seen[failures.KILLED] == struck["kill"]
-    assert seen[failures.HUNG] == struck["hang"]
-    assert seen[failures.BUG] == struck["device_assert"], "the same input fails again: not retried"
+    assert seen[classes.OUT_OF_GPU_MEMORY] == struck["out_of_gpu_memory"]
+    assert seen[classes.CRASHED] == struck["segfault"]
+    assert seen[classes.KILLED] == struck["kill"]
+    assert seen[classes.HUNG] == struck["hang"]
+    assert seen[classes.BUG] == struck["device_assert"], "the same input fails again: not retried"
     status = study.status()
     assert (status["done"], status["failed"]) == (64 - struck["device_assert"], struck["device_assert"])
     retried = {array.resources.gpus for submission in read_submissions(study.folder) for array in submission.arrays}
@@ -85,7 +85,7 @@ def test_a_killed_worker_a_killed_job_a_requeue(engine: Cluster, tmp_path: Path,
     if what == "requeue":
         assert study.status()["retried"] == {"requeued jobs": 1}
     else:
-        assert causes(study) == ({failures.KILLED: 1} if what == "worker" else {}), (
+        assert causes(study) == ({classes.KILLED: 1} if what == "worker" else {}), (
             "the trial at hand was lost with its worker, and tried again"
         )
 
@@ -149,9 +149,9 @@ def test_the_time_limit_ends_no_sweep(engine: Cluster, tmp_path: Path, warned: b
     assert study.check().rows == 8
     if warned:
         assert study.status()["retried"].get("requeued jobs", 0) >= 1
-        assert failures.TIME_LIMIT not in causes(study)
+        assert classes.TIME_LIMIT not in causes(study)
     else:
-        assert causes(study).get(failures.TIME_LIMIT, 0) >= 1
+        assert causes(study).get(classes.TIME_LIMIT, 0) >= 1
         assert 2 in {array.resources.minutes for submission in read_submissions(study.folder) for array in submission.arrays}
 
 
@@ -229,7 +229,7 @@ def test_setup_lines_that_fail_are_said_and_do_not_loop(engine: Cluster, tmp_pat
     assert study.status()["ended_jobs"] == {"FAILED": 1}
     study.launch()
     study.wait_until_idle()
-    assert causes(study) == {failures.NOT_STARTED: 2}
+    assert causes(study) == {classes.NOT_STARTED: 2}
     study.launch("cluster.setup=[]")
     study.wait_until_idle()
     assert study.check().rows == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import quantsweep
-from quantsweep import failures
+from quantsweep.failures import classes
 from tests.conftest import ROOT
 from tests.slurm import ledger
 from tests.slurm.ledger import Fault, FaultPlan
@@ -60,5 +60,5 @@ def test_the_kernel_kills_the_trial_and_the_row_says_so(tmp_path: Path, small_gr
     faults.write(tmp_path / "faults")
     run("memory", **ledger.environment(record=tmp_path / "ledger", faults=tmp_path / "faults"))
     trials = quantsweep.load_trials(tmp_path / "results" / "memory").set_index("trial_id")
-    assert dict(trials[trials.status == "failed"].failure_class) == {hungry: failures.OUT_OF_HOST_MEMORY}
+    assert dict(trials[trials.status == "failed"].failure_class) == {hungry: classes.OUT_OF_HOST_MEMORY}
     assert (trials.status == "done").sum() == 3

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from quantsweep import files
+from quantsweep.storage import files
 from tests.slurm.cluster import Cluster
 from tests.slurm.late_fs import LateMount
 from tests.slurm.scenarios import fill, late_hosts, small_file_system, use_up_inodes

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import quantsweep
-from quantsweep import failures, records
+from quantsweep.failures import classes
+from quantsweep.tables import records
 from tests.conftest import ROOT, Launch
 from tests.slurm import ledger
 from tests.slurm.cluster import Cluster
@@ -40,11 +41,11 @@ def python(code: str, variables: dict[str, str], folder: Path) -> subprocess.Com
     ("moment", "call", "left"), [("before", 1, []), ("after", 1, ["0"]), ("before", 3, ["0", "1"]), ("after", 3, ["0", "1", "2"])]
 )
 def test_a_process_dies_at_the_call_that_is_named_and_once(tmp_path: Path, moment: str, call: int, left: list[str]) -> None:
-    point = KillPoint(module="quantsweep.files", function="write_text", moment=moment, call=call)
+    point = KillPoint(module="quantsweep.storage.files", function="write_text", moment=moment, call=call)
     room = tmp_path / "room"
     room.mkdir()
     variables = ledger.environment(kill=[point], state=tmp_path)
-    code = "from quantsweep.files import write_text; from pathlib import Path\nfor n in range(4): write_text(Path(str(n)), 'x')"
+    code = "from quantsweep.storage.files import write_text; from pathlib import Path\nfor n in range(4): write_text(Path(str(n)), 'x')"
     killed = python(code, variables, room)
     assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
     assert sorted(path.name for path in room.iterdir()) == left
@@ -76,24 +77,26 @@ def test_methods_of_every_kind_are_reached(tmp_path: Path) -> None:
     ("place", "job", "dies"), [("login", None, True), ("login", "7", False), ("job", "7", True), ("job", None, False), ("any", "7", True)]
 )
 def test_jobs_inherit_the_environment_and_not_the_launchers_death(tmp_path: Path, place: str, job: str | None, dies: bool) -> None:
-    point = KillPoint(module="quantsweep.files", function="write_text", moment="before", place=place)
+    point = KillPoint(module="quantsweep.storage.files", function="write_text", moment="before", place=place)
     variables = ledger.environment(kill=[point], state=tmp_path) | ({"SLURM_JOB_ID": job} if job else {})
-    done = python("from quantsweep.files import write_text; from pathlib import Path; write_text(Path('x'), 'x')", variables, tmp_path)
+    done = python(
+        "from quantsweep.storage.files import write_text; from pathlib import Path; write_text(Path('x'), 'x')", variables, tmp_path
+    )
     assert done.returncode == (-signal.SIGKILL if dies else 0)
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
-        ("QS_TEST_KILL", "quantsweep.files:write_text:during:1", "before|after"),
-        ("QS_TEST_KILL", "quantsweep.files:write_text", "expected module:function"),
-        ("QS_TEST_KILL", "quantsweep.files:no_such_function:after:1", "no_such_function"),
+        ("QS_TEST_KILL", "quantsweep.storage.files:write_text:during:1", "before|after"),
+        ("QS_TEST_KILL", "quantsweep.storage.files:write_text", "expected module:function"),
+        ("QS_TEST_KILL", "quantsweep.storage.files:no_such_function:after:1", "no_such_function"),
         ("QS_TEST_FAULTS", "/nowhere", "/nowhere"),
     ],
 )
 def test_a_setting_that_means_nothing_ends_the_process(tmp_path: Path, setting: str, value: str, says: str) -> None:
     variables = ledger.environment() | {"QS_TEST_KILL_STATE": str(tmp_path), setting: value}
-    done = python("import quantsweep.files; print('went on')", variables, tmp_path)
+    done = python("import quantsweep.storage.files; print('went on')", variables, tmp_path)
     assert done.returncode not in (0, -signal.SIGKILL)
     assert (done.stdout, says in done.stderr) == ("", True)
 
@@ -203,12 +206,12 @@ def test_a_sweep_is_recorded(launch: Launch, tmp_path: Path, monkeypatch: pytest
 
 
 FAULTS = {
-    "out_of_gpu_memory": failures.OUT_OF_GPU_MEMORY,
-    "device_assert": failures.BUG,
-    "bug": failures.BUG,
-    "segfault": failures.CRASHED,
-    "kill": failures.KILLED,
-    "host_memory": failures.OUT_OF_HOST_MEMORY,
+    "out_of_gpu_memory": classes.OUT_OF_GPU_MEMORY,
+    "device_assert": classes.BUG,
+    "bug": classes.BUG,
+    "segfault": classes.CRASHED,
+    "kill": classes.KILLED,
+    "host_memory": classes.OUT_OF_HOST_MEMORY,
 }
 
 
@@ -254,13 +257,13 @@ def test_jobs_are_recorded_with_their_slurm_id(in_cluster: Cluster, tmp_path: Pa
     (package / "evaluation" / "evaluator.py").write_text("class Evaluator:\n    def evaluate(self, spec): pass\n")
     (package / "child.py").write_text(
         "import os, types\n"
-        "from quantsweep.specs import PlannedTrial\n"
+        "from quantsweep.trial.specs import PlannedTrial\n"
         "PlannedTrial.from_json('trial' + os.environ['SLURM_ARRAY_TASK_ID'])\n"
         "from quantsweep.evaluation.evaluator import Evaluator\n"
         "Evaluator().evaluate(types.SimpleNamespace(task_key='ppl@1'))\n"
     )
     setup = ledger.setup_lines(ledger.environment(record=tmp_path / "ledger"))
-    script = "; ".join([f"cd {tmp_path / 'code'}", *setup, f"exec {sys.executable} -m quantsweep.child"])
+    script = "; ".join([f"cd {tmp_path / 'code'}", *setup, f"exec {sys.executable} -m quantsweep.running.child"])
     job = in_cluster.submit("--array=0-3", "--export=NONE", script=script)
     in_cluster.wait_until(lambda: not in_cluster.run(["squeue", "-h"]).stdout, "an empty queue")
     record = ledger.read(tmp_path / "ledger")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import quantsweep
-from quantsweep import failures
+from quantsweep.failures import classes
 from quantsweep.launching.submissions import read_submissions
 from tests.slurm.cluster import Cluster
 from tests.slurm.studies import PAIR, Study
@@ -29,7 +29,7 @@ def test_a_setup_line_that_fails_is_submitted_once_and_said(engine: Cluster, tmp
     study = Study(cluster=engine, root=tmp_path, **places)  # type: ignore[arg-type]
     study.launch("cluster.setup=['no_such_module load cuda']")
     study.wait_until_idle()
-    assert [cause for cause, _ in failed(study)] == [failures.NOT_STARTED] * 2
+    assert [cause for cause, _ in failed(study)] == [classes.NOT_STARTED] * 2
     assert all("no_such_module load cuda" in message for _, message in failed(study))
     arrays = [array for submission in read_submissions(study.folder) for array in submission.arrays]
     assert len(arrays) == 1, "max_retries=0"
@@ -47,7 +47,7 @@ def test_gpus_that_slurm_gives_and_torch_does_not_see_are_a_bad_node(engine: Clu
     study.launch()
     study.wait_until_idle()
     [(cause, message)] = failed(study)
-    assert cause == failures.BAD_NODE
+    assert cause == classes.BAD_NODE
     assert "given 1 GPU, and torch sees 0" in message
     assert study.status()["done"] == 0
 
@@ -61,6 +61,6 @@ def test_preemption_that_cancels_is_submitted_again(engine: Cluster, tmp_path: P
     engine.submit("--partition=high", "--array=0-1", "--cpus-per-task=8", "--output=/dev/null", script="sleep 3")
     study.wait_until_idle(600)
     assert study.check().rows == 8
-    assert {cause for cause, _ in failed(study)} <= {failures.PREEMPTED}
+    assert {cause for cause, _ in failed(study)} <= {classes.PREEMPTED}
     words = [word for submission in read_submissions(study.folder) for array in submission.arrays for word in array.ended.values()]
     assert "PREEMPTED" in words

@@ -21,9 +21,9 @@ SIXTEEN = ("data_type=int,fp", "bit_width=4,8", "block_size=32,64,128,256", "sha
 """16 trials in shards of some four: more than one task an array."""
 
 STEPS = {
-    "before the plan": ("quantsweep.plan", "write_plan", "before", 1),
-    "after the plan": ("quantsweep.plan", "write_plan", "after", 1),
-    "after the snapshot": ("quantsweep.snapshot", "take", "after", 1),
+    "before the plan": ("quantsweep.planning.plan", "write_plan", "before", 1),
+    "after the plan": ("quantsweep.planning.plan", "write_plan", "after", 1),
+    "after the snapshot": ("quantsweep.launching.snapshot", "take", "after", 1),
     "before the intent": ("quantsweep.launching.submissions", "new_submission", "before", 1),
     "after the intent": ("quantsweep.launching.submissions", "new_submission", "after", 1),
     "before sbatch": ("quantsweep.launching.cluster", "submit_array", "before", 1),
@@ -73,7 +73,7 @@ def test_a_job_whose_submission_was_given_up_touches_nothing(engine: Cluster, tm
     study.launch()
     assert all(array.abandoned for array in read_submissions(study.folder)[0].arrays)
     study.wait_until_idle()
-    script = f"cd {ROOT} && {study.command()[0]} -m quantsweep.slurm_job task {lost.path} 0"
+    script = f"cd {ROOT} && {study.command()[0]} -m quantsweep.crew.slurm_job task {lost.path} 0"
     engine.run(["sbatch", "--array=0", f"--partition={'pair'}", "--job-name", lost.arrays[0].job_name, "--wrap", script])
     study.wait_until_idle()
     assert study.check().repeated == {}

@@ -11,7 +11,7 @@ import pytest
 import quantsweep
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.launching.tasks import observe
-from quantsweep.paths import SweepFolder
+from quantsweep.storage.paths import SweepFolder
 from tests.conftest import Launch
 from tests.slurm.cluster import Cluster
 

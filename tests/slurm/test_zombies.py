@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import quantsweep
-from quantsweep.workers import WorkerRecord, read_records
+from quantsweep.storage.workers import WorkerRecord, read_records
 from tests.slurm import ledger
 from tests.slurm.cluster import Cluster
 from tests.slurm.studies import Study

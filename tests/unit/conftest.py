@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from quantsweep.paths import SweepFolder
+from quantsweep.storage.paths import SweepFolder
 from tests.conftest import ROOT
 from tests.unit import engine_cases
 
@@ -24,13 +24,13 @@ def sweep(tmp_path: Path) -> SweepFolder:
 @pytest.fixture(autouse=True)
 def _every_trial_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of paper take no time, of which a look would be a share."""
-    monkeypatch.setattr("quantsweep.wanted.LOOK_SHARE", float("inf"))
+    monkeypatch.setattr("quantsweep.running.wanted.LOOK_SHARE", float("inf"))
 
 
 @pytest.fixture(autouse=True)
 def _new_names_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here one machine looks: compaction need not wait until all hosts have seen a name."""
-    monkeypatch.setattr("quantsweep.launching.compaction.NAME_SECONDS", 0.0)
+    monkeypatch.setattr("quantsweep.tables.compaction.NAME_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -19,18 +19,19 @@ from typing import Any
 
 import pytest
 
-from quantsweep import records, slurm
+from quantsweep import slurm
 from quantsweep.launching import cluster as sbatch
 from quantsweep.launching import refill
-from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.refill import SubmitSummary, submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import SubmittedArray, job_prefix, read_submissions
-from quantsweep.order import launch_number
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import Expansion, build_plan, write_plan
-from quantsweep.specs import ClusterSpec, LaunchSettings, ModelSpec, PlannedTrial, Resources, RunSettings, TaskSpec, TrialSpec
-from quantsweep.workers import WorkerRecord, write_record
+from quantsweep.planning.plan import Expansion, build_plan, write_plan
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import WorkerRecord, write_record
+from quantsweep.tables import records
+from quantsweep.tables.order import launch_number
+from quantsweep.trial.specs import ClusterSpec, LaunchSettings, ModelSpec, PlannedTrial, Resources, RunSettings, TaskSpec, TrialSpec
 from tests.unit.test_records import row
 from tests.unit.test_specs import QUANTIZATION
 

@@ -10,7 +10,7 @@ from typing import Any
 import lm_eval.tasks
 import yaml
 
-from quantsweep.specs import TaskSpec
+from quantsweep.trial.specs import TaskSpec
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "task"
 BUILT_IN = Path(lm_eval.tasks.__file__).parent

@@ -8,17 +8,18 @@ import time
 
 import pytest
 
-from quantsweep import budget, failures
 from quantsweep.errors import LockedError
-from quantsweep.forgetting import Kind, Tombstone, write_fence
-from quantsweep.holds import cancelled, read_holds
+from quantsweep.failures import classes
+from quantsweep.failures.holds import cancelled, read_holds
 from quantsweep.launching import advance as module
+from quantsweep.launching import budget
 from quantsweep.launching.advance import StepSummary, advance, advance_now_and_then
-from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.submissions import read_submissions, spent_by_job
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import plan_files, read_header, read_owned_tasks, read_shard_trials
-from quantsweep.specs import ClusterSpec, PlannedTrial, Resources
+from quantsweep.planning.plan import plan_files, read_header, read_owned_tasks, read_shard_trials
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables.forgetting import Kind, Tombstone, write_fence
+from quantsweep.trial.specs import ClusterSpec, PlannedTrial, Resources
 from tests.unit.engine_cases import TASKS, Site, age_submissions, fail, failed_rows, finish, submit, trial, worker, write
 
 
@@ -198,7 +199,7 @@ def test_a_job_that_ends_before_its_worker_writes_counts_against_the_budget(
     assert step.submitted.budget_spent == (hours >= 1)
 
 
-@pytest.mark.parametrize("cause", [failures.BUG, failures.MODEL_OR_DATA, failures.CONFIGURATION, failures.QUANTIZATION, failures.DISK_FULL])
+@pytest.mark.parametrize("cause", [classes.BUG, classes.MODEL_OR_DATA, classes.CONFIGURATION, classes.QUANTIZATION, classes.DISK_FULL])
 def test_what_the_same_input_repeats_is_not_tried_again(sweep: SweepFolder, site: Site, cause: str) -> None:
     planned = [trial(2), trial(3)]
     plan = write(sweep, planned, shard_minutes=60)
@@ -214,11 +215,11 @@ def test_crashed_and_hung_run_once_more(sweep: SweepFolder, site: Site) -> None:
     planned = trial(2)
     plan = write(sweep, [planned])
     submit(sweep)
-    fail(sweep, planned, failures.CRASHED, plan=plan.name)
+    fail(sweep, planned, classes.CRASHED, plan=plan.name)
     assert end(sweep, site).retried == 1
-    fail(sweep, planned, failures.HUNG, plan=newest(sweep))
+    fail(sweep, planned, classes.HUNG, plan=newest(sweep))
     assert end(sweep, site).retried == 1, "another cause has a count of its own"
-    fail(sweep, planned, failures.CRASHED, plan=newest(sweep))
+    fail(sweep, planned, classes.CRASHED, plan=newest(sweep))
     assert end(sweep, site).retried == 0
 
 
@@ -316,7 +317,7 @@ def test_the_breaker_trips_in_the_step_too(sweep: SweepFolder, site: Site) -> No
     plan = write(sweep, planned, breaker_trials=2)
     submit(sweep)
     for one in planned[:2]:
-        fail(sweep, one, failures.CRASHED, plan=plan.name)
+        fail(sweep, one, classes.CRASHED, plan=plan.name)
     for one in planned[3:]:
         finish(sweep, one, plan=plan.name)
     step = end(sweep, site)
@@ -385,7 +386,7 @@ def test_a_node_that_is_kept_off_already_does_not_end_the_gathering(sweep: Sweep
     for index in (0, 1):
         site.set("RUNNING", only=(101, index))
     for number in range(2):
-        fail(sweep, trial(2, model=1), failures.BAD_NODE, plan=plan.name, host="n9")
+        fail(sweep, trial(2, model=1), classes.BAD_NODE, plan=plan.name, host="n9")
         site.set("NODE_FAIL", only=(101, 2 + number), node=f"m{number}")
     step = advance(sweep)
     assert (step.retried, step.submitted.excluded) == (2, ("n9",)), "at once: what waits must be kept off it"
@@ -420,7 +421,7 @@ def test_a_trial_that_a_newer_plan_took_over_is_retried_once(sweep: SweepFolder,
     plan = write(sweep, [lost, hopeless], shard_minutes=10_000)
     submit(sweep)
     assert site.submitted[-1].tasks == ((0,),), "one shard"
-    fail(sweep, hopeless, failures.BUG, plan=plan.name)
+    fail(sweep, hopeless, classes.BUG, plan=plan.name)
     for _ in range(2):
         assert end(sweep, site, "NODE_FAIL").retried == 1
         assert [planned.trial.trial_id for planned in retried(sweep)] == [lost.trial.trial_id]

@@ -18,7 +18,7 @@ from analysis.__main__ import main
 from analysis.figures import MARKERS, bits_against_size
 from analysis.tables import by_bit_width
 from quantsweep.errors import ConfigurationError
-from quantsweep.paths import product_root
+from quantsweep.storage.paths import product_root
 
 pytestmark = pytest.mark.usefixtures("closed_figures")
 

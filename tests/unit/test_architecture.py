@@ -5,110 +5,57 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
 
-from quantsweep.registry import DATA_TYPES, METHODS
+from quantsweep.trial.registry import DATA_TYPES, METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "quantsweep"
 
-FORBIDDEN = {
-    # (files, relative to the package) → third-party modules that they may not import, at any depth of the file
-    (
-        "errors.py",
-        "checks.py",
-        "specs.py",
-        "registry.py",
-        "constraints.py",
-        "convert.py",
-        "declared.py",
-        "failures.py",
-        "slurm.py",
-        "identity.py",
-        "checkpoint.py",
-        "planned_layers.py",
-        "task_identity.py",
-    ): {
-        "torch",
-        "hydra",
-        "pandas",
-        "transformers",
-        "pyarrow",
-        "omegaconf",
-        "submitit",
-        "lm_eval",
-    },
-    (
-        "schema.py",
-        "inapplicable.py",
-        "grid.py",
-        "plan.py",
-        "shards.py",
-        "records.py",
-        "files.py",
-        "messages.py",
-        "prediction.py",
-    ): {
-        "torch",
-        "transformers",
-        "submitit",
-        "hydra",
-        "lm_eval",
-    },
-    ("worker.py", "child_process.py", "stopping.py", "heartbeat.py"): {
-        "torch",
-        "transformers",
-        "submitit",
-        "hydra",
-        "lm_eval",
-    },
-    ("hydra_plugin", "_plugins", "launching", "cli"): {"torch", "transformers", "lm_eval"},
-    ("numerics", "data_types", "methods"): {"hydra", "transformers", "pyarrow", "pandas", "omegaconf", "lm_eval"},
-    ("models", "evaluation", "child.py"): {"hydra", "omegaconf", "submitit"},
+GROUND = 0
+FLOORS = {  # a room may import itself and what lies on a lower floor; modules of the package itself are the ground
+    "trial": 1,
+    "storage": 2,
+    "numerics": 2,
+    "checkpoints": 3,
+    "data_types": 3,
+    "planning": 4,
+    "methods": 4,
+    "models": 5,
+    "tables": 5,
+    "tasks": 5,
+    "evaluation": 6,
+    "failures": 6,
+    "running": 7,
+    "operations": 8,
+    "launching": 9,
+    "crew": 10,
+    "composing": 11,
+    "hydra_plugin": 12,
+    "cli": 13,
+    "_plugins": 13,
 }
-LAYERS = [  # lowest first: a module may import its own layer and those below it
-    ("words", "redaction", "exit_status", "time_left", "fitting", "share"),
-    ("program",),
-    ("errors",),
-    ("typed",),
-    ("checks",),
-    ("signs", "causes"),
-    ("specs", "registry"),
-    ("conditions", "constraints", "convert", "declared", "identity", "task_identity", "slurm", "failures", "files", "pins"),
-    ("checkpoint", "planned_layers"),
-    ("grid", "schema", "paths", "sources"),
-    ("inapplicable",),
-    ("workers",),
-    ("stopping", "heartbeat"),
-    ("numerics",),
-    ("data_types",),
-    ("methods",),
-    ("models",),
-    ("evaluation",),
-    ("shards",),
-    ("plan",),
-    ("order",),
-    ("forgetting",),
-    ("table_files",),
-    ("records",),
-    ("filters",),
-    ("holds",),
-    ("effective", "wanted"),
-    ("launches",),
-    ("results", "prediction"),
-    ("environment", "tracking", "budget"),
-    ("attempts", "breaker", "retries", "snapshot"),
-    ("child", "child_process", "prewarm_child"),
-    ("worker", "prewarm", "doctor"),
-    ("launching",),
-    ("slurm_job",),
-    ("messages",),
-    ("hydra_plugin",),
-    ("cli", "_plugins"),
-]
+MOST_MODULES = 10
+"""More in one room, and a newcomer no longer sees what happens where; the formats and the doors of commands are lists."""
+LISTS = {"data_types", "methods", "cli", "mini"}
+FORBIDDEN = {
+    # rooms ("ground": modules of the package itself) and single modules →
+    # third-party modules that they may not import, at any depth of the file
+    ("ground", "trial"): {"torch", "hydra", "pandas", "transformers", "pyarrow", "omegaconf", "submitit", "lm_eval"},
+    ("storage", "tables", "planning", "failures", "running"): {"torch", "transformers", "submitit", "hydra", "lm_eval"},
+    ("launching", "crew", "operations", "composing", "hydra_plugin", "_plugins", "cli"): {"torch", "transformers", "lm_eval"},
+    ("checkpoints",): {"hydra", "omegaconf", "submitit", "lm_eval", "pandas"},
+    ("checkpoints.headers", "checkpoints.planned_layers", "checkpoints.pins"): {"torch", "transformers"},
+    ("numerics", "data_types", "methods"): {"hydra", "transformers", "pyarrow", "pandas", "omegaconf", "lm_eval"},
+    ("models", "tasks", "evaluation"): {"hydra", "omegaconf", "submitit"},
+}
+CHILDREN = {"running.child", "operations.prewarm_child"}
+"""Programs of their own: there torch and the hub's libraries are at home."""
 
 
 def imports(path: Path) -> set[str]:
@@ -131,37 +78,53 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def files(name: str) -> list[Path]:
-    """The files behind a name of FORBIDDEN."""
-    path = PACKAGE / name
-    return [path] if path.is_file() else sorted(path.rglob("*.py"))
-
-
-@pytest.mark.parametrize(("names", "modules"), FORBIDDEN.items(), ids=lambda v: "-".join(sorted(v))[:40])
-def test_layers_do_not_import_what_they_must_not(names: tuple[str, ...], modules: set[str]) -> None:
-    for name in names:
-        for path in files(name):
-            bad = {module for module in imports(path) if module.split(".")[0] in modules}
-            assert not bad, f"{path.relative_to(ROOT)} imports {bad}"
-
-
-def layer_of(module: str) -> int | None:
-    part = module.split(".")[1] if module.startswith("quantsweep.") else None
-    return next((i for i, layer in enumerate(LAYERS) if part in layer), None)
-
-
-def test_imports_point_one_way() -> None:
+def modules() -> dict[str, Path]:
+    """Every module but the training scripts, by its name below the package ("trial.specs"; a room's own file: "trial")."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        if "mini" in path.relative_to(PACKAGE).parts:
-            continue  # the training scripts of the bundled models use the product; nothing uses them
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        own = layer_of(name)
-        if path.name == "__init__.py" and path.parent == PACKAGE:
-            continue
-        assert own is not None, f"{name} is in no layer: add it to LAYERS"
-        for module in imports(path):
-            other = layer_of(module)
-            assert other is None or other <= own, f"{name} imports {module}, which lies above it"
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] != "mini" and parts != ("__init__",):
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room(module: str) -> str:
+    return module.split(".")[0] if (PACKAGE / module.split(".")[0]).is_dir() else "ground"
+
+
+def own_imports(module: str) -> set[str]:
+    """The product's modules that a module imports."""
+    names = {name.removeprefix("quantsweep.") for name in imports(MODULES[module]) if name.startswith("quantsweep.")}
+    return {name for name in names if name in MODULES and name != module}
+
+
+@pytest.mark.parametrize(("rooms", "libraries"), FORBIDDEN.items(), ids=lambda v: "-".join(sorted(v))[:40])
+def test_rooms_do_not_import_what_they_must_not(rooms: tuple[str, ...], libraries: set[str]) -> None:
+    for module, path in MODULES.items():
+        if {room(module), module} & set(rooms) and module not in CHILDREN:
+            bad = {name for name in imports(path) if name.split(".")[0] in libraries}
+            assert not bad, f"{module} imports {bad}"
+
+
+def test_imports_go_downstairs() -> None:
+    for module in MODULES:
+        own = FLOORS.get(room(module), GROUND)
+        assert room(module) in {*FLOORS, "ground"}, f"{module} is in a room without a floor: add it to FLOORS"
+        for other in own_imports(module):
+            lower = FLOORS.get(room(other), GROUND) < own
+            assert lower or room(other) == room(module), f"{module} imports {other}, which does not lie below it"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    tuple(TopologicalSorter({module: own_imports(module) for module in MODULES}).static_order())
+
+
+def test_no_room_is_crowded() -> None:
+    count = Counter(room(module) for module in MODULES if "." in module)
+    assert {name for name, number in count.items() if number > MOST_MODULES} <= LISTS
 
 
 def test_nothing_of_the_product_imports_the_training_scripts() -> None:
@@ -177,7 +140,7 @@ def test_nothing_of_the_product_imports_the_training_scripts() -> None:
         # (pyarrow.dataset imports pandas by itself, so whoever reads tables has it)
         ("import quantsweep.hydra_plugin.sweeper, quantsweep.hydra_plugin.launcher", {"torch", "transformers", "lm_eval", "wandb"}),
         ("import quantsweep.cli.main, quantsweep.cli.status", {"torch", "transformers", "lm_eval", "hydra"}),
-        ("import quantsweep.worker", {"torch", "transformers", "lm_eval", "hydra", "wandb"}),
+        ("import quantsweep.running.worker", {"torch", "transformers", "lm_eval", "hydra", "wandb"}),
     ],
 )
 def test_imports_are_lean(code: str, heavy: set[str]) -> None:

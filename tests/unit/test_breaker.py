@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantsweep import breaker, failures
-from quantsweep.breaker import COUNTED, SHARED_COLUMNS, find_holds
-from quantsweep.holds import read_holds
-from quantsweep.paths import SweepFolder
+from quantsweep.failures import breaker, classes
+from quantsweep.failures.breaker import COUNTED, SHARED_COLUMNS, find_holds
+from quantsweep.failures.holds import read_holds
+from quantsweep.storage.paths import SweepFolder
 from tests.unit.engine_cases import fail, finish, trial, write
 from tests.unit.test_records import row
 
@@ -19,7 +19,7 @@ ROOT = "plan-00012-20260101T000000-1a2b3c4d.parquet"
 AXES = {"method": "gptq", "family": "f", "model": "m", "data_type": "int", "bit_width": 4, "granularity": "block", "block_size": 64}
 
 
-def made(number: int, cause: str | None = failures.BUG, fingerprint: str = "aa", **axes: Any) -> dict[str, Any]:
+def made(number: int, cause: str | None = classes.BUG, fingerprint: str = "aa", **axes: Any) -> dict[str, Any]:
     values = {"failure_class": cause, "failure_fingerprint": fingerprint, "failure_message": "KeyError: 'x'"}
     return row("trials", **{**AXES, **axes}, **values, trial_id=f"t{number}")
 
@@ -38,7 +38,7 @@ def test_the_threshold_counts_trials_of_one_fingerprint() -> None:
     assert "KeyError" in hold.because
 
 
-@pytest.mark.parametrize("cause", sorted(set(failures.CLASSES) - COUNTED))
+@pytest.mark.parametrize("cause", sorted(set(classes.CLASSES) - COUNTED))
 def test_what_says_nothing_of_the_next_trial_is_not_counted(cause: str) -> None:
     assert find_holds([made(n, cause, bit_width=n) for n in range(9)], [], 2, ROOT) == []
 
@@ -89,12 +89,12 @@ def test_attempts_of_this_launch_only_and_not_in_force_for_the_next(sweep: Sweep
     others = [trial(bits, model=1) for bits in range(2, 4)]
     first = write(sweep, [*planned, *others])
     for one in planned[:2]:
-        fail(sweep, one, failures.BUG, plan=first.name)
+        fail(sweep, one, classes.BUG, plan=first.name)
     breaker.check(sweep, first.name, None)
     breaker.check(sweep, first.name, 3)
     assert read_holds(sweep) == []
     retry = write(sweep, planned, root=first.name)
-    fail(sweep, planned[2], failures.BUG, plan=retry.name)
+    fail(sweep, planned[2], classes.BUG, plan=retry.name)
     breaker.check(sweep, first.name, 3)
     [hold] = read_holds(sweep)
     assert [hold.holds(one, first.name) for one in (*planned, *others)] == [True] * 4 + [False] * 2
@@ -104,7 +104,7 @@ def test_attempts_of_this_launch_only_and_not_in_force_for_the_next(sweep: Sweep
     assert not any(hold.holds(one, second.name) for one in planned)
     finish(sweep, planned[3], plan=second.name)
     for one in planned[:3]:
-        fail(sweep, one, failures.BUG, plan=second.name)
+        fail(sweep, one, classes.BUG, plan=second.name)
     breaker.check(sweep, second.name, 3)
     assert read_holds(sweep) == [hold], "a trial that has the same in common works"
 
@@ -114,7 +114,7 @@ def test_the_same_failure_in_the_next_launch_is_a_hold_of_its_own(sweep: SweepFo
     for _ in range(2):
         plan = write(sweep, planned)
         for one in planned[:2]:
-            fail(sweep, one, failures.BUG, plan=plan.name)
+            fail(sweep, one, classes.BUG, plan=plan.name)
         breaker.check(sweep, plan.name, 2)
     assert [hold.up_to for hold in read_holds(sweep)] == [1, 2]
     assert sum(hold.holds(planned[2], plan.name) for hold in read_holds(sweep)) == 1

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantsweep.budget import FACTOR, START_SECONDS, allotment, remaining, used
-from quantsweep.stopping import Allotment
-from quantsweep.workers import WorkerRecord
+from quantsweep.launching.budget import FACTOR, START_SECONDS, allotment, remaining, used
+from quantsweep.running.stopping import Allotment
+from quantsweep.storage.workers import WorkerRecord
 
 
 def record(job: str | None, gpus: int, seconds: float) -> WorkerRecord:

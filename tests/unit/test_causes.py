@@ -13,10 +13,10 @@ import pytest
 import requests
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from quantsweep import breaker, failures
 from quantsweep.errors import EvaluationError, ModelError
-from quantsweep.failures import from_exception
-from quantsweep.retries import TREATMENTS
+from quantsweep.failures import breaker, classes
+from quantsweep.failures.classes import from_exception
+from quantsweep.failures.retries import TREATMENTS
 
 
 class AcceleratorError(RuntimeError):
@@ -32,7 +32,7 @@ def os_error(name: str, *place: str) -> OSError:
     return OSError(number, os.strerror(number), *place)
 
 
-GPU, HOST, NO_ANSWER, NO_ACCESS = failures.OUT_OF_GPU_MEMORY, failures.OUT_OF_HOST_MEMORY, failures.NO_ANSWER, failures.NO_ACCESS
+GPU, HOST, NO_ANSWER, NO_ACCESS = classes.OUT_OF_GPU_MEMORY, classes.OUT_OF_HOST_MEMORY, classes.NO_ANSWER, classes.NO_ACCESS
 CAUSES = [
     (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), GPU),
     (AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), GPU),
@@ -48,8 +48,8 @@ CAUSES = [
     (RuntimeError("std::bad_alloc"), HOST),
     (RuntimeError("unable to mmap 270 bytes from file </m/model.safetensors>: Cannot allocate memory (12)"), HOST),
     (os_error("ENOMEM"), HOST),
-    (os_error("ENOSPC"), failures.DISK_FULL),
-    (os_error("EDQUOT"), failures.DISK_FULL),
+    (os_error("ENOSPC"), classes.DISK_FULL),
+    (os_error("EDQUOT"), classes.DISK_FULL),
     (os_error("ESTALE"), NO_ANSWER),
     (os_error("EIO", "/data/model.safetensors"), NO_ANSWER),
     (os_error("ESHUTDOWN"), NO_ANSWER),
@@ -65,12 +65,12 @@ CAUSES = [
     (httpx.ReadTimeout("slow"), NO_ANSWER),
     (PermissionError(errno.EACCES, "Permission denied", "/data/x"), NO_ACCESS),
     (os_error("EROFS", "/data/x"), NO_ACCESS),
-    (OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode is enabled."), failures.MODEL_OR_DATA),
-    (ConnectionError("Couldn't reach 'piqa' on the Hub (OfflineModeIsEnabled)"), failures.MODEL_OR_DATA),
-    (FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/x"), failures.MODEL_OR_DATA),
-    (RuntimeError("CUDA error: device-side assert triggered"), failures.BUG),
-    (RuntimeError("CUDA error: uncorrectable ECC error encountered"), failures.BAD_NODE),
-    (IndexError("index 7 is out of bounds"), failures.BUG),
+    (OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode is enabled."), classes.MODEL_OR_DATA),
+    (ConnectionError("Couldn't reach 'piqa' on the Hub (OfflineModeIsEnabled)"), classes.MODEL_OR_DATA),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/x"), classes.MODEL_OR_DATA),
+    (RuntimeError("CUDA error: device-side assert triggered"), classes.BUG),
+    (RuntimeError("CUDA error: uncorrectable ECC error encountered"), classes.BAD_NODE),
+    (IndexError("index 7 is out of bounds"), classes.BUG),
 ]
 
 
@@ -82,13 +82,13 @@ def test_class_by_cause_also_where_one_of_ours_speaks_for_it(error: Exception, c
         return
     outer = wrapped(f"model m cannot be loaded: {error}")
     outer.__cause__ = error
-    assert from_exception(outer).failure_class == (failures.MODEL_OR_DATA if cause == failures.BUG else cause)
+    assert from_exception(outer).failure_class == (classes.MODEL_OR_DATA if cause == classes.BUG else cause)
 
 
-@pytest.mark.parametrize("cause", [NO_ANSWER, GPU, HOST, failures.DISK_FULL])
+@pytest.mark.parametrize("cause", [NO_ANSWER, GPU, HOST, classes.DISK_FULL])
 def test_what_may_pass_or_is_a_resource_trips_no_breaker(cause: str) -> None:
     assert cause not in breaker.COUNTED
-    assert TREATMENTS[cause].retries > 0 or cause == failures.DISK_FULL
+    assert TREATMENTS[cause].retries > 0 or cause == classes.DISK_FULL
 
 
 def test_what_helps_is_said_once() -> None:
@@ -129,7 +129,7 @@ def test_a_parent_of_a_named_cache_that_cannot_be_made(tmp_path: Path, monkeypat
 
 def test_a_file_that_is_missing_in_a_cache_is_no_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert from_exception(os_error("ENOENT", str(tmp_path / "hub" / "x"))).failure_class == failures.MODEL_OR_DATA
+    assert from_exception(os_error("ENOENT", str(tmp_path / "hub" / "x"))).failure_class == classes.MODEL_OR_DATA
 
 
 def test_real_errors_of_torch_and_safetensors(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_real_errors_of_torch_and_safetensors(tmp_path: Path) -> None:
 
 
 def test_our_own_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantsweep.models.gguf import converted_folder
+    from quantsweep.checkpoints.gguf import converted_folder
 
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/x")
@@ -159,7 +159,7 @@ def test_hugging_faces_cache_that_cannot_be_made(tmp_path: Path) -> None:
     program = (
         "import datasets\nfrom quantsweep import failures\n"
         f"try:\n    datasets.load_dataset('json', data_files={str(tmp_path / 'd.jsonl')!r})\n"
-        "except Exception as error:\n    found = failures.from_exception(error)\n    print(found.failure_class, found.message)\n"
+        "except Exception as error:\n    found = classes.from_exception(error)\n    print(found.failure_class, found.message)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from evaluation_cases import spec_of
 
-from quantsweep.child import TrialRunner
 from quantsweep.errors import EvaluationError
-from quantsweep.identity import local_content
 from quantsweep.mini import model_path
-from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec, TrialSpec
-from quantsweep.task_identity import read_own_tasks
+from quantsweep.running.child import TrialRunner
+from quantsweep.trial.identity import local_content
+from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec, TrialSpec
+from quantsweep.trial.task_identity import read_own_tasks
 
 
 def planned(*tasks: TaskSpec) -> PlannedTrial:

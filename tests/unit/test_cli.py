@@ -17,9 +17,9 @@ import pytest
 from quantsweep.cli.completion import candidates
 from quantsweep.cli.main import COMMANDS, main
 from quantsweep.cli.status import sweep_status
-from quantsweep.messages import status_text
-from quantsweep.paths import SweepFolder
-from quantsweep.specs import ClusterSpec
+from quantsweep.operations.messages import status_text
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import ClusterSpec
 from tests.conftest import ROOT, Launch
 from tests.unit.engine_cases import Site, fail, finish, trial, write
 
@@ -49,9 +49,9 @@ def test_the_version_names_the_commit(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("command", ON_A_SWEEP)
 def test_json_is_json(command: str, sweep: SweepFolder, site: Site, capfd: pytest.CaptureFixture[str]) -> None:
-    from quantsweep.plan import Expansion, build_plan, write_plan
-    from quantsweep.specs import RunSettings
-    from quantsweep.typed import Typed
+    from quantsweep.planning.plan import Expansion, build_plan, write_plan
+    from quantsweep.planning.typed import Typed
+    from quantsweep.trial.specs import RunSettings
 
     expansion = Expansion(trials=(trial(2),), duplicates=0, skipped={}, candidates=1)
     made = build_plan(expansion, sweep="sweep", done=frozenset(), in_flight=frozenset(), settings=RunSettings(), workers=1)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from quantsweep.composing.cluster import cluster_spec, file_problems, minutes_of, unused_variables
+from quantsweep.composing.command_line import check_command_line
+from quantsweep.composing.composition import compose_base, plain
 from quantsweep.errors import ConfigurationError, ConfigurationErrors
-from quantsweep.hydra_plugin.cluster import cluster_spec, file_problems, minutes_of, unused_variables
-from quantsweep.hydra_plugin.command_line import check_command_line
-from quantsweep.hydra_plugin.composition import compose_base, plain
-from quantsweep.paths import product_root
-from quantsweep.specs import ClusterSpec
+from quantsweep.storage.paths import product_root
+from quantsweep.trial.specs import ClusterSpec
 
 SHIPPED = (product_root() / "conf/cluster/slurm.yaml").read_text()
 

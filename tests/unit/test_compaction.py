@@ -20,17 +20,17 @@ import pytest
 from test_records import NOW, row
 
 import quantsweep
-from quantsweep import records, workers
 from quantsweep.cli.main import main
 from quantsweep.errors import LockedError, ResultsError
-from quantsweep.files import write_table
-from quantsweep.forgetting import Kind, Tombstone, write_fence
-from quantsweep.launching import compaction
-from quantsweep.launching.compaction import compact
-from quantsweep.launching.lock import launch_lock
-from quantsweep.paths import TABLES, SweepFolder
-from quantsweep.table_files import FINAL, PLACE, read_place
-from quantsweep.workers import WorkerRecord, new_worker_name, write_record
+from quantsweep.storage import workers
+from quantsweep.storage.files import write_table
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import TABLES, SweepFolder
+from quantsweep.storage.workers import WorkerRecord, new_worker_name, write_record
+from quantsweep.tables import compaction, records
+from quantsweep.tables.compaction import compact
+from quantsweep.tables.forgetting import Kind, Tombstone, write_fence
+from quantsweep.tables.table_files import FINAL, PLACE, read_place
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDED = {"ended": "done"}
@@ -77,7 +77,7 @@ def plainly(folder: SweepFolder, table: str = "metrics") -> Counter[int] | None:
 
 
 def files(folder: SweepFolder, table: str = "metrics") -> list[str]:
-    """Names of all that lies in a room but for empty places (`quantsweep.table_files`)."""
+    """Names of all that lies in a room but for empty places (`quantsweep.tables.table_files`)."""
     return sorted(path.name for path in folder.table(table).iterdir() if not is_empty_place(path))
 
 
@@ -248,7 +248,7 @@ KILLER = """
 import os, sys
 from pathlib import Path
 from quantsweep.launching import compaction
-from quantsweep.paths import SweepFolder
+from quantsweep.storage.paths import SweepFolder
 
 left = 0
 

@@ -18,17 +18,17 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from quantsweep.composing.command_line import check_command_line
+from quantsweep.composing.composition import Request, compose_base, make_request, plain, search_folders
+from quantsweep.composing.prepare import Prepared, prepare
+from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.data_types._base import fake_quantize
 from quantsweep.errors import ConfigurationError, ConfigurationErrors
-from quantsweep.hydra_plugin.command_line import check_command_line
-from quantsweep.hydra_plugin.composition import Request, compose_base, make_request, plain, search_folders
-from quantsweep.hydra_plugin.prepare import Prepared, prepare
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
-from quantsweep.paths import product_root
-from quantsweep.plan import expand
-from quantsweep.registry import DATA_TYPES, data_type_of
-from quantsweep.schema import SECTIONS, Schema
-from quantsweep.specs import PlannedTrial, PlantedOutliers, QuantizationSpec, Resources
+from quantsweep.planning.plan import expand
+from quantsweep.planning.schema import SECTIONS, Schema
+from quantsweep.storage.paths import product_root
+from quantsweep.trial.registry import DATA_TYPES, data_type_of
+from quantsweep.trial.specs import PlannedTrial, PlantedOutliers, QuantizationSpec, Resources
 
 GRIDS = [
     ["model=mini-neox-0.3m,mini-opt-1.1m", "data_type=int,fp,quantile", "bit_width=range(3,9)", "block_size=64,1024,tensor"],
@@ -507,7 +507,7 @@ def test_a_copy_of_a_model_is_the_same_trial_wherever_it_lies(tmp_path: Path) ->
     assert ids[0] == ids[1]
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-2] + b"\x00\x01")
-    from quantsweep.schema import _content
+    from quantsweep.planning.schema import _content
 
     _content.cache_clear()
     assert expand(*schema_and_grids(f"model={copy}")).trials[0].trial.trial_id != ids[0]

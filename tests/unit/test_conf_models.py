@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from quantsweep.specs import ModelSpec, Resources
+from quantsweep.trial.specs import ModelSpec, Resources
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ("local", "hub")  # any folder, any model of the hub: filled in on the command line

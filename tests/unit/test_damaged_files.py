@@ -11,12 +11,12 @@ import pytest
 from test_records import row
 
 import quantsweep
-from quantsweep import records
 from quantsweep.errors import ResultsError
-from quantsweep.files import write_table
-from quantsweep.launching.compaction import compact
-from quantsweep.paths import SweepFolder
-from quantsweep.table_files import FINAL
+from quantsweep.storage.files import write_table
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.tables.compaction import compact
+from quantsweep.tables.table_files import FINAL
 
 MAKE: dict[str, Callable[[Path], object]] = {
     "foreign": lambda path: write_table(path, pa.table({"a": [1]})),

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from quantsweep import doctor, slurm
+from quantsweep import slurm
 from quantsweep.cli.doctor import doctor_lines
-from quantsweep.doctor import Check, check_gpus, check_hub_cache, check_results, check_slurm, check_software, file_system_type
 from quantsweep.errors import QuantsweepError
-from quantsweep.specs import ClusterSpec
+from quantsweep.operations import doctor
+from quantsweep.operations.doctor import Check, check_gpus, check_hub_cache, check_results, check_slurm, check_software, file_system_type
+from quantsweep.trial.specs import ClusterSpec
 from tests.conftest import Launch
 
 CLUSTER = ClusterSpec(kind="slurm")

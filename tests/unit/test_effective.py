@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import quantsweep
-from quantsweep import records
 from quantsweep.cli.status import sweep_status
-from quantsweep.launching.compaction import compact
-from quantsweep.paths import SweepFolder
-from quantsweep.specs import ClusterSpec, PlannedTrial
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.tables.compaction import compact
+from quantsweep.trial.specs import ClusterSpec, PlannedTrial
 from tests.unit.engine_cases import TASKS, trial, write
 from tests.unit.test_records import row
 

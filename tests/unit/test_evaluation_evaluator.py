@@ -22,10 +22,10 @@ from quantsweep.evaluation import scoring
 from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.evaluation.results import TaskResult
 from quantsweep.evaluation.scoring import Plan, Scorer
-from quantsweep.evaluation.tasks import _MINI_TASKS
 from quantsweep.mini import model_path
 from quantsweep.models.loading import LoadedModel, load_model
-from quantsweep.specs import ModelSpec, TaskSpec
+from quantsweep.tasks.definition import _MINI_TASKS
+from quantsweep.trial.specs import ModelSpec, TaskSpec
 from tests.cases import overflowing
 
 MINI_TASKS = ("mini_cloze", "mini_continuation", "mini_ppl")

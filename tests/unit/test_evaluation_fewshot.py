@@ -12,9 +12,9 @@ from evaluation_cases import CONF, spec_of
 from lm_eval.api.task import Task
 
 from quantsweep.errors import EvaluationError
-from quantsweep.evaluation.quiet import quiet
-from quantsweep.evaluation.tasks import load_task
-from quantsweep.specs import TaskSpec, first_own_answer
+from quantsweep.tasks.definition import load_task
+from quantsweep.tasks.quiet import quiet
+from quantsweep.trial.specs import TaskSpec, first_own_answer
 
 
 def prompts(spec: TaskSpec, task_path: Path | None = None) -> tuple[Task, list[str]]:

@@ -17,8 +17,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from quantsweep import evaluation
 from quantsweep.errors import EvaluationError
-from quantsweep.evaluation.tasks import _LM_EVAL_TASKS, _MINI_TASKS, data_revision, load_task
-from quantsweep.specs import TaskSpec
+from quantsweep.tasks.definition import _LM_EVAL_TASKS, _MINI_TASKS, data_revision, load_task
+from quantsweep.trial.specs import TaskSpec
 
 FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))}
 TASKS = {stem: content for stem, content in FILES.items() if "suite" not in content}

@@ -17,7 +17,7 @@ from quantsweep.evaluation.results import TaskResult
 from quantsweep.evaluation.tokens import Tokens
 from quantsweep.mini import model_path
 from quantsweep.models.loading import LoadedModel, load_model
-from quantsweep.specs import ModelSpec
+from quantsweep.trial.specs import ModelSpec
 from tests import cases
 from tests.unit.test_evaluation_evaluator import simple_evaluate
 

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from quantsweep import failures
 from quantsweep.errors import EvaluationError, ModelError, QuantizationError
+from quantsweep.failures import classes
 
 
 class OutOfMemoryError(RuntimeError):
@@ -18,19 +18,19 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (OutOfMemoryError("CUDA out of memory"), failures.OUT_OF_GPU_MEMORY),
-        (MemoryError(), failures.OUT_OF_HOST_MEMORY),
-        (OSError(errno.ENOSPC, "No space left on device"), failures.DISK_FULL),
-        (ModelError("gone"), failures.MODEL_OR_DATA),
-        (EvaluationError("other version"), failures.MODEL_OR_DATA),
-        (FileNotFoundError("data"), failures.MODEL_OR_DATA),
-        (QuantizationError("NaN"), failures.QUANTIZATION),
-        (KeyError("bug"), failures.BUG),
+        (OutOfMemoryError("CUDA out of memory"), classes.OUT_OF_GPU_MEMORY),
+        (MemoryError(), classes.OUT_OF_HOST_MEMORY),
+        (OSError(errno.ENOSPC, "No space left on device"), classes.DISK_FULL),
+        (ModelError("gone"), classes.MODEL_OR_DATA),
+        (EvaluationError("other version"), classes.MODEL_OR_DATA),
+        (FileNotFoundError("data"), classes.MODEL_OR_DATA),
+        (QuantizationError("NaN"), classes.QUANTIZATION),
+        (KeyError("bug"), classes.BUG),
     ],
 )
 def test_exceptions_are_classified(error: Exception, cause: str) -> None:
-    assert failures.from_exception(error).failure_class == cause
-    assert cause in failures.CLASSES
+    assert classes.from_exception(error).failure_class == cause
+    assert cause in classes.CLASSES
 
 
 def test_the_torch_error_has_the_name_we_look_for() -> None:
@@ -39,11 +39,9 @@ def test_the_torch_error_has_the_name_we_look_for() -> None:
     assert torch.OutOfMemoryError.__name__ == "OutOfMemoryError"
 
 
-@pytest.mark.parametrize(
-    ("code", "cause"), [(-signal.SIGSEGV, failures.CRASHED), (-signal.SIGKILL, failures.KILLED), (3, failures.CRASHED)]
-)
+@pytest.mark.parametrize(("code", "cause"), [(-signal.SIGSEGV, classes.CRASHED), (-signal.SIGKILL, classes.KILLED), (3, classes.CRASHED)])
 def test_deaths_are_classified(code: int, cause: str) -> None:
-    assert failures.from_exit(code).failure_class == cause
+    assert classes.from_exit(code).failure_class == cause
 
 
 def raise_in(depth: int, text: str) -> None:
@@ -56,7 +54,7 @@ def fingerprint(depth: int, text: str) -> str:
     try:
         raise_in(depth, text)
     except ValueError as error:
-        return failures.from_exception(error).fingerprint
+        return classes.from_exception(error).fingerprint
     raise AssertionError
 
 

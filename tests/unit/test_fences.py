@@ -17,17 +17,17 @@ import pytest
 import quantsweep
 from quantsweep.cli.main import main
 from quantsweep.cli.status import sweep_status
-from quantsweep.environment import Environment
 from quantsweep.launching.advance import advance
-from quantsweep.launching.compaction import compact
 from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import to_leave_alone
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import plan_files
-from quantsweep.specs import PlannedTrial, RunSettings
-from quantsweep.stopping import Stop, StoppedError
-from quantsweep.worker import JobContext, ShardSummary, Worker
-from quantsweep.workers import LOST_AND_REQUEUED, close_record, read_records, write_record
+from quantsweep.planning.plan import plan_files
+from quantsweep.running.environment import Environment
+from quantsweep.running.stopping import Stop, StoppedError
+from quantsweep.running.worker import JobContext, ShardSummary, Worker
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import LOST_AND_REQUEUED, close_record, read_records, write_record
+from quantsweep.tables.compaction import compact
+from quantsweep.trial.specs import PlannedTrial, RunSettings
 from tests.unit.engine_cases import Site, submit, trial, write
 from tests.unit.test_worker_stop import DONE, LOADED, QUANTIZED, RESULT
 
@@ -42,7 +42,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def capture(folder: SweepFolder) -> Environment:
         return Environment(host="n0", slurm_job="101_0", code_commit=None, code_diff=None, versions="{}")
 
-    monkeypatch.setattr("quantsweep.worker.environment.capture", capture)
+    monkeypatch.setattr("quantsweep.running.worker.environment.capture", capture)
 
 
 @dataclasses.dataclass

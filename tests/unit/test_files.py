@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from quantsweep.files import write_atomic, write_text
+from quantsweep.storage.files import write_atomic, write_text
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path) -> 
 def test_a_reader_never_sees_half_a_file_while_its_writer_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     code = (
-        "import sys; from pathlib import Path; from quantsweep.files import write_text\n"
+        "import sys; from pathlib import Path; from quantsweep.storage.files import write_text\n"
         "n = 0\nwhile True:\n    write_text(Path(sys.argv[1]), str(n % 10) * 200_000)\n    n += 1"
     )
     for _ in range(5):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantsweep.errors import ConfigurationError
-from quantsweep.filters import PLAN_COLUMNS, ROW_COLUMNS, parse
-from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, TaskSpec, TrialSpec
+from quantsweep.tables.filters import PLAN_COLUMNS, ROW_COLUMNS, parse
+from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, TaskSpec, TrialSpec
 
 ROW = {
     "trial_id": "3f9c0123456789ab",

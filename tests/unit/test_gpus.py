@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import failures
-from quantsweep.child import GIVEN_GPUS, _device
+from quantsweep.crew import gpus
+from quantsweep.crew.gpus import num_gpus, visible_gpus
+from quantsweep.crew.local import num_cores, num_workers, worker_environment
 from quantsweep.errors import ConfigurationError, ModelError
-from quantsweep.launching import gpus
-from quantsweep.launching.gpus import num_gpus, visible_gpus
-from quantsweep.launching.local import num_cores, num_workers, worker_environment
+from quantsweep.failures import classes
+from quantsweep.running.child import GIVEN_GPUS, _device
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without nvidia-smi and without GPUs; the folder of its device files, in which commands are found too."""
     monkeypatch.setattr(gpus, "DEVICES", tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr("quantsweep.launching.gpus.shutil.which", lambda name: name if (tmp_path / name).exists() else None)
+    monkeypatch.setattr("quantsweep.crew.gpus.shutil.which", lambda name: name if (tmp_path / name).exists() else None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return tmp_path
 
@@ -84,7 +84,7 @@ def test_a_job_that_was_given_gpus_and_sees_none_is_on_a_bad_node(monkeypatch: p
     monkeypatch.setenv(GIVEN_GPUS, "1")
     with pytest.raises(ModelError, match="given 1 GPU, and torch sees 0") as caught:
         _device(wanted)
-    assert failures.from_exception(caught.value).failure_class == failures.BAD_NODE
+    assert classes.from_exception(caught.value).failure_class == classes.BAD_NODE
     assert _device("cpu") == "cpu", "what was asked for"
     monkeypatch.delenv(GIVEN_GPUS)
     assert _device("auto") == "cpu"

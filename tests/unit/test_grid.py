@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantsweep.grid import Axis, Grid, refine
+from quantsweep.planning.grid import Axis, Grid, refine
 
 
 def grid(**axes: list[object]) -> Grid:

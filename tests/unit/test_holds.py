@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from quantsweep.errors import ConfigurationError, ResultsError
-from quantsweep.holds import Hold, cancelled, holding, read_holds
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_header
-from quantsweep.specs import QuantizationSpec
+from quantsweep.failures.holds import Hold, cancelled, holding, read_holds
+from quantsweep.planning.plan import read_header
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import QuantizationSpec
 from tests.unit.engine_cases import trial, write
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import identity
 from quantsweep.errors import ModelError
+from quantsweep.trial import identity
 
 
 @pytest.fixture(autouse=True)

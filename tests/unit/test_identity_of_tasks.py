@@ -15,9 +15,9 @@ from evaluation_cases import spec_of
 from lm_eval.tasks import TaskManager
 
 from quantsweep.errors import EvaluationError
-from quantsweep.evaluation.tasks import load_task
-from quantsweep.specs import TaskSpec
-from quantsweep.task_identity import read_own_tasks
+from quantsweep.tasks.definition import load_task
+from quantsweep.trial.specs import TaskSpec
+from quantsweep.trial.task_identity import read_own_tasks
 
 ROLLING: dict[str, Any] = {
     "dataset_path": "json",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import failures
-from quantsweep.child_process import Child
-from quantsweep.environment import module_command, module_variables
-from quantsweep.specs import RunSettings
-from quantsweep.stopping import Stop
+from quantsweep.failures import classes
+from quantsweep.running.child_process import Child
+from quantsweep.running.environment import module_command, module_variables
+from quantsweep.running.stopping import Stop
+from quantsweep.trial.specs import RunSettings
 from tests.conftest import ROOT
 from tests.unit.engine_cases import trial
 
@@ -43,7 +43,7 @@ def test_the_child_imports_nothing_from_the_working_directory(
     child = Child()
     *_, event = child.events(trial(2), RunSettings(device="cpu"), tmp_path / "log", Stop())
     child.kill()
-    assert (event["event"], event["failure_class"]) == ("failed", failures.MODEL_OR_DATA), (tmp_path / "log").read_text()
+    assert (event["event"], event["failure_class"]) == ("failed", classes.MODEL_OR_DATA), (tmp_path / "log").read_text()
     assert not trapped.exists()
 
 
@@ -61,4 +61,4 @@ def test_what_pythonpath_names_is_found_and_its_empty_parts_are_not_the_working_
     variables = module_variables()
     assert variables["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/mine", "/too"]
     assert variables["PYTHONSAFEPATH"] == "1", "what a child starts is isolated too"
-    assert module_command("quantsweep.child", "7")[1:] == ["-P", "-u", "-m", "quantsweep.child", "7"]
+    assert module_command("quantsweep.running.child", "7")[1:] == ["-P", "-u", "-m", "quantsweep.running.child", "7"]

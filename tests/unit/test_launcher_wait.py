@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 
 from quantsweep.hydra_plugin import launcher, sweeper
 from quantsweep.launching.advance import StepSummary
-from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.refill import SubmitSummary
 from quantsweep.launching.settle import settle
-from quantsweep.paths import SweepFolder
 from quantsweep.slurm import SlurmUnavailable
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import SweepFolder
 from tests.unit.engine_cases import Site, finish, submit, trial, write
 
 BUSY = (

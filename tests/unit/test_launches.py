@@ -10,17 +10,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from quantsweep import failures
 from quantsweep.cli import resume
 from quantsweep.cli.main import main
 from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.exit_status import ExitStatus
-from quantsweep.holds import cancelled
-from quantsweep.launches import ending, read_launches
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import Expansion, build_plan, plan_files, read_header, read_plan_tasks, write_plan
-from quantsweep.specs import ClusterSpec, PlannedTrial, RunSettings
-from quantsweep.typed import Typed, looks_secret
+from quantsweep.failures import classes
+from quantsweep.failures.holds import cancelled
+from quantsweep.operations.launches import ending, read_launches
+from quantsweep.planning.plan import Expansion, build_plan, plan_files, read_header, read_plan_tasks, write_plan
+from quantsweep.planning.typed import Typed, looks_secret
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import ClusterSpec, PlannedTrial, RunSettings
 from tests.unit.engine_cases import fail, finish, trial, write
 
 HERE = ClusterSpec()
@@ -166,7 +166,7 @@ def test_how_a_launch_ended_is_told_from_its_tables(sweep: SweepFolder) -> None:
     assert ending(sweep, asked, has_budget=False) is ExitStatus.FAILED, "nothing ran"
     assert ending(sweep, asked, has_budget=True) is ExitStatus.BUDGET_SPENT
     finish(sweep, trial(2), plan=plan.name)
-    fail(sweep, trial(3), failures.BUG, plan=plan.name)
+    fail(sweep, trial(3), classes.BUG, plan=plan.name)
     cancelled(["bit_width=4"], sweep).save(sweep)
     assert ending(sweep, asked, has_budget=False) is ExitStatus.FAILED
     finish(sweep, trial(3), plan=plan.name)

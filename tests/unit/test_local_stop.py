@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from quantsweep import failures, records
-from quantsweep.child_process import ChildDiedError
-from quantsweep.launching import local
-from quantsweep.launching.local import LocalSummary, run_local
-from quantsweep.messages import local_text
-from quantsweep.paths import SweepFolder
-from quantsweep.stopping import Stop, StoppedError
-from quantsweep.worker import Worker, run_shard
-from quantsweep.workers import close_record, read_records
+from quantsweep.crew import local
+from quantsweep.crew.local import LocalSummary, run_local
+from quantsweep.failures import classes
+from quantsweep.operations.messages import local_text
+from quantsweep.running.child_process import ChildDiedError
+from quantsweep.running.stopping import Stop, StoppedError
+from quantsweep.running.worker import Worker, run_shard
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import close_record, read_records
+from quantsweep.tables import records
 from tests.unit.engine_cases import trial, write
 from tests.unit.test_worker_stop import DONE, LOADED, QUANTIZED, WELL, Script, Step, task
 
@@ -161,7 +162,7 @@ def test_a_stock_launchers_shard_stops_as_well_and_the_next_does_not_begin(sweep
             super().__init__(plan, **options)
             Script(self, {2: MOMENTS["in the last task"]})
 
-    monkeypatch.setattr("quantsweep.worker.Worker", Played)
+    monkeypatch.setattr("quantsweep.running.worker.Worker", Played)
     plan = write(sweep, [trial(2), trial(3)], shard_minutes=60)
     with pytest.raises(KeyboardInterrupt):
         run_shard(plan, 0)
@@ -171,7 +172,7 @@ def test_a_stock_launchers_shard_stops_as_well_and_the_next_does_not_begin(sweep
 
 def test_a_child_that_dies_after_its_last_task_has_done_its_trial(sweep: SweepFolder, play: Callable[..., LocalSummary]) -> None:
     def die(stop: Stop) -> None:
-        raise ChildDiedError(failures.from_exit(-9))
+        raise ChildDiedError(classes.from_exit(-9))
 
     summary = play({2: (*WELL[:-1], die)}, workers=1, bits=(2,))
     assert (summary.done, rows_of_trials(sweep, 2)) == (1, ["done"])

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from quantsweep.errors import LockedError
-from quantsweep.launching import lock
-from quantsweep.launching.lock import LIFE_SECONDS, RUN, check_held, check_not_lost, launch_lock, lock_holder
+from quantsweep.storage import lock
+from quantsweep.storage.lock import LIFE_SECONDS, RUN, check_held, check_not_lost, launch_lock, lock_holder
 
 LATER = LIFE_SECONDS + 60
 

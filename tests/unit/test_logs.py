@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import records
 from quantsweep.cli.main import main
 from quantsweep.launching.settle import slurm_log
-from quantsweep.paths import SweepFolder
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
 from tests.unit.test_records import row
 
 

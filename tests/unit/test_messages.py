@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep.launching.local import LocalSummary
+from quantsweep.crew.local import LocalSummary
 from quantsweep.launching.refill import SubmitSummary
-from quantsweep.messages import local_text, plan_text, submitted_text
-from quantsweep.plan import Expansion, build_plan
-from quantsweep.prediction import Forecast, Predictor
-from quantsweep.specs import ClusterSpec, LaunchSettings, PlannedTrial, RunSettings
+from quantsweep.operations.messages import local_text, plan_text, submitted_text
+from quantsweep.operations.prediction import Forecast, Predictor
+from quantsweep.planning.plan import Expansion, build_plan
+from quantsweep.trial.specs import ClusterSpec, LaunchSettings, PlannedTrial, RunSettings
 from quantsweep.words import count, time_unit
 from tests.unit.engine_cases import trial
 

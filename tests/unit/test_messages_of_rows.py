@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from quantsweep import records
-from quantsweep.messages import results_text
-from quantsweep.paths import SweepFolder
-from quantsweep.specs import ModelSpec, PlantedOutliers, QuantizationSpec, TrialSpec
+from quantsweep.operations.messages import results_text
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.trial.specs import ModelSpec, PlantedOutliers, QuantizationSpec, TrialSpec
 from tests.unit.test_records import row
 
 BASELINE = QuantizationSpec(method="none", method_version=1)

@@ -16,13 +16,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from quantsweep import checkpoint, child, failures, identity
+from quantsweep.checkpoints import headers
 from quantsweep.errors import EvaluationError, ModelError
 from quantsweep.evaluation.evaluator import Evaluator
+from quantsweep.failures import classes
 from quantsweep.models.blocks import quantizable_linears
 from quantsweep.models.loading import load_model
-from quantsweep.registry import METHODS
-from quantsweep.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TrialSpec, options_tuple
+from quantsweep.running import child
+from quantsweep.trial import identity
+from quantsweep.trial.registry import METHODS
+from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TrialSpec, options_tuple
 from tests import model_cases as cases
 from tests.conftest import ROOT
 
@@ -218,7 +221,7 @@ class TestBelongTogether:
         ],
     )
     def test_what_is_harmless_by_name_and_shape(self, name: str, shape: tuple[int, ...], harmless: bool) -> None:
-        assert checkpoint.is_harmless(name, checkpoint.TensorFact("F32", shape)) is harmless
+        assert headers.is_harmless(name, headers.TensorFact("F32", shape)) is harmless
 
 
 def write_header(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
@@ -242,12 +245,12 @@ class TestFolders:
 
     def refused(self, folder: Path, words: str) -> None:
         with pytest.raises(ModelError, match=words):
-            checkpoint.check_folder(folder)
+            headers.check_folder(folder)
         with pytest.raises(ModelError, match=words):
             load_model(ModelSpec(name="m", family="f", path=str(folder), dtype="float32"), "cpu")
 
     def test_the_bundled_models_are_taken(self) -> None:
-        checkpoint.check_folder(cases.MINI)
+        headers.check_folder(cases.MINI)
 
     def test_an_adapter_beside_its_base_model(self, tmp_path: Path) -> None:
         self.refused(cases.adapter(tmp_path / "model"), r"holds an adapter \(adapter_config\.json\), .*merge_and_unload")
@@ -300,9 +303,9 @@ class TestFolders:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         self.refused(folder, "holds two checkpoints")
         (folder / "model.safetensors").unlink()
-        checkpoint.check_folder(folder)
+        headers.check_folder(folder)
         (folder / "consolidated.safetensors").write_bytes(b"not read")  # as Mistral's folders have it
-        assert [file.name for file in checkpoint.weight_files(folder)] == ["model-00001-of-00001.safetensors"]
+        assert [file.name for file in headers.weight_files(folder)] == ["model-00001-of-00001.safetensors"]
 
     def test_a_part_that_is_not_there_and_a_tensor_in_no_part(self, folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
@@ -369,13 +372,13 @@ class TestFolders:
 
     def test_a_file_or_a_loop_in_place_of_the_folder(self, folder: Path) -> None:
         with pytest.raises(ModelError, match="is a file; give the folder"):
-            checkpoint.check_folder(folder / "config.json")
+            headers.check_folder(folder / "config.json")
         loop = folder.parent / "loop"
         loop.symlink_to(loop)
         with pytest.raises(ModelError, match="cannot be looked at: Too many levels"):
-            checkpoint.check_folder(loop)
+            headers.check_folder(loop)
         with pytest.raises(ModelError, match="cannot be looked at: File name too long"):
-            checkpoint.check_folder(Path("/" + "x" * 3000))
+            headers.check_folder(Path("/" + "x" * 3000))
 
 
 class TestNumbers:
@@ -446,7 +449,7 @@ class TestNumbers:
             trial = TrialSpec(model=spec_of(folder), quantization=int_quantization(bits))
             with pytest.raises(ModelError, match="hold NaN") as caught:
                 runner.run(PlannedTrial(trial=trial, tasks=(cases.mini_task("mini_ppl", 2),)), RunSettings(device="cpu"))
-            failed.append(failures.from_exception(caught.value))
+            failed.append(classes.from_exception(caught.value))
             assert not runner.holds_a_model, "the process may go on"
             monkeypatch.setattr("quantsweep.models.loading.load_model", lambda *_: pytest.fail("loaded again"))
         assert len({(failure.failure_class, failure.message, failure.fingerprint) for failure in failed}) == 1

@@ -16,13 +16,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from quantsweep.checkpoints import gguf
 from quantsweep.errors import ModelError
 from quantsweep.mini import model_path
-from quantsweep.models import gguf
 from quantsweep.models.blocks import decoder_blocks, quantizable_linears
 from quantsweep.models.loading import _max_length, load_model, wrap_model
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
-from quantsweep.specs import ModelSpec
+from quantsweep.trial.specs import ModelSpec
 
 MINI = model_path("mini-neox-0.3m")
 SPEC = ModelSpec(name="m", family="f", path=str(MINI), dtype="float32")

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from quantsweep import child
+from quantsweep.composing.composition import compose_base, make_request, search_folders
+from quantsweep.composing.prepare import Prepared, prepare
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantizationError
-from quantsweep.hydra_plugin.composition import compose_base, make_request, search_folders
-from quantsweep.hydra_plugin.prepare import Prepared, prepare
 from quantsweep.methods._base import LayerRecord
-from quantsweep.plan import Expansion, expand
-from quantsweep.records import identity_columns
-from quantsweep.registry import METHODS
-from quantsweep.specs import PlannedTrial, QuantizationSpec, RunSettings, TrialSpec
+from quantsweep.planning.plan import Expansion, expand
+from quantsweep.running import child
+from quantsweep.tables.records import identity_columns
+from quantsweep.trial.registry import METHODS
+from quantsweep.trial.specs import PlannedTrial, QuantizationSpec, RunSettings, TrialSpec
 
 METHOD = """\
 name: {name}

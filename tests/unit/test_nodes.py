@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from quantsweep import failures
-from quantsweep.launching.nodes import CAUSES, ELSEWHERE, STRIKE_HOURS, find_broken
+from quantsweep.failures import classes
+from quantsweep.failures.nodes import CAUSES, ELSEWHERE, STRIKE_HOURS, find_broken
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -31,20 +31,20 @@ def test_two_strikes_and_it_is_out(cause: str) -> None:
     assert find_broken([*strikes(cause, 1), *strikes(cause, 1, host="n2")], NOW) == {}
 
 
-@pytest.mark.parametrize("cause", sorted(set(failures.CLASSES) - CAUSES - ELSEWHERE))
+@pytest.mark.parametrize("cause", sorted(set(classes.CLASSES) - CAUSES - ELSEWHERE))
 def test_other_causes_are_not_the_machines(cause: str) -> None:
     assert find_broken([*strikes(cause, 5), row(None, host="n2")], NOW) == {}
 
 
 def test_a_success_since_forgives() -> None:
-    two = strikes(failures.BAD_NODE, hours=5)
+    two = strikes(classes.BAD_NODE, hours=5)
     assert find_broken([row(None, hours=4), *two], NOW) == {}
     assert find_broken([row(None, hours=6), *two], NOW) == {"n1": 2}
     assert find_broken([row(None, hours=4, host="n2"), *two], NOW) == {"n1": 2}
 
 
 def test_a_day_forgives() -> None:
-    [old, new] = strikes(failures.NODE_FAILURE)
+    [old, new] = strikes(classes.NODE_FAILURE)
     old["finished_at"] = NOW - timedelta(hours=STRIKE_HOURS + 1)
     assert find_broken([old, new], NOW) == {}
 
@@ -59,17 +59,17 @@ def test_a_node_on_which_nothing_begins_or_answers_is_out_only_if_another_works(
 
 
 def test_one_job_that_could_not_begin_is_one_strike_however_many_trials_it_had() -> None:
-    of_one_job = [row(failures.NOT_STARTED, attempt=f"a{n}", job="7_0") for n in range(50)]
+    of_one_job = [row(classes.NOT_STARTED, attempt=f"a{n}", job="7_0") for n in range(50)]
     works = row(None, host="n2")
     assert find_broken([*of_one_job, works], NOW) == {}
-    assert find_broken([*of_one_job, row(failures.NOT_STARTED, job="7_1"), works], NOW) == {"n1": 2}
+    assert find_broken([*of_one_job, row(classes.NOT_STARTED, job="7_1"), works], NOW) == {"n1": 2}
 
 
 def test_of_a_machine_without_a_name_nothing_is_known() -> None:
-    assert find_broken([*strikes(failures.NODE_FAILURE, host=""), *strikes(failures.NOT_STARTED, host=""), row(None)], NOW) == {}
+    assert find_broken([*strikes(classes.NODE_FAILURE, host=""), *strikes(classes.NOT_STARTED, host=""), row(None)], NOW) == {}
 
 
 def test_a_node_that_was_lost_before_any_worker_began_is_one_strike_a_job() -> None:
-    of_one_job = [row(failures.NODE_FAILURE, attempt=f"a{n}", job="7_0") | {"log": ""} for n in range(50)]
+    of_one_job = [row(classes.NODE_FAILURE, attempt=f"a{n}", job="7_0") | {"log": ""} for n in range(50)]
     assert find_broken(of_one_job, NOW) == {}
-    assert find_broken([*of_one_job, row(failures.NODE_FAILURE, job="7_1") | {"log": ""}], NOW) == {"n1": 2}
+    assert find_broken([*of_one_job, row(classes.NODE_FAILURE, job="7_1") | {"log": ""}], NOW) == {"n1": 2}

@@ -12,11 +12,11 @@ import pytest
 from test_records import row
 
 import quantsweep
-from quantsweep import records
-from quantsweep.files import write_table
-from quantsweep.launching.compaction import compact
-from quantsweep.paths import TABLES, SweepFolder
-from quantsweep.table_files import FINAL
+from quantsweep.storage.files import write_table
+from quantsweep.storage.paths import TABLES, SweepFolder
+from quantsweep.tables import records
+from quantsweep.tables.compaction import compact
+from quantsweep.tables.table_files import FINAL
 
 OLD = Path(__file__).resolve().parents[1] / "golden" / "sweep_8d87509"
 """`launch.py -m model=mini-neox-0.3m bit_width=3,4 data_type=fp block_size=64 task=mini_ppl limit=2`, run by commit 8d87509."""

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quantsweep.composing.command_line import check_command_line
+from quantsweep.composing.composition import compose_base, search_folders
+from quantsweep.composing.prepare import prepare
+from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.errors import QuantsweepError
-from quantsweep.hydra_plugin.command_line import check_command_line
-from quantsweep.hydra_plugin.composition import compose_base, search_folders
-from quantsweep.hydra_plugin.prepare import prepare
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
-from quantsweep.paths import product_root
-from quantsweep.plan import Plan, build_plan, remaining_tasks
-from quantsweep.specs import PlannedTrial
+from quantsweep.planning.plan import Plan, build_plan, remaining_tasks
+from quantsweep.storage.paths import product_root
+from quantsweep.trial.specs import PlannedTrial
 
 WORDS = ("model=mini-neox-0.3m", "method=none", "sweep=own_tasks")
 
@@ -88,7 +88,7 @@ def test_a_study_that_names_the_folder(own: Path, tmp_path: Path, monkeypatch: p
     (root / "sweeps" / "mine.yaml").write_text(
         f"# @package _global_\ntask_path: {own}\nstudy: {{grids: [{{axes: {{task: [my-choice]}}}}]}}\n"
     )
-    monkeypatch.setattr("quantsweep.hydra_plugin.shorthand.product_root", lambda: root)
+    monkeypatch.setattr("quantsweep.composing.shorthand.product_root", lambda: root)
     words = expand_shorthand(["+sweeps=mine"])
     assert len(words) == 2
     (folder,) = [Path(word.removeprefix("hydra.searchpath=[").strip("]'").removeprefix("file://")) for word in words[1:]]

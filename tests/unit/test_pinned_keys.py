@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from quantsweep.hydra_plugin.composition import compose_base, search_folders
-from quantsweep.hydra_plugin.prepare import prepare
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
-from quantsweep.specs import PlannedTrial
+from quantsweep.composing.composition import compose_base, search_folders
+from quantsweep.composing.prepare import prepare
+from quantsweep.composing.shorthand import expand_shorthand
+from quantsweep.trial.specs import PlannedTrial
 
 TRIALS = [
     ("a4eb04489c7a2ece", "model=mini-neox-0.3m method=none"),

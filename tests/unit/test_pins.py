@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from quantsweep.checkpoints.pins import FileFact, ModelPin, Pins, TaskPin, add_pins, offline_environment, pins_path, read_pins
 from quantsweep.errors import ModelError, ResultsError
 from quantsweep.mini import model_path
-from quantsweep.pins import FileFact, ModelPin, Pins, TaskPin, add_pins, offline_environment, pins_path, read_pins
-from quantsweep.prewarm import without_addresses
-from quantsweep.prewarm_child import convert
-from quantsweep.specs import ModelSpec, TaskSpec
+from quantsweep.operations.prewarm import without_addresses
+from quantsweep.operations.prewarm_child import convert
+from quantsweep.trial.specs import ModelSpec, TaskSpec
 
 MINI = model_path("mini-neox-0.3m")
 COMMIT, OTHER = "a" * 40, "b" * 40

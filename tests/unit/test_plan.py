@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantsweep.errors import ResultsError
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import (
+from quantsweep.planning.plan import (
     Expansion,
     Plan,
     build_plan,
@@ -33,8 +32,9 @@ from quantsweep.plan import (
     shard_trials,
     write_plan,
 )
-from quantsweep.shards import cut, predicted_minutes
-from quantsweep.specs import (
+from quantsweep.planning.shards import cut, predicted_minutes
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import (
     ClusterSpec,
     LaunchSettings,
     ModelSpec,

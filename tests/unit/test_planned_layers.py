@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import checkpoint, planned_layers
+from quantsweep.checkpoints import headers, planned_layers
+from quantsweep.checkpoints.pins import Pins
 from quantsweep.cli import main
+from quantsweep.composing import prepare
 from quantsweep.errors import ConfigurationError
-from quantsweep.hydra_plugin import prepare
 from quantsweep.models.anatomy import _DESCRIPTIONS
 from quantsweep.models.loading import load_model
-from quantsweep.pins import Pins
-from quantsweep.specs import ClusterSpec, ModelSpec, RunSettings
+from quantsweep.trial.specs import ClusterSpec, ModelSpec, RunSettings
 from tests import model_cases as cases
 
 
@@ -24,7 +24,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_known_are_the_architectures_that_are_described() -> None:
-    assert set(checkpoint.KNOWN_ARCHITECTURES) == set(_DESCRIPTIONS)
+    assert set(headers.KNOWN_ARCHITECTURES) == set(_DESCRIPTIONS)
 
 
 def test_the_list_is_what_loading_finds_and_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import records
-from quantsweep.hydra_plugin.composition import compose_base, make_request, search_folders
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import Expansion, Plan, build_plan, expand, read_asked, write_plan
-from quantsweep.prediction import Predictor
-from quantsweep.specs import PlannedTrial, RunSettings
+from quantsweep.composing.composition import compose_base, make_request, search_folders
+from quantsweep.operations.prediction import Predictor
+from quantsweep.planning.plan import Expansion, Plan, build_plan, expand, read_asked, write_plan
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.trial.specs import PlannedTrial, RunSettings
 from tests.benchmarks.synthetic import write_done
 
 GRID = ("model=glob(mini-*)", "data_type=int,fp,quantile,dynamic", "bit_width=range(3,9)", "block_size=range(16,3360,16)")

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from quantsweep import records
-from quantsweep.paths import SweepFolder
-from quantsweep.prediction import ARITHMETIC, MIN_TRIALS, Predictor, sweep_folders
-from quantsweep.shards import START_MINUTES, cut, predicted_minutes
-from quantsweep.specs import ModelSpec, PlannedTrial, Resources, TaskSpec, TrialSpec
+from quantsweep.operations.prediction import ARITHMETIC, MIN_TRIALS, Predictor, sweep_folders
+from quantsweep.planning.shards import START_MINUTES, cut, predicted_minutes
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.trial.specs import ModelSpec, PlannedTrial, Resources, TaskSpec, TrialSpec
 from tests.unit.test_records import NOW, row
 from tests.unit.test_specs import QUANTIZATION
 

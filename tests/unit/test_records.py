@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quantsweep
-from quantsweep import records
 from quantsweep.errors import ResultsError
-from quantsweep.paths import SweepFolder
-from quantsweep.results import WHOLE_OR_NULL
-from quantsweep.table_files import Listing
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.tables import records
+from quantsweep.tables.results import WHOLE_OR_NULL
+from quantsweep.tables.table_files import Listing
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

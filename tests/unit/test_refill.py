@@ -14,20 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantsweep import failures, slurm, slurm_job
+from quantsweep import slurm
+from quantsweep.crew import slurm_job
 from quantsweep.errors import LockedError, SlurmError
-from quantsweep.files import write_text
-from quantsweep.holds import cancelled
+from quantsweep.failures import classes
+from quantsweep.failures.holds import cancelled
 from quantsweep.launching.cluster import NoRoomError, RefusedError
-from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.refill import array_size, room, submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import SubmittedArray, read_submissions
 from quantsweep.launching.tasks import observe
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_owners, shard_trials
+from quantsweep.planning.plan import read_owners, shard_trials
 from quantsweep.slurm import Limits
-from quantsweep.specs import ClusterSpec, PlannedTrial
+from quantsweep.storage.files import write_text
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import ClusterSpec, PlannedTrial
 from tests.unit.engine_cases import SLURM, Site, age_submissions, fail, finish, submit, trial, worker, write
 
 
@@ -284,7 +286,7 @@ def test_an_orphan_that_arrives_after_it_was_given_up_runs_nothing(
     assert submit(sweep).shards == 1
     [old, new] = sorted(read_submissions(sweep), key=lambda one: not one.arrays[0].abandoned)
     site.jobs[555, 0] = (old.arrays[0].job_name, "RUNNING", "n1")
-    monkeypatch.setattr("quantsweep.slurm_job.Worker", lambda *a, **k: pytest.fail("a worker was made"))
+    monkeypatch.setattr("quantsweep.crew.slurm_job.Worker", lambda *a, **k: pytest.fail("a worker was made"))
     assert slurm_job.main(["task", str(old.path), "0"]) == 0
     assert "given up" in capsys.readouterr().out
     assert {task.job_id.split("_")[0] for task in observe(sweep).in_flight} == {str(new.arrays[0].array_job_id)}
@@ -534,7 +536,7 @@ def test_a_broken_node_stops_no_submission_where_several_partitions_are_named(sw
     cluster = ClusterSpec(kind="slurm", partition="main,other")
     plan = write(sweep, [trial(2)], cluster=cluster)
     for _ in range(2):
-        fail(sweep, trial(2), failures.BAD_NODE, plan=plan.name, host="n9")
+        fail(sweep, trial(2), classes.BAD_NODE, plan=plan.name, host="n9")
     site.partitions = "PartitionName=main Nodes=n[1-9] State=UP\nPartitionName=other Nodes=n[9-12] State=UP\n"
     assert submit(sweep).shards == 1
     assert site.excluded == ("n9",)

@@ -13,15 +13,16 @@ import pytest
 from test_records import row
 
 import quantsweep
-from quantsweep import records, workers
 from quantsweep.cli.main import main
 from quantsweep.cli.rerun import select
 from quantsweep.errors import ConfigurationError, ResultsError
-from quantsweep.filters import parse
-from quantsweep.forgetting import SCHEMA, Kind, Tombstone, read_forgotten, write_fence
-from quantsweep.paths import SweepFolder
+from quantsweep.storage import workers
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import WorkerRecord, write_record
+from quantsweep.tables import records
+from quantsweep.tables.filters import parse
+from quantsweep.tables.forgetting import SCHEMA, Kind, Tombstone, read_forgotten, write_fence
 from quantsweep.words import count
-from quantsweep.workers import WorkerRecord, write_record
 from tests.unit.engine_cases import trial
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import environment, files, snapshot
 from quantsweep.errors import ResultsError
-from quantsweep.files import own_umask, write_text
 from quantsweep.hydra_plugin.launcher import _check_own
-from quantsweep.paths import SweepFolder
+from quantsweep.launching import snapshot
 from quantsweep.redaction import REDACTED, redacted
+from quantsweep.running import environment
+from quantsweep.storage import files
+from quantsweep.storage.files import own_umask, write_text
+from quantsweep.storage.paths import SweepFolder
 
 HUB = "hf_" + "a1B2" * 8
 

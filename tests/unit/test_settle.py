@@ -7,12 +7,13 @@ import platform
 
 import pytest
 
-from quantsweep import failures, records
 from quantsweep.errors import ResultsError
+from quantsweep.failures import classes
 from quantsweep.launching.settle import settle, slurm_log
 from quantsweep.launching.submissions import read_submissions
-from quantsweep.paths import SweepFolder
-from quantsweep.workers import read_records
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import read_records
+from quantsweep.tables import records
 from tests.unit.engine_cases import TASKS, Site, age_submissions, fail, failed_rows, finish, submit, trial, worker, write
 from tests.unit.test_records import row
 
@@ -34,14 +35,14 @@ def job(sweep: SweepFolder, site: Site) -> str:
 @pytest.mark.parametrize(
     ("state", "cause"),
     [
-        ("TIMEOUT", failures.TIME_LIMIT),
-        ("DEADLINE", failures.TIME_LIMIT),
-        ("OUT_OF_MEMORY", failures.OUT_OF_HOST_MEMORY),
-        ("NODE_FAIL", failures.NODE_FAILURE),
-        ("BOOT_FAIL", failures.NODE_FAILURE),
-        ("PREEMPTED", failures.PREEMPTED),
-        ("FAILED", failures.KILLED),
-        ("COMPLETED", failures.LOST),
+        ("TIMEOUT", classes.TIME_LIMIT),
+        ("DEADLINE", classes.TIME_LIMIT),
+        ("OUT_OF_MEMORY", classes.OUT_OF_HOST_MEMORY),
+        ("NODE_FAIL", classes.NODE_FAILURE),
+        ("BOOT_FAIL", classes.NODE_FAILURE),
+        ("PREEMPTED", classes.PREEMPTED),
+        ("FAILED", classes.KILLED),
+        ("COMPLETED", classes.LOST),
     ],
 )
 def test_the_trial_at_hand_gets_the_cause_that_slurm_knows(sweep: SweepFolder, site: Site, job: str, state: str, cause: str) -> None:
@@ -141,7 +142,7 @@ def test_a_job_that_failed_before_its_worker_began(sweep: SweepFolder, site: Sit
     rows = failed_rows(sweep)
     assert {one["trial_id"] for one in rows} == {p.trial.trial_id for p in planned[1:]}, "what is done is not accused"
     for one in rows:
-        assert one["failure_class"] == failures.NOT_STARTED
+        assert one["failure_class"] == classes.NOT_STARTED
         assert "No module named 'torch'" in one["failure_message"]
         assert "module: command not found" in one["failure_traceback"]
     settle(sweep)
@@ -151,13 +152,13 @@ def test_a_job_that_failed_before_its_worker_began(sweep: SweepFolder, site: Sit
 @pytest.mark.parametrize(
     ("state", "cause"),
     [
-        ("TIMEOUT", failures.NOT_STARTED),
-        ("COMPLETED", failures.NOT_STARTED),
-        ("DEADLINE", failures.NOT_STARTED),
-        ("NODE_FAIL", failures.NODE_FAILURE),
-        ("BOOT_FAIL", failures.NODE_FAILURE),
-        ("OUT_OF_MEMORY", failures.OUT_OF_HOST_MEMORY),
-        ("PREEMPTED", failures.PREEMPTED),
+        ("TIMEOUT", classes.NOT_STARTED),
+        ("COMPLETED", classes.NOT_STARTED),
+        ("DEADLINE", classes.NOT_STARTED),
+        ("NODE_FAIL", classes.NODE_FAILURE),
+        ("BOOT_FAIL", classes.NODE_FAILURE),
+        ("OUT_OF_MEMORY", classes.OUT_OF_HOST_MEMORY),
+        ("PREEMPTED", classes.PREEMPTED),
         ("CANCELLED", None),
     ],
 )
@@ -178,17 +179,17 @@ def test_a_worker_that_never_came_to_a_trial_is_as_none(sweep: SweepFolder, site
     worker(sweep, job=f"{site.next_id - 1}_0", plan=plan.name, shard_ids=(0,), ended=ended)
     site.set("FAILED")
     settle(sweep)
-    assert [row["failure_class"] for row in failed_rows(sweep)] == [failures.NOT_STARTED] * 2
+    assert [row["failure_class"] for row in failed_rows(sweep)] == [classes.NOT_STARTED] * 2
     assert all(ended is None or ended in row["failure_message"] for row in failed_rows(sweep))
 
 
 def test_a_trial_whose_worker_wrote_why_it_failed_is_not_accused_again(sweep: SweepFolder, site: Site) -> None:
     plan = write(sweep, [trial(3), trial(4)], shard_minutes=60)
     submit(sweep)
-    fail(sweep, trial(3), failures.BUG, plan=plan.name)
+    fail(sweep, trial(3), classes.BUG, plan=plan.name)
     site.set("FAILED")
     settle(sweep)
-    assert sorted(row["failure_class"] for row in failed_rows(sweep)) == [failures.BUG, failures.NOT_STARTED]
+    assert sorted(row["failure_class"] for row in failed_rows(sweep)) == [classes.BUG, classes.NOT_STARTED]
 
 
 def test_what_runs_keeps_its_submission_open_and_what_is_closed_is_never_asked_about(sweep: SweepFolder, site: Site) -> None:
@@ -238,7 +239,7 @@ def test_a_receipt_is_found_in_the_records_of_workers_that_the_queue_has_forgott
     job = f"{array.array_job_id}_0"
     worker(sweep, job=job, job_name=array.job_name, plan=plan.name, shard_id=0, trial_id=TRIAL)
     settle(sweep)
-    assert [row["failure_class"] for row in failed_rows(sweep)] == [failures.OUT_OF_HOST_MEMORY]
+    assert [row["failure_class"] for row in failed_rows(sweep)] == [classes.OUT_OF_HOST_MEMORY]
     assert read_submissions(sweep)[0].arrays[0].ended == {0: "OUT_OF_MEMORY"}
 
 

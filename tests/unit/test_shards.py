@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from quantsweep.child import TrialRunner
-from quantsweep.launching import local
-from quantsweep.launching.local import _Todo
-from quantsweep.plan import expand
-from quantsweep.shards import cut, load_minutes, predicted_minutes
-from quantsweep.specs import CalibrationSpec, PlannedTrial, PlantedOutliers, RunSettings, Shard
+from quantsweep.crew import local
+from quantsweep.crew.local import _Todo
+from quantsweep.planning.plan import expand
+from quantsweep.planning.shards import cut, load_minutes, predicted_minutes
+from quantsweep.running.child import TrialRunner
+from quantsweep.trial.specs import CalibrationSpec, PlannedTrial, PlantedOutliers, RunSettings, Shard
 from tests.unit.engine_cases import trial
 from tests.unit.test_composition import schema_and_grids
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import child, signs
-from quantsweep.child import TrialRunner
-from quantsweep.child_process import TICK_SECONDS, Silence
-from quantsweep.plan import expand
+from quantsweep import signs
+from quantsweep.planning.plan import expand
+from quantsweep.running import child
+from quantsweep.running.child import TrialRunner
+from quantsweep.running.child_process import TICK_SECONDS, Silence
 from quantsweep.signs import MOVED_BYTES, Heard, while_bytes_move
-from quantsweep.specs import RunSettings
+from quantsweep.trial.specs import RunSettings
 from tests.conftest import ROOT
 from tests.unit.test_composition import schema_and_grids
 
@@ -46,9 +47,9 @@ import sys, subprocess, json
 from multiprocessing import Pipe
 from pathlib import Path
 from quantsweep import child_process
-from quantsweep.child_process import Child, ChildDiedError
-from quantsweep.specs import RunSettings
-from quantsweep.stopping import Stop
+from quantsweep.running.child_process import Child, ChildDiedError
+from quantsweep.trial.specs import RunSettings
+from quantsweep.running.stopping import Stop
 from tests.unit.engine_cases import trial
 
 CHILD = '''

@@ -16,15 +16,15 @@ import pytest
 import submitit
 from submitit.core.utils import FailedJobError
 
+from quantsweep.checkpoints.pins import OFFLINE
 from quantsweep.errors import SlurmError
 from quantsweep.hydra_plugin import sweeper
 from quantsweep.launching import cluster as slurm_cluster
 from quantsweep.launching.cluster import NoRoomError, RefusedError, ShardExecutor, afterany, sbatch_parameters, warning_seconds
 from quantsweep.launching.settle import slurm_log
 from quantsweep.launching.submissions import SubmittedArray
-from quantsweep.paths import SweepFolder
-from quantsweep.pins import OFFLINE
-from quantsweep.specs import ClusterSpec, LaunchSettings, Resources
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import ClusterSpec, LaunchSettings, Resources
 
 SLURM = ClusterSpec(kind="slurm")
 ONE_GPU = Resources(gpus=1)
@@ -271,12 +271,12 @@ def test_the_copy_of_the_code_goes_before_everything_also_in_a_job_that_a_job_su
         (tmp_path / place / "quantsweep" / "slurm_job.py").write_text(f"import os; print('{place}', os.environ['PYTHONPATH'])\n")
     (tmp_path / "path" / "mine.py").touch()
     lines = [line for line in sbatch_parameters(SLURM, Resources(), "j", code=tmp_path / "code")["setup"] if not line.startswith("#")]
-    job = "\n".join([*lines, f"{sys.executable} -m quantsweep.slurm_job", f"{sys.executable} -c 'import mine'"])
+    job = "\n".join([*lines, f"{sys.executable} -m quantsweep.crew.slurm_job", f"{sys.executable} -c 'import mine'"])
     once = shell(job, tmp_path / "live", PYTHONPATH=str(tmp_path / "path"))
     assert once == f"code {tmp_path}/code:{tmp_path}/path\n"
     nested = shell(f"{job}\n{job}", tmp_path / "live", PYTHONPATH=str(tmp_path / "path"))
     assert nested == once * 2, "it does not grow from job to job"
-    bare = "\n".join([*lines, f"{sys.executable} -m quantsweep.slurm_job"])
+    bare = "\n".join([*lines, f"{sys.executable} -m quantsweep.crew.slurm_job"])
     assert shell(f"{bare}\n{bare}", tmp_path / "live") == f"code {tmp_path}/code\n" * 2
 
 
@@ -369,7 +369,7 @@ def test_an_array_is_numbered_from_zero_and_knows_its_submission(sweep: SweepFol
         "#SBATCH --job-name=qs-s-1-0",
     ):
         assert line in lines
-    assert f"exec /env/bin/python -u -m quantsweep.slurm_job task {sweep.plan / 'submission-1.json'} 2" in text
+    assert f"exec /env/bin/python -u -m quantsweep.crew.slurm_job task {sweep.plan / 'submission-1.json'} 2" in text
     assert f"PYTHONPATH={sweep.code / 'cafe'}" in text
     assert "-m submitit" not in text, "nothing is unpickled"
     [output] = [line.partition("=")[2] for line in lines if line.startswith("#SBATCH --output=")]
@@ -387,7 +387,7 @@ def test_the_collectors_script(sweep: SweepFolder, sbatch: Said) -> None:
     scripts = sbatch(42)
     assert slurm_cluster.submit_collector(sweep, "qs-s-1-collector", LaunchSettings(cluster=SLURM), [40, 41]) == 42
     assert "#SBATCH --dependency=afterany:40:41" in scripts[0]
-    assert f"quantsweep.slurm_job collect {sweep.path}" in scripts[0]
+    assert f"quantsweep.crew.slurm_job collect {sweep.path}" in scripts[0]
     slurm_cluster.submit_collector(sweep, "qs-s-later-collector", LaunchSettings(cluster=SLURM), begin_minutes=10)
     assert "#SBATCH --begin=now+10minutes" in scripts[1]
     assert "dependency" not in scripts[1]

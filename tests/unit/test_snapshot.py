@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 import quantsweep
-from quantsweep import environment, paths, snapshot
 from quantsweep.errors import ResultsError
-from quantsweep.paths import SweepFolder
+from quantsweep.launching import snapshot
+from quantsweep.running import environment
+from quantsweep.storage import paths
+from quantsweep.storage.paths import SweepFolder
 
 SECRET = "hf_nobodys_token"
 FILES = {
@@ -193,7 +195,7 @@ def test_a_full_disk_leaves_no_half_copy(sweep: SweepFolder, make: Callable[...,
 def test_the_copy_of_this_product_runs(sweep: SweepFolder) -> None:
     """The real one: a job imports it and nothing of the checkout."""
     name = snapshot.take(sweep)
-    code = "import quantsweep, quantsweep.slurm_job as job; print(quantsweep.__file__, job.__file__)"
+    code = "import quantsweep, quantsweep.crew.slurm_job as job; print(quantsweep.__file__, job.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

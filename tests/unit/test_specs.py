@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantsweep.errors import ConfigurationError
-from quantsweep.specs import (
+from quantsweep.trial.specs import (
     CalibrationSpec,
     ModelSpec,
     PlannedTrial,

@@ -11,21 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantsweep import failures
 from quantsweep.cli import cancel, status
 from quantsweep.cli.main import main
 from quantsweep.cli.status import sweep_status
 from quantsweep.errors import ConfigurationError, ResultsError
-from quantsweep.holds import cancelled, holding, read_holds
+from quantsweep.failures import classes
+from quantsweep.failures.holds import cancelled, holding, read_holds
 from quantsweep.launching.advance import advance
-from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.launching.tasks import to_leave_alone
-from quantsweep.messages import status_text
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import plan_files, read_header, read_shard_trials
-from quantsweep.specs import ClusterSpec
+from quantsweep.operations.messages import status_text
+from quantsweep.planning.plan import plan_files, read_header, read_shard_trials
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import ClusterSpec
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, Site, fail, finish, submit, trial, worker, write
 
@@ -70,7 +70,7 @@ def test_each_state_in_turn(sweep: SweepFolder, site: Site) -> None:
     assert counts(sweep) == {"done": 1, "unknown": 1, "held": 1}
     worker(sweep, job="101_1", ended="finished")
     assert counts(sweep) == {"done": 1, "held": 1, "to_launch": 1}
-    fail(sweep, planned[1], failures.BUG, plan=plan.name)
+    fail(sweep, planned[1], classes.BUG, plan=plan.name)
     assert counts(sweep) == {"done": 1, "held": 1, "failed": 1}
     assert facts(sweep)["evaluations_done"] == 3
 
@@ -92,22 +92,22 @@ def test_trials_of_a_running_job_are_not_all_said_to_be_run_at_this_moment(sweep
 
 def test_a_failed_trial_that_runs_again_is_running(sweep: SweepFolder, site: Site) -> None:
     plan = write(sweep, [trial(2)])
-    fail(sweep, trial(2), failures.TIME_LIMIT, plan=plan.name)
+    fail(sweep, trial(2), classes.TIME_LIMIT, plan=plan.name)
     assert counts(sweep) == {"failed": 1}
     submit(sweep)
     assert counts(sweep) == {"queued": 1}
-    assert facts(sweep)["retried"] == {failures.TIME_LIMIT: 1}
+    assert facts(sweep)["retried"] == {classes.TIME_LIMIT: 1}
 
 
 def test_only_the_last_attempt_counts_and_failures_are_grouped(sweep: SweepFolder, site: Site) -> None:
     plan = write(sweep, [trial(bits) for bits in (2, 3, 4)], cluster=ClusterSpec())
     for bits in (2, 3):
-        fail(sweep, trial(bits), failures.CRASHED, plan=plan.name, fingerprint="old")
-        fail(sweep, trial(bits), failures.BUG, plan=plan.name, fingerprint="new")
-    fail(sweep, trial(4), failures.HUNG, plan=plan.name, fingerprint="hung")
+        fail(sweep, trial(bits), classes.CRASHED, plan=plan.name, fingerprint="old")
+        fail(sweep, trial(bits), classes.BUG, plan=plan.name, fingerprint="new")
+    fail(sweep, trial(4), classes.HUNG, plan=plan.name, fingerprint="hung")
     finish(sweep, trial(4))
     found = facts(sweep)
-    assert [(failure["count"], failure["fingerprint"], failure["class"]) for failure in found["failures"]] == [(2, "new", failures.BUG)]
+    assert [(failure["count"], failure["fingerprint"], failure["class"]) for failure in found["failures"]] == [(2, "new", classes.BUG)]
     assert "quantsweep logs" in status_text(found)
 
 
@@ -137,7 +137,7 @@ def test_hours_budget_nodes_and_who_is_at_work(sweep: SweepFolder, site: Site) -
     worker(sweep, gpus=2, seconds=1800.0, ended="finished")
     worker(sweep, gpus=0, seconds=3600.0, ended="finished")
     for _ in range(2):
-        fail(sweep, trial(2), failures.BAD_NODE, plan=plan.name, host="n9")
+        fail(sweep, trial(2), classes.BAD_NODE, plan=plan.name, host="n9")
     with launch_lock(sweep.plan / "launch.lock"):
         found = facts(sweep)
     assert (found["gpu_hours"], found["worker_hours"], found["budget_gpu_hours"], found["excluded_nodes"]) == (1.0, 1.5, 7.5, ["n9"])
@@ -168,9 +168,9 @@ def test_what_a_newer_launch_has_taken_over_is_not_held(sweep: SweepFolder, site
 def test_a_node_that_was_excluded_long_ago_is_not_any_more(sweep: SweepFolder, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = write(sweep, [trial(2)], cluster=ClusterSpec())
     for _ in range(2):
-        fail(sweep, trial(2), failures.BAD_NODE, plan=plan.name, host="n9")
+        fail(sweep, trial(2), classes.BAD_NODE, plan=plan.name, host="n9")
     assert facts(sweep)["excluded_nodes"] == ["n9"]
-    monkeypatch.setattr("quantsweep.launching.nodes.STRIKE_HOURS", 0.0)
+    monkeypatch.setattr("quantsweep.failures.nodes.STRIKE_HOURS", 0.0)
     assert facts(sweep)["excluded_nodes"] == []
 
 
@@ -217,7 +217,7 @@ def _happens(event: str, folder: SweepFolder, site: Site, chance: random.Random,
     elif event == "finish":
         finish(folder, one, plan=plan)
     elif event == "fail":
-        fail(folder, one, chance.choice(sorted(failures.CLASSES)), plan=plan)
+        fail(folder, one, chance.choice(sorted(classes.CLASSES)), plan=plan)
     elif event == "hold":
         cancelled([f"bit_width={chance.randint(2, 5)}"], folder).save(folder)
     elif event == "launch":
@@ -332,7 +332,7 @@ def test_what_is_dropped_is_not_counted_any_more_until_a_launch_asks_for_it_agai
     planned = [trial(bits) for bits in (2, 3, 4)]
     plan = write(sweep, planned, cluster=ClusterSpec())
     finish(sweep, planned[0], plan=plan.name)
-    fail(sweep, planned[1], failures.BUG, plan=plan.name)
+    fail(sweep, planned[1], classes.BUG, plan=plan.name)
     cancelled(["bit_width=3,4"], sweep).save(sweep)
     assert counts(sweep) == {"done": 1, "failed": 1, "held": 1}
     assert main(["cancel", sweep.name, "bit_width=3,4", "--drop", "--results-dir", str(sweep.path.parent)]) == 0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from quantsweep.composing.composition import compose_base, make_request, search_folders
+from quantsweep.composing.prepare import prepare
 from quantsweep.errors import ConfigurationErrors
-from quantsweep.hydra_plugin.composition import compose_base, make_request, search_folders
-from quantsweep.hydra_plugin.prepare import prepare
-from quantsweep.messages import plan_text
-from quantsweep.plan import Expansion, expand
+from quantsweep.operations.messages import plan_text
+from quantsweep.planning.plan import Expansion, expand
 
 
 def expansion(*words: str) -> Expansion:

@@ -11,15 +11,15 @@ import pytest
 
 from quantsweep import slurm
 from quantsweep.errors import ResultsError, SlurmError
-from quantsweep.holds import cancelled
+from quantsweep.failures.holds import cancelled
 from quantsweep.launching import tasks
 from quantsweep.launching.advance import step
-from quantsweep.launching.lock import launch_lock
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import job_prefix, read_submissions
 from quantsweep.launching.tasks import Task, in_flight_trials, observe, to_leave_alone
-from quantsweep.paths import SweepFolder
-from quantsweep.workers import STALE_SECONDS
+from quantsweep.storage.lock import launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import STALE_SECONDS
 from tests.unit.engine_cases import Site, age_submissions, submit, trial, worker, write
 
 LONG = STALE_SECONDS + 60

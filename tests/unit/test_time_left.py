@@ -14,17 +14,17 @@ import pytest
 from rich.console import Console
 
 from quantsweep.cli.status import sweep_status
-from quantsweep.launching.display import Tally, display
-from quantsweep.launching.lock import RUN, launch_lock
-from quantsweep.messages import status_text
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_minutes
-from quantsweep.shards import cut, predicted_minutes
-from quantsweep.share import Share
-from quantsweep.specs import ClusterSpec, PlannedTrial
-from quantsweep.time_left import Ended, Running, expected_seconds, seconds_left
-from quantsweep.worker import Worker
-from quantsweep.workers import WorkerRecord
+from quantsweep.crew.display import Tally, display
+from quantsweep.evaluation.share import Share
+from quantsweep.operations.messages import status_text
+from quantsweep.operations.time_left import Ended, Running, expected_seconds, seconds_left
+from quantsweep.planning.plan import read_minutes
+from quantsweep.planning.shards import cut, predicted_minutes
+from quantsweep.running.worker import Worker
+from quantsweep.storage.lock import RUN, launch_lock
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import WorkerRecord
+from quantsweep.trial.specs import ClusterSpec, PlannedTrial
 from tests.unit.engine_cases import TASKS, Site, finish, trial, worker, write
 from tests.unit.test_worker_stop import LOADED, QUANTIZED, WELL, Script
 
@@ -146,7 +146,7 @@ def test_the_share_of_a_trial_at_hand_counts() -> None:
 
 def test_the_share_of_a_trial_weighs_its_tasks_by_what_they_took_before(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("quantsweep.share.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("quantsweep.evaluation.share.time.monotonic", lambda: clock[0])
     share = Share()
     said = []
     for _ in range(2):

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from quantsweep import tracking
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_header
-from quantsweep.specs import RunSettings, options_tuple
-from quantsweep.tracking import NoTracker, WandbTracker, make_tracker, what_lacks
+from quantsweep.planning.plan import read_header
+from quantsweep.running import tracking
+from quantsweep.running.tracking import NoTracker, WandbTracker, make_tracker, what_lacks
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.trial.specs import RunSettings, options_tuple
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, finish, trial, write
 from tests.unit.test_records import row

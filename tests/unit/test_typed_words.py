@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from quantsweep.checkpoints.sources import names_of, plain_name
+from quantsweep.composing.composition import compose_base, make_request, search_folders
+from quantsweep.composing.prepare import Prepared, prepare
+from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.errors import ConfigurationErrors, QuantsweepError
-from quantsweep.hydra_plugin.composition import compose_base, make_request, search_folders
-from quantsweep.hydra_plugin.prepare import Prepared, prepare
-from quantsweep.hydra_plugin.shorthand import expand_shorthand
-from quantsweep.paths import product_root
-from quantsweep.plan import Expansion, expand
-from quantsweep.sources import names_of, plain_name
-from quantsweep.specs import ModelSpec, is_plain
+from quantsweep.planning.plan import Expansion, expand
+from quantsweep.storage.paths import product_root
+from quantsweep.trial.specs import ModelSpec, is_plain
 
 MINI = product_root() / "quantsweep/mini/models/mini-neox-0.3m"
 

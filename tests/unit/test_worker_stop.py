@@ -21,21 +21,23 @@ from typing import Any
 
 import pytest
 
-from quantsweep import failures, records, slurm_job
-from quantsweep.child_process import Child, ChildDiedError
-from quantsweep.environment import Environment, RunningCode, source_digest
-from quantsweep.failures import Failure
-from quantsweep.files import write_text
-from quantsweep.holds import cancelled, read_holds
+from quantsweep.crew import slurm_job
+from quantsweep.failures import classes
+from quantsweep.failures.classes import Failure
+from quantsweep.failures.holds import cancelled, read_holds
 from quantsweep.launching.cluster import NoRoomError, RefusedError
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import read_submissions
-from quantsweep.paths import SweepFolder
-from quantsweep.plan import read_owners
-from quantsweep.specs import ClusterSpec, PlannedTrial, RunSettings
-from quantsweep.stopping import Allotment, Stop, StoppedError
-from quantsweep.worker import DiskFullError, JobContext, Worker
-from quantsweep.workers import ENDED_AND_REQUEUED, ENDED_BY_SLURM, LOST_AND_REQUEUED, WorkerRecord, read_records
+from quantsweep.planning.plan import read_owners
+from quantsweep.running.child_process import Child, ChildDiedError
+from quantsweep.running.environment import Environment, RunningCode, source_digest
+from quantsweep.running.stopping import Allotment, Stop, StoppedError
+from quantsweep.running.worker import DiskFullError, JobContext, Worker
+from quantsweep.storage.files import write_text
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import ENDED_AND_REQUEUED, ENDED_BY_SLURM, LOST_AND_REQUEUED, WorkerRecord, read_records
+from quantsweep.tables import records
+from quantsweep.trial.specs import ClusterSpec, PlannedTrial, RunSettings
 from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, Site, fail, failed_rows, finish, submit, trial, write
 from tests.unit.test_records import EXAMPLES
@@ -96,7 +98,7 @@ class Script:
 def _quick_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking git what ran is not what is tested here."""
     monkeypatch.setattr(
-        "quantsweep.worker.environment.capture",
+        "quantsweep.running.worker.environment.capture",
         lambda folder: Environment(host="n0", slurm_job=os.environ.get("TEST_JOB"), code_commit=None, code_diff=None, versions="{}"),
     )
 
@@ -132,7 +134,7 @@ def test_all_is_well(sweep: SweepFolder, plan: Path) -> None:
 
 def test_what_is_done_or_owned_by_a_newer_plan_or_failed_under_this_plan_is_left_out(sweep: SweepFolder, plan: Path) -> None:
     finish(sweep, trial(2))
-    fail(sweep, trial(3), failures.BUG, plan=plan.name)
+    fail(sweep, trial(3), classes.BUG, plan=plan.name)
     newer = write(sweep, [trial(4)])
     made, script = start(plan)
     summary = made.run(0)
@@ -146,7 +148,7 @@ def test_what_is_done_or_owned_by_a_newer_plan_or_failed_under_this_plan_is_left
 
 
 def test_what_failed_under_an_older_plan_is_tried(sweep: SweepFolder, plan: Path) -> None:
-    fail(sweep, trial(2), failures.BUG, plan=plan.name)
+    fail(sweep, trial(2), classes.BUG, plan=plan.name)
     retry = write(sweep, [trial(2)], root=plan.name)
     made, script = start(retry)
     made.run(0)
@@ -172,7 +174,7 @@ def test_a_hold_that_comes_meanwhile_is_heard_before_the_next_trial(sweep: Sweep
 def test_holds_are_read_again_only_when_there_is_another(sweep: SweepFolder, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readings: list[int] = []
     genuine = read_holds
-    monkeypatch.setattr("quantsweep.wanted.read_holds", lambda folder: readings.append(1) or genuine(folder))
+    monkeypatch.setattr("quantsweep.running.wanted.read_holds", lambda folder: readings.append(1) or genuine(folder))
     made, script = start(plan, {3: (*WELL[:-1], lambda stop: cancelled(["bit_width=5"], sweep).save(sweep), DONE)})
     made.run(0)
     made.close()
@@ -268,7 +270,7 @@ def test_a_trial_is_too_long_if_it_had_most_of_the_jobs_time(
     made.run(0)
     made.close()
     rows = failed_rows(sweep)
-    assert [row["failure_class"] for row in rows] == [failures.TIME_LIMIT] * is_overtime
+    assert [row["failure_class"] for row in rows] == [classes.TIME_LIMIT] * is_overtime
     assert record(sweep, made).ended == reason
     if is_overtime:
         made, script = start(plan)
@@ -301,7 +303,7 @@ def test_a_worker_without_a_gpu_uses_none_of_it(sweep: SweepFolder, plan: Path) 
     assert script.ran == [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("cause", [failures.BAD_NODE, failures.NO_ANSWER])
+@pytest.mark.parametrize("cause", [classes.BAD_NODE, classes.NO_ANSWER])
 def test_two_strikes_of_the_machine_end_the_worker_also_across_shards(sweep: SweepFolder, cause: str) -> None:
     plan = write(sweep, [trial(bits) for bits in (2, 3, 4)])
     bad = (LOADED, failed(cause))
@@ -313,7 +315,7 @@ def test_two_strikes_of_the_machine_end_the_worker_also_across_shards(sweep: Swe
 
 
 def test_a_success_in_between_forgives_a_strike(sweep: SweepFolder, plan: Path) -> None:
-    bad = (LOADED, failed(failures.BAD_NODE))
+    bad = (LOADED, failed(classes.BAD_NODE))
     made, script = start(plan, {2: bad, 4: bad})
     made.run(0)
     made.close()
@@ -322,7 +324,7 @@ def test_a_success_in_between_forgives_a_strike(sweep: SweepFolder, plan: Path) 
 
 def test_the_breaker_trips_at_once_where_this_worker_alone_has_failures_enough(sweep: SweepFolder) -> None:
     plan = write(sweep, [trial(bits) for bits in (2, 3, 4, 5)], shard_minutes=60, breaker_trials=2)
-    bug = (LOADED, failed(failures.BUG))
+    bug = (LOADED, failed(classes.BUG))
     made, script = start(plan, dict.fromkeys((2, 3, 4, 5), bug))
     summary = made.run(0)
     made.close()
@@ -332,11 +334,11 @@ def test_the_breaker_trips_at_once_where_this_worker_alone_has_failures_enough(s
 
 @pytest.mark.parametrize(("seconds", "ran"), [(0.0, [2]), (60.0, [2, 3, 4, 5])])
 def test_others_failures_are_read_now_and_then(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, seconds: float, ran: list[int]) -> None:
-    monkeypatch.setattr("quantsweep.worker.BREAKER_SECONDS", seconds)
+    monkeypatch.setattr("quantsweep.running.worker.BREAKER_SECONDS", seconds)
     plan = write(sweep, [trial(bits) for bits in (2, 3, 4, 5, 6, 7)], shard_minutes=60, breaker_trials=3)
     for bits in (6, 7):
-        fail(sweep, trial(bits), failures.BUG, plan=plan.name, fingerprint="f1")
-    bug = {2: (LOADED, failed(failures.BUG)), **{bits: (LOADED, failed(failures.BUG, f"g{bits}")) for bits in (3, 4, 5)}}
+        fail(sweep, trial(bits), classes.BUG, plan=plan.name, fingerprint="f1")
+    bug = {2: (LOADED, failed(classes.BUG)), **{bits: (LOADED, failed(classes.BUG, f"g{bits}")) for bits in (3, 4, 5)}}
     made, script = start(plan, bug)
     made.run(0)
     made.close()
@@ -345,9 +347,9 @@ def test_others_failures_are_read_now_and_then(sweep: SweepFolder, monkeypatch: 
 
 
 def test_without_a_breaker_nothing_is_held(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantsweep.worker.BREAKER_SECONDS", 0.0)
+    monkeypatch.setattr("quantsweep.running.worker.BREAKER_SECONDS", 0.0)
     plan = write(sweep, [trial(bits) for bits in (2, 3, 4, 5)], shard_minutes=60, breaker_trials=None)
-    made, _ = start(plan, dict.fromkeys((2, 3, 4, 5), (LOADED, failed(failures.BUG))))
+    made, _ = start(plan, dict.fromkeys((2, 3, 4, 5), (LOADED, failed(classes.BUG))))
     assert made.run(0).failed == 4
     made.close()
     assert read_holds(sweep) == []
@@ -388,7 +390,7 @@ def test_a_requeued_job_closes_its_earlier_runs_and_gives_up_what_keeps_taking_i
     assert script.ran == [3, 4, 5]
     assert (summary.done, summary.failed, summary.left) == (3, 1, 0)
     [lost] = failed_rows(sweep)
-    assert (lost["trial_id"], lost["failure_class"], lost["slurm_job"]) == (deadly, failures.NODE_FAILURE, "7_0")
+    assert (lost["trial_id"], lost["failure_class"], lost["slurm_job"]) == (deadly, classes.NODE_FAILURE, "7_0")
     assert (lost["plan"], lost["shard_id"]) == (plan.name, 0)
     assert lost["host"] in {"n0", "n1", "n2"}, "where it was lost, not where that is found out"
     assert "3 times in this one job" in lost["failure_message"]
@@ -430,7 +432,7 @@ def test_a_full_disk_ends_the_worker_and_says_so(sweep: SweepFolder, plan: Path)
     made.close()
     assert script.ran == [2]
     assert record(sweep, made).ended == "DISK_FULL"
-    assert [row["failure_class"] for row in failed_rows(sweep)] == [failures.DISK_FULL]
+    assert [row["failure_class"] for row in failed_rows(sweep)] == [classes.DISK_FULL]
 
 
 def test_a_disk_with_no_room_for_the_workers_last_word_hears_it_all_the_same(
@@ -439,7 +441,7 @@ def test_a_disk_with_no_room_for_the_workers_last_word_hears_it_all_the_same(
     """Else whoever settles takes the full disk for a kill, and tries again with twice the memory."""
     made, _ = start(plan)
     made.beat.update(trial_id="x" * 16, label="a label that is longer than the word at the end")
-    monkeypatch.setattr("quantsweep.heartbeat.write_record", full)
+    monkeypatch.setattr("quantsweep.running.heartbeat.write_record", full)
     made.close("DISK_FULL")
     assert (record(sweep, made).ended, record(sweep, made).trial_id) == ("DISK_FULL", None)
 
@@ -472,7 +474,7 @@ def test_on_a_really_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert script.ran == [2]
         site.set("FAILED")
         assert [one.ended for one in settle(folder).ended] == ["DISK_FULL"]
-        assert [row for row in failed_rows(folder) if row["failure_class"] != failures.DISK_FULL] == []
+        assert [row for row in failed_rows(folder) if row["failure_class"] != classes.DISK_FULL] == []
     finally:
         subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
@@ -561,15 +563,15 @@ def test_without_a_grace_the_task_at_hand_ends_first(tmp_path: Path) -> None:
 def test_silence_is_a_hang(tmp_path: Path) -> None:
     with pytest.raises(ChildDiedError) as caught:
         listen(Piped(says(LOADED, then=30)), Stop(), tmp_path, minutes=0.005)
-    assert caught.value.failure.failure_class == failures.HUNG
+    assert caught.value.failure.failure_class == classes.HUNG
 
 
 @pytest.mark.parametrize(
     ("number", "in_slurm", "outcome"),
     [
-        (signal.SIGSEGV, True, failures.CRASHED),
-        (signal.SIGKILL, True, failures.KILLED),
-        (signal.SIGTERM, False, failures.KILLED),
+        (signal.SIGSEGV, True, classes.CRASHED),
+        (signal.SIGKILL, True, classes.KILLED),
+        (signal.SIGTERM, False, classes.KILLED),
         (signal.SIGTERM, True, None),
     ],
 )
@@ -760,7 +762,7 @@ def test_results_that_cannot_be_written_fail_the_job(
     sweep: SweepFolder, site: Site, plan: Path, in_job: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submit(sweep)
-    monkeypatch.setattr("quantsweep.slurm_job.Worker", full)
+    monkeypatch.setattr("quantsweep.crew.slurm_job.Worker", full)
     assert slurm_job.main(["task", submission(sweep), "0"]) == 1
     assert "No space left" in capsys.readouterr().err
 
@@ -774,8 +776,8 @@ def test_a_whole_node_runs_workers_side_by_side_each_with_its_gpus(
     submit(sweep)
     seen: list[str] = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    monkeypatch.setattr("quantsweep.launching.gpus._num_there", lambda: 4)
-    monkeypatch.setattr("quantsweep.slurm_job.read_header", lambda path: _on_gpus(path))
+    monkeypatch.setattr("quantsweep.crew.gpus._num_there", lambda: 4)
+    monkeypatch.setattr("quantsweep.crew.slurm_job.read_header", lambda path: _on_gpus(path))
 
     def make(*arguments: Any, **more: Any) -> Worker:
         made = Worker(*arguments, **more)
@@ -791,7 +793,7 @@ def test_a_whole_node_runs_workers_side_by_side_each_with_its_gpus(
 
 
 def _on_gpus(path: Path) -> Any:
-    from quantsweep.plan import read_header
+    from quantsweep.planning.plan import read_header
 
     header = read_header(path)
     return dataclasses.replace(header, settings=dataclasses.replace(header.settings, device="auto"))
@@ -880,7 +882,7 @@ def test_other_code_than_was_planned_with_makes_no_row(
     summary = made.run(0)
     made.close()
     assert (script.ran, summary.done, summary.failed) == (ran, 0, len(ran))
-    assert {row["failure_class"] for row in failed_rows(sweep)} == {failures.CODE_CHANGED}
+    assert {row["failure_class"] for row in failed_rows(sweep)} == {classes.CODE_CHANGED}
     for table in ("metrics", "samples", "layers"):
         assert records.read_table(sweep.path, table).num_rows == 0
     assert script.kills >= len(ran)
@@ -899,7 +901,7 @@ def test_code_is_hashed_again_when_another_module_was_imported(tmp_path: Path, m
     package = tmp_path / "quantsweep"
     package.mkdir()
     (package / "a.py").write_text("one")
-    monkeypatch.setattr("quantsweep.environment.running_package", lambda: package)
+    monkeypatch.setattr("quantsweep.running.environment.running_package", lambda: package)
     code = RunningCode()
     first = code.digest()
     (package / "a.py").write_text("two")

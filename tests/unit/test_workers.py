@@ -10,11 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from quantsweep import workers
-from quantsweep.heartbeat import Beat
-from quantsweep.paths import SweepFolder
-from quantsweep.stopping import Allotment
-from quantsweep.workers import STALE_SECONDS, WorkerRecord, new_worker_name, overwrite_record, read_records, worker_of_file, write_record
+from quantsweep.running.heartbeat import Beat
+from quantsweep.running.stopping import Allotment
+from quantsweep.storage import workers
+from quantsweep.storage.paths import SweepFolder
+from quantsweep.storage.workers import (
+    STALE_SECONDS,
+    WorkerRecord,
+    new_worker_name,
+    overwrite_record,
+    read_records,
+    worker_of_file,
+    write_record,
+)
 from tests.unit.engine_cases import worker
 
 NOBODY = 2**22 - 1
@@ -89,7 +97,7 @@ def test_overwriting_in_place_leaves_a_record_that_can_be_read(sweep: SweepFolde
 
 
 def test_the_beat_keeps_the_record_fresh_and_counts_gpu_seconds(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantsweep.heartbeat.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("quantsweep.running.heartbeat.BEAT_SECONDS", 0.05)
     allotment = Allotment(0.3)
     beat = Beat(sweep, WorkerRecord(worker="w", host="h", pid=1, plan="p", gpus=2), allotment)
     beat.start()
@@ -107,7 +115,7 @@ def test_the_beat_keeps_the_record_fresh_and_counts_gpu_seconds(sweep: SweepFold
 
 
 def test_a_file_system_that_fails_for_a_moment_does_not_end_the_beat(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantsweep.heartbeat.BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("quantsweep.running.heartbeat.BEAT_SECONDS", 0.02)
     beat = Beat(sweep, WorkerRecord(worker="w", host="h", pid=1, plan="p"), Allotment())
     calls: list[int] = []
 
@@ -117,7 +125,7 @@ def test_a_file_system_that_fails_for_a_moment_does_not_end_the_beat(sweep: Swee
             raise OSError(5, "Input/output error")
         workers.write_record(folder, record)
 
-    monkeypatch.setattr("quantsweep.heartbeat.write_record", sometimes)
+    monkeypatch.setattr("quantsweep.running.heartbeat.write_record", sometimes)
     beat.start()
     deadline = time.monotonic() + 10
     while len(calls) < 5 and time.monotonic() < deadline:

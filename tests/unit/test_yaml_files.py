@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from quantsweep.composing.command_line import check_command_line
+from quantsweep.composing.composition import compose_base, make_request, search_folders
 from quantsweep.errors import ConfigurationError
-from quantsweep.hydra_plugin.command_line import check_command_line
-from quantsweep.hydra_plugin.composition import compose_base, make_request, search_folders
 from quantsweep.hydra_plugin.flags import split_flags
 from quantsweep.hydra_plugin.task import checked_arguments
 

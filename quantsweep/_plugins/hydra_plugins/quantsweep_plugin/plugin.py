@@ -12,9 +12,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from quantsweep.composing.command_line import STUDIES
 from quantsweep.hydra_plugin import launcher, sweeper
-from quantsweep.hydra_plugin.command_line import STUDIES
-from quantsweep.paths import product_root
+from quantsweep.storage.paths import product_root
 
 
 class QuantsweepSweeper(sweeper.QuantsweepSweeper):

@@ -40,7 +40,7 @@ class _Watch:
         self._planned: Any = None
 
     def install(self) -> None:
-        qs_hooks.on_import("quantsweep.specs", self._watch_trials)
+        qs_hooks.on_import("quantsweep.trial.specs", self._watch_trials)
         qs_hooks.on_import("quantsweep.evaluation.evaluator", self._watch_evaluations)
 
     def _watch_trials(self, module: ModuleType) -> None:

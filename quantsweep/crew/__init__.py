@@ -1,0 +1,1 @@
+"""Workers side by side: on this machine, or in one Slurm job."""

@@ -1,0 +1,1 @@
+"""What becomes of failures: classes, retries, the breaker, holds, bad nodes."""

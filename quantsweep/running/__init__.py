@@ -1,0 +1,1 @@
+"""One worker at work: its child process, its heartbeat, how it stops."""

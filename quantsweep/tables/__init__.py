@@ -1,0 +1,1 @@
+"""The results tables: their columns, writing, reading, which rows count, compaction."""
