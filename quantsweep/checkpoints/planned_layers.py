@@ -75,6 +75,14 @@ def listed(places: Mapping[ModelSpec, Path]) -> dict[str, str]:
     return {model.name: lines[model.name] for model in places}
 
 
+def refuse_none(places: Mapping[ModelSpec, Path]) -> None:
+    """Raise ModelError for models whose `unquantized` leaves nothing to quantize, or names layers that are not there."""
+    asked = {model: place for model, place in places.items() if model.unquantized}
+    for name, line in listed(asked).items():
+        if line.startswith("none: "):
+            raise ModelError(f"model {name} with unquantized={list(next(m.unquantized for m in asked if m.name == name))}: {line[6:]}")
+
+
 def _remembered(model: ModelSpec, place: Path) -> str | None:
     try:
         return _file(model, place).read_text(encoding="utf-8")
@@ -110,6 +118,8 @@ def _line(answer: Mapping[str, Any]) -> str:
     if "refused" in answer:
         return f"none: {answer['refused']}"
     counts: dict[str, int] = answer["layers"]
+    if not counts:
+        return "none: its `unquantized` patterns leave no layer to quantize"
     prefix = next(iter(counts)).partition(".*.")[0] + ".*"  # all of them are in the list of the decoder blocks
     by_count: dict[int, list[str]] = {}
     for name, count in counts.items():

@@ -84,6 +84,8 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
     seen = seen or observe(folder, assume_dead=assume_dead)
     plan = _plan(base, folder, settings, launch, expansion, workers, seen)
     models = planned_layers.folders(_models(expansion), read_pins(str(base["results_dir"])))
+    quantized = {id(planned.trial.model) for planned in expansion.trials if not planned.trial.quantization.is_baseline}
+    planned_layers.refuse_none({model: place for model, place in models.items() if id(model) in quantized})
     return Prepared(
         plan=plan,
         folder=folder,

@@ -781,7 +781,7 @@ def test_other_components_than_the_studys_leave_behind_what_they_do_not_have(
 ) -> None:
     text = (
         "defaults:\n  - override /cluster: slurm\n  - override /tracking: wandb\n  - override /data_type: fp\n"
-        "cluster: {partition: gpu}\ntracking: {project: p}\ndata_type: {options: {exponent_bits: 2}}\n"
+        "cluster: {partition: gpu}\ntracking: {project: p, mode: offline}\ndata_type: {options: {exponent_bits: 2}}\n"
         "study: {grids: [{axes: {model: [mini-neox-0.3m], bit_width: [4]}}]}\n"
     )
     words = [*study(tmp_path, text), *typed]

@@ -12,7 +12,7 @@ import torch
 
 from quantsweep.composing.composition import compose_base, make_request, search_folders
 from quantsweep.composing.prepare import Prepared, prepare
-from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantizationError
+from quantsweep.errors import ConfigurationError, ConfigurationErrors, ModelError, QuantizationError
 from quantsweep.methods._base import LayerRecord
 from quantsweep.planning.plan import Expansion, expand
 from quantsweep.running import child
@@ -122,6 +122,17 @@ def test_what_nothing_would_read_is_refused(tmp_path: Path, own: str, words: str
 @pytest.mark.parametrize("words", ["seed=0", "method=none block_size=auto", "method=none block_axis=null symmetric=null", "bit_width=16"])
 def test_what_asks_for_nothing_is_no_mistake(tmp_path: Path, words: str) -> None:
     assert len(planned(tmp_path, *words.split()).plan.trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [("['*']", "its `unquantized` patterns leave no layer to quantize"), ("['nosuch*']", "pattern 'nosuch*' matches no linear layer")],
+)
+def test_a_model_of_which_no_layer_is_quantized_is_refused_at_planning(tmp_path: Path, patterns: str, said: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        planned(tmp_path, f"model.unquantized={patterns}")
+    assert said in str(caught.value)
+    assert planned(tmp_path, "model.unquantized=['*attention*']").plan.trials
 
 
 def test_a_copied_method_that_kept_its_name_is_refused(tmp_path: Path) -> None:
