@@ -220,7 +220,7 @@ def _python_path(code: Path | None) -> list[str]:
     """
     if code is None:
         return []
-    marker = shlex.quote(str(code / "quantsweep" / "slurm_job.py"))
+    marker = shlex.quote(str(code / "quantsweep" / "crew" / "slurm_job.py"))
     return [
         f"for i in $(seq {VISIBLE_SECONDS}); do [ -e {marker} ] && break; sleep 1; done  # another host has just written it",
         'export QUANTSWEEP_PYTHONPATH="${QUANTSWEEP_PYTHONPATH-${PYTHONPATH-}}"',

@@ -44,7 +44,7 @@ BOOT_SECONDS = 30.0
 """A node that registers sooner than 20 s after a job began (BatchStartTimeout + MessageTimeout) is not believed to have lost it,
 and is asked again only much later."""
 
-WORKER, CHILD, COLLECTOR = r"quantsweep\.slurm_job task", r"quantsweep\.child ", r"quantsweep\.slurm_job collect"
+WORKER, CHILD, COLLECTOR = r"quantsweep\.crew\.slurm_job task", r"quantsweep\.running\.child ", r"quantsweep\.crew\.slurm_job collect"
 """How a Python process of a job is told from another: by its command line."""
 
 

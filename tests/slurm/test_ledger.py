@@ -245,17 +245,17 @@ def test_faults_strike_in_the_child_and_a_retry_succeeds(launch: Launch, tmp_pat
 def test_jobs_are_recorded_with_their_slurm_id(in_cluster: Cluster, tmp_path: Path) -> None:
     """A product of a few lines stands in for the real one: the record must work from a snapshot in any folder."""
     package = tmp_path / "code" / "quantsweep"
-    (package / "evaluation").mkdir(parents=True)
-    for folder in (package, package / "evaluation"):
+    for folder in (package, *(package / room for room in ("trial", "running", "evaluation"))):
+        folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
-    (package / "specs.py").write_text(
+    (package / "trial" / "specs.py").write_text(
         "import types\n"
         "class PlannedTrial:\n"
         "    @classmethod\n"
         "    def from_json(cls, text): return types.SimpleNamespace(trial=types.SimpleNamespace(trial_id=text))\n"
     )
     (package / "evaluation" / "evaluator.py").write_text("class Evaluator:\n    def evaluate(self, spec): pass\n")
-    (package / "child.py").write_text(
+    (package / "running" / "child.py").write_text(
         "import os, types\n"
         "from quantsweep.trial.specs import PlannedTrial\n"
         "PlannedTrial.from_json('trial' + os.environ['SLURM_ARRAY_TASK_ID'])\n"

@@ -93,8 +93,8 @@ def test_queued_jobs_run_the_code_as_it_was_submitted(engine: Cluster, tmp_path:
     arguments = ("bit_width=4", "+cluster.additional_parameters.hold=true")
     study = Study(cluster=engine, root=tmp_path, arguments=arguments, checkout=checkout, where=checkout)
     study.launch()
-    (checkout / "quantsweep" / "child.py").write_text("raise SystemExit('the edited checkout ran')\n")
-    (checkout / "quantsweep" / "worker.py").write_text("raise SystemExit('the edited checkout ran')\n")
+    (checkout / "quantsweep" / "running" / "child.py").write_text("raise SystemExit('the edited checkout ran')\n")
+    (checkout / "quantsweep" / "running" / "worker.py").write_text("raise SystemExit('the edited checkout ran')\n")
     for line in study.queued():
         engine.run(["scontrol", "release", line.split()[1]])
     study.wait_until_idle()

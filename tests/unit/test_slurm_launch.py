@@ -266,9 +266,11 @@ def test_what_a_person_said_to_the_hubs_switches_is_kept_unless_the_plan_switche
 def test_the_copy_of_the_code_goes_before_everything_also_in_a_job_that_a_job_submits(tmp_path: Path) -> None:
     """The real lines in a real shell: live code lies in the working directory and in the user's PYTHONPATH."""
     for place in ("code", "live", "path"):
-        (tmp_path / place / "quantsweep").mkdir(parents=True)
-        (tmp_path / place / "quantsweep" / "__init__.py").touch()
-        (tmp_path / place / "quantsweep" / "slurm_job.py").write_text(f"import os; print('{place}', os.environ['PYTHONPATH'])\n")
+        crew = tmp_path / place / "quantsweep" / "crew"
+        crew.mkdir(parents=True)
+        for folder in (crew, crew.parent):
+            (folder / "__init__.py").touch()
+        (crew / "slurm_job.py").write_text(f"import os; print('{place}', os.environ['PYTHONPATH'])\n")
     (tmp_path / "path" / "mine.py").touch()
     lines = [line for line in sbatch_parameters(SLURM, Resources(), "j", code=tmp_path / "code")["setup"] if not line.startswith("#")]
     job = "\n".join([*lines, f"{sys.executable} -m quantsweep.crew.slurm_job", f"{sys.executable} -c 'import mine'"])
@@ -286,9 +288,9 @@ def shell(script: str, cwd: Path, **variables: str) -> str:
 
 
 def test_a_copy_that_comes_late_is_waited_for(tmp_path: Path) -> None:
-    marker = tmp_path / "quantsweep" / "slurm_job.py"
+    marker = tmp_path / "quantsweep" / "crew" / "slurm_job.py"
     [wait, *_] = sbatch_parameters(SLURM, Resources(), "j", code=tmp_path)["setup"]
-    marker.parent.mkdir()
+    marker.parent.mkdir(parents=True)
     began = time.monotonic()
     threading.Timer(0.3, marker.touch).start()
     shell(wait, tmp_path)
