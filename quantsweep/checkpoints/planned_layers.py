@@ -26,7 +26,7 @@ from quantsweep.trial.identity import CONFIG, cache_dir, resolve_path
 from quantsweep.trial.specs import ModelSpec, content_hash
 
 _SECONDS = 300
-_FINDER = Path(__file__).parent / "models" / "blocks.py"
+_FINDER = Path(__file__).parents[1] / "models" / "blocks.py"
 
 
 def folders(models: Iterable[ModelSpec], pins: Pins) -> dict[ModelSpec, Path]:
