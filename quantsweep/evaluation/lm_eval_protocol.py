@@ -1,8 +1,8 @@
 """`protocol: lm_eval`: lm-eval's own encoding and scoring, for numbers that equal those of others to the last digit.
 
 Its faults are part of it: few-shot prompts that hold their own answer, a second start token where the tokenizer puts one
-already, and a softmax in the compute dtype.  One is refused: HFLM ties the output head to the embeddings when it is made,
-which would score other weights than those that were loaded.
+already, and a softmax in the compute dtype.  One is not: HFLM ties the output head to the embeddings when it is made, and a
+loaded model has nothing more to tie (`wrap_model`), so that the weights that are scored are those that were loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "lm_eval"
 class LmEvalModel(HFLM):  # type: ignore[misc]
     """An HFLM over a loaded model that also tells which spans it scores.
 
-    Raises EvaluationError where it cannot be had: a tokenizer without BOS and EOS, or weights that lm-eval would change.
+    Raises EvaluationError for a tokenizer without BOS and EOS.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -35,18 +35,8 @@ class LmEvalModel(HFLM):  # type: ignore[misc]
                 f"the tokenizer of model {loaded.spec.name} has neither a BOS nor an EOS token, without which lm-eval encodes nothing; "
                 "leave protocol out"
             )
-        before = dict(loaded.model.named_parameters(remove_duplicate=False))
         with quiet():
             super().__init__(pretrained=loaded.model, tokenizer=tokenizer, max_length=loaded.max_length, batch_size=1)
-        after = dict(loaded.model.named_parameters(remove_duplicate=False))
-        if changed := [name for name, weight in before.items() if after.get(name) is not weight]:
-            for name in changed:
-                place, _, parameter = name.rpartition(".")
-                setattr(loaded.model.get_submodule(place), parameter, before[name])
-            raise EvaluationError(
-                f"lm-eval would tie {', '.join(changed)} of model {loaded.spec.name} to its embeddings, and so score other weights than "
-                "those that were loaded; leave protocol out"
-            )
         self._context: int = loaded.max_length
         self._recorded: list[Span] | None = None
 

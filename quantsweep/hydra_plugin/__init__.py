@@ -1,1 +1,1 @@
-"""The only package that knows Hydra: composing configurations, and Hydra's sweeper and launcher."""
+"""Hydra at work: its sweeper, its launcher, its flags, and what `launch.py` runs once Hydra has composed a configuration."""

@@ -1,1 +1,1 @@
-"""Getting shards to run: on this machine, or on a Slurm cluster."""
+"""Shards on a Slurm cluster: submitted within limits and budget, followed, and settled when their jobs have ended."""

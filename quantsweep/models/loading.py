@@ -153,6 +153,8 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec, weight_folder: Path | None) -> LoadedModel:
     """A model that is in memory already, as a LoadedModel; `weight_folder` holds its safetensors files, if anything does."""
+    # Tied is what was tied by loading: called again (lm-eval does), it would overwrite a head that the checkpoint has.
+    model.tie_weights = _tied_already  # type: ignore[method-assign]
     files = FileTensors([] if weight_folder is None else headers.weight_files(weight_folder))
     linears = quantizable_linears(model, spec.unquantized)
     sources = cache(lambda: predecessors(model))
@@ -271,8 +273,6 @@ def _load_weights(spec: ModelSpec, source: _Source, device: str) -> tuple[PreTra
     _check_complete(spec, info)
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
-    # Tied is what was tied by loading: called again (lm-eval does), it would overwrite a head that the checkpoint has.
-    model.tie_weights = _tied_already  # type: ignore[method-assign]
     _check_finite(spec, model)
     _check_causal(spec, model)
     return model, info

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +21,13 @@ from typing import Any
 import datasets
 import numpy as np
 
+from quantsweep.errors import EvaluationError
 from quantsweep.storage.files import write_text
 from quantsweep.trial.task_identity import Definition, read_own_tasks
 
 RANDOM_SEED, NUMPY_SEED = 0, 1234
 """The seeds that lm-eval sets before it loads a task."""
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 @contextmanager
@@ -48,9 +51,22 @@ def hash_documents(dataset: Any, definition: Definition) -> str:
     for name in sorted(named):
         digest.update(f"{name}\0".encode())
         for document in named[name]:
-            digest.update(json.dumps(document, sort_keys=True, default=repr).encode())
+            digest.update(json.dumps(document, sort_keys=True, default=_told).encode())
             digest.update(b"\n")
     return digest.hexdigest()
+
+
+def _told(value: Any) -> str:
+    """The content of what JSON does not know: never where it lies in memory, never a part of it.
+
+    Raises EvaluationError for an object of which neither its words nor its bytes tell it.
+    """
+    words = repr(value)
+    if not isinstance(value, np.ndarray) and _ADDRESS.search(words) is None:
+        return words
+    if not callable(getattr(value, "tobytes", None)):
+        raise EvaluationError(f"a document holds {words}, whose content cannot be hashed; leave that column out (remove_columns)")
+    return f"{type(value).__name__} {hashlib.sha256(value.tobytes()).hexdigest()}"
 
 
 def load_dataset(definition: Definition) -> Any:

@@ -120,12 +120,12 @@ def snapshot_content(folder: Path) -> str:
     """BLOBS_AS_NAMED, or which file of a snapshot in the hub's cache is not what its blob's name says.
 
     The hub names a blob by the SHA-256 of a large file and by git's hash of a small one; a file that is no link to a blob
-    (caches on file systems without links) tells nothing.
+    (caches on file systems without links) tells nothing, nor does a blob that a mirror of the hub named in its own way.
     """
     with _HashCache() as cache:
         for file in model_files(folder):
             blob = file.resolve()
-            if blob.parent.name != "blobs":
+            if blob.parent.name != "blobs" or re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) is None:
                 continue
             found = cache.sha256(blob) if len(blob.name) == 64 else _git_hash(blob)
             if found != blob.name:

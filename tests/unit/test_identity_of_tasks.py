@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from evaluation_cases import spec_of
 from lm_eval.tasks import TaskManager
+from PIL import Image
 
 from quantsweep.errors import EvaluationError
 from quantsweep.tasks.definition import load_task
+from quantsweep.tasks.documents import hash_documents
 from quantsweep.trial.specs import TaskSpec
 from quantsweep.trial.task_identity import read_own_tasks
 
@@ -124,6 +127,23 @@ def test_equal_documents_are_one_task_wherever_the_folder_lies(tmp_path: Path) -
         write(tmp_path / name, "mine", **PLACES["beside"][0])
         (tmp_path / name / "docs.jsonl").write_text(lines("king"))
     assert read_own_tasks(tmp_path / "a").contents(["mine"]) == read_own_tasks(tmp_path / "b").contents(["mine"])
+
+
+def test_documents_that_hold_objects_are_told_by_their_content(tmp_path: Path) -> None:
+    """An image's `repr` is its address, a long array's leaves its middle out."""
+    write(tmp_path, "mine")
+    definition = read_own_tasks(tmp_path).definitions["mine"]
+
+    def hashed(value: object) -> str:
+        return hash_documents({"test": [{"text": "a", "value": value}]}, definition)
+
+    def array(middle: int) -> np.ndarray[Any, Any]:
+        return np.array([0] * 2000 + [middle] + [0] * 2000)
+
+    assert hashed(Image.new("RGB", (2, 2))) == hashed(Image.new("RGB", (2, 2))) != hashed(Image.new("RGB", (2, 2), "red"))
+    assert hashed(array(1)) == hashed(array(1)) != hashed(array(2))
+    with pytest.raises(EvaluationError, match=r"a document holds <object object at .*leave that column out"):
+        hashed(object())
 
 
 class TestDefinition:

@@ -108,6 +108,10 @@ class TestContent:
         blob = (snapshot / "config.json").resolve()
         blob.write_text(blob.read_text().replace("\n", " \n"))
         assert identity.snapshot_content(snapshot).startswith("config.json with the hash ")
+        named_otherwise = blob.rename(blob.with_name("0123456789abcdef0123456789abcdef"))  # by a mirror, as its ETag says
+        (snapshot / "config.json").unlink()
+        (snapshot / "config.json").symlink_to(named_otherwise)
+        assert identity.snapshot_content(snapshot) == identity.BLOBS_AS_NAMED
 
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
     def test_written_over_in_place_between_two_trials(self, folder: Path, dtype: str) -> None:
