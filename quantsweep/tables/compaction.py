@@ -368,7 +368,7 @@ class _Fold:
 
     def _retire(self, path: Path, identity: Identity, token: str) -> bool:
         """Move an original out of sight if it is still the file that was read; what is not is put back.  True if it is out of sight."""
-        hidden = self._room / f".{path.name}.{token}{_RETIRED}"
+        hidden = self._hidden(path.name, token)
         with contextlib.suppress(FileNotFoundError):  # moved already, by a run that was killed
             if identity_of(path) != identity:
                 return False
@@ -381,6 +381,10 @@ class _Fold:
                 return False
         return True
 
+    def _hidden(self, name: str, token: str) -> Path:
+        """Where an original is out of sight."""
+        return self._room / f".{name}.{token}{_RETIRED}"
+
     def _sweep(self, token: str) -> None:
         for path in self._room.glob(f".*.{token}{_RETIRED}"):
             path.unlink(missing_ok=True)
@@ -390,7 +394,9 @@ class _Fold:
         for place in table_files(self._room):
             if place.name.startswith(PLACE):
                 note, _ = read_place(place)
-                if note is not None:
+                if note is not None and not (self._room / note.rows).exists():
+                    self._take_back(place, note)
+                elif note is not None:
                     with contextlib.suppress(_ChangedError):
                         self._finish(place, note)
         for path in self._room.glob(f".*{_RETIRED}"):  # no note speaks of them any more: their rows are in a place
@@ -402,6 +408,18 @@ class _Fold:
             for path in self._room.glob(pattern):
                 if _age(path, now) > LEFTOVER_SECONDS:
                     path.unlink(missing_ok=True)
+
+
+    def _take_back(self, place: Path, note: Note) -> None:
+        """Undo a fold whose rows somebody has deleted (hidden files were tidied away, say): the originals are all that is left."""
+        check_held(self._lock)
+        for name in note.originals:
+            hidden = self._hidden(name, note.token)
+            with contextlib.suppress(FileNotFoundError, FileExistsError):  # not moved yet; written once more by its worker, all that it holds
+                os.link(hidden, self._room / name)
+            hidden.unlink(missing_ok=True)
+        write_table(place, self._schema.empty_table())
+        _claim(place).unlink(missing_ok=True)
 
 
 def _claim(place: Path) -> Path:

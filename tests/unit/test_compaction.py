@@ -247,7 +247,7 @@ def test_rows_of_one_attempt_that_differ_are_no_copies(folder: SweepFolder) -> N
 KILLER = """
 import os, sys
 from pathlib import Path
-from quantsweep.launching import compaction
+from quantsweep.tables import compaction
 from quantsweep.storage.paths import SweepFolder
 
 left = 0
@@ -468,6 +468,29 @@ def test_whoever_loses_the_lock_stops_and_the_next_run_ends_it(folder: SweepFold
     compact(folder)
     assert numbers(folder) == numbers(folder, "samples") == once(3)
     assert len(files(folder)) == 1
+
+
+@pytest.mark.parametrize("step", range(1, 5))
+def test_a_fold_whose_rows_were_deleted_is_undone(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """It was killed after its note, and somebody tidied hidden files away: what is left are the originals."""
+    for n in range(3):
+        worker(folder, range(n, n + 1), **ENDED)
+    calls = iter(range(100))
+
+    def killed(path: Path) -> None:
+        if next(calls) == step:
+            raise LockedError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compaction, "check_held", killed)
+        with pytest.raises(LockedError):
+            compact(folder)
+    [rows] = folder.table("metrics").glob(".*.next")
+    rows.unlink()
+    compact(folder)
+    assert numbers(folder) == once(3)
+    compact(folder)
+    assert numbers(folder) == once(3)
 
 
 def test_a_place_that_somebody_else_has_claimed_is_left_alone(folder: SweepFolder) -> None:
