@@ -74,7 +74,8 @@ class TrialRunner:
         self._share.begin([task.task_key for task in planned.tasks])
         try:
             self._quantize(loaded, planned)
-            state = loaded.written_state()
+            with while_bytes_move(self._progress):
+                state = loaded.written_state()
             failed = [error for task in planned.tasks if (error := self._evaluate(loaded, evaluator, task, state)) is not None]
         finally:
             started = time.perf_counter()
@@ -93,7 +94,8 @@ class TrialRunner:
             result = evaluator.evaluate(task)
         except (EvaluationError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             return error
-        loaded.check_state(state)  # before it becomes a row
+        with while_bytes_move(self._progress):
+            loaded.check_state(state)  # before it becomes a row
         self._send({"event": "task", "task_key": task.task_key, "result": asdict(result)})
         return None
 

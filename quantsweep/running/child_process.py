@@ -26,6 +26,8 @@ from quantsweep.trial.specs import PlannedTrial, RunSettings
 
 POLL_SECONDS = 0.2
 TICK_SECONDS = 1.0
+KILL_SECONDS = 10.0
+"""How long the end of a child is waited for."""
 SILENCE_MINUTES = 10.0
 """Everything long gives signs of life; a trial that gives none for so long hangs, whatever was predicted of it."""
 
@@ -130,7 +132,7 @@ class Child:
     def _reap(self) -> int | None:
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(timeout=10)
+            return self._process.wait(timeout=KILL_SECONDS)
         self.kill()
         return self._process.returncode
 
@@ -138,7 +140,8 @@ class Child:
         """End the child now; what it had reported is written already."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver or a file system that hangs may hold it for ever
+                self._process.wait(timeout=KILL_SECONDS)
         self._close_pipe()
 
     def _close_pipe(self) -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from quantsweep import signs
 from quantsweep.planning.plan import expand
-from quantsweep.running import child
+from quantsweep.running import child, child_process
 from quantsweep.running.child import TrialRunner
-from quantsweep.running.child_process import TICK_SECONDS, Silence
+from quantsweep.running.child_process import TICK_SECONDS, Child, Silence
 from quantsweep.signs import MOVED_BYTES, Heard, while_bytes_move
 from quantsweep.trial.specs import RunSettings
 from tests.conftest import ROOT
@@ -46,7 +46,6 @@ WORKER = """
 import sys, subprocess, json
 from multiprocessing import Pipe
 from pathlib import Path
-from quantsweep import child_process
 from quantsweep.running.child_process import Child, ChildDiedError
 from quantsweep.trial.specs import RunSettings
 from quantsweep.running.stopping import Stop
@@ -102,6 +101,26 @@ def test_a_stopped_worker_and_child_are_not_hung_and_a_stopped_child_is(tmp_path
         os.kill(of_child, signal.SIGCONT)
     said, _ = worker.communicate(timeout=60)
     assert said.strip() == outcome
+
+
+def test_a_child_that_cannot_be_killed_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel holds it (a driver, a file system that hangs): its worker must not hang with it."""
+
+    class Held:
+        def poll(self) -> None:
+            return None
+
+        def kill(self) -> None:
+            pass
+
+        def wait(self, timeout: float | None = None) -> int:
+            assert timeout is not None, "this would last for ever"
+            raise subprocess.TimeoutExpired("child", timeout)
+
+    monkeypatch.setattr(child_process, "KILL_SECONDS", 0.0)
+    held = Child()
+    held._process = Held()  # type: ignore[assignment]
+    held.kill()
 
 
 @pytest.fixture
