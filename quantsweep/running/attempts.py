@@ -120,7 +120,7 @@ def completed_rows(folder: SweepFolder, record: WorkerRecord) -> list[dict[str, 
     planned = next((planned for planned in shard.trials if planned.trial.trial_id == record.trial_id), None)
     if planned is None or remaining_tasks(planned, records.read_done(folder.path)).tasks:
         return []
-    metrics = records.read_table(folder.path, "metrics")
+    metrics = records.read_encoded(folder.path, "metrics")
     own = pc.and_(pc.equal(metrics.column("trial_id"), record.trial_id), pc.equal(metrics.column("plan"), record.plan))
     rows = metrics.filter(pc.and_(own, metrics.column("is_primary"))).to_pylist()
     last = max(rows, key=lambda row: row["finished_at"], default=None)
@@ -140,7 +140,7 @@ def _completed_row(record: WorkerRecord, planned: PlannedTrial, evaluations: Seq
         log=Path(record.log).name,
         log_start=record.log_start,
         started_at=last["finished_at"] if record.trial_started is None else datetime.fromtimestamp(record.trial_started, UTC),
-        facts={name: last[name] for name in ("device", "driver")},
+        facts={"device": last["device"], "driver": last["driver"], "code": last["code_hash"]},
         sizes={column.name: last[column.name] for column in records.SIZE},
         evaluate_seconds=sum(row["evaluate_seconds"] for row in evaluations),
         num_tasks=len(evaluations),

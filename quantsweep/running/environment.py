@@ -73,11 +73,15 @@ def code_state(folder: SweepFolder) -> tuple[str | None, str | None]:
 
 
 def source_digest(package: Path) -> str:
-    """A hash of every Python file of a package's folder: what a process that imports it now would run."""
+    """A hash of every Python file of a package's folder: what a process that imports it now would run.
+
+    Hidden files (an editor's locks and copies) cannot be imported.
+    """
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package).as_posix()
-        if not name.startswith(NOT_RUN):
+        place = path.relative_to(package)
+        name = place.as_posix()
+        if not name.startswith(NOT_RUN) and not any(part.startswith(".") for part in place.parts):
             digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
 

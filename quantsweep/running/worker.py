@@ -27,7 +27,7 @@ from quantsweep.running import environment
 from quantsweep.running.attempts import Attempt, completed_rows, lost_row
 from quantsweep.running.child import GIVEN_GPUS
 from quantsweep.running.child_process import Child, ChildDiedError
-from quantsweep.running.heartbeat import MAX_RESTARTS_OF_A_TRIAL, Beat, close_earlier_runs
+from quantsweep.running.heartbeat import LAST_WORDS, MAX_RESTARTS_OF_A_TRIAL, Beat, close_earlier_runs
 from quantsweep.running.stopping import Allotment, Stop, StoppedError, stopped_by_signals
 from quantsweep.running.tracking import make_tracker
 from quantsweep.running.wanted import Wanted
@@ -127,11 +127,14 @@ class Worker:
         )
 
     def _completed_before(self) -> list[dict[str, Any]]:
-        """Rows of trials that earlier runs of this very job, which Slurm has requeued, completed but for this row."""
+        """Rows of trials that earlier runs of this very job, which Slurm has requeued, completed but for this row.
+
+        Runs that a later one has closed had that row written by it.
+        """
         mine = self.beat.record
         heard = read_records(self.folder) if mine.job is not None and mine.restarts else []
         earlier = [one.record for one in heard if one.record.job == mine.job and one.record.restarts < mine.restarts]
-        return [row for record in earlier for row in completed_rows(self.folder, record)]
+        return [row for record in earlier if record.ended in LAST_WORDS for row in completed_rows(self.folder, record)]
 
     @property
     def is_superseded(self) -> bool:

@@ -372,6 +372,9 @@ def test_a_requeued_job_writes_the_row_of_a_trial_that_its_earlier_run_completed
     rows = records.read_table(sweep.path, "trials").to_pylist()
     assert sorted(row["status"] for row in rows) == ["done"] * 4
     assert script.ran == [3, 4, 5]
+    [completed] = [row for row in rows if row["trial_id"] == trial(2).trial.trial_id]
+    rows = records.read_table(sweep.path, "metrics").to_pylist()
+    assert {row["code_hash"] for row in rows if row["attempt"] == completed["attempt"]} == {completed["code_hash"]} != {None}
 
 
 def test_a_requeued_job_closes_its_earlier_runs_and_gives_up_what_keeps_taking_it_down(
@@ -895,6 +898,15 @@ def test_rows_say_which_code_made_them(sweep: SweepFolder) -> None:
     made.close()
     for table in ("metrics", "samples", "trials"):
         assert set(records.read_table(sweep.path, table).column("code_hash").to_pylist()) == {"planned"}
+
+
+def test_an_editors_hidden_files_are_no_code(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("one")
+    before = source_digest(tmp_path)
+    (tmp_path / ".#a.py").symlink_to("somebody@somewhere.1234")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.py").write_text("none")
+    assert source_digest(tmp_path) == before
 
 
 def test_code_is_hashed_again_when_another_module_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
