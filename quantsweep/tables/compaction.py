@@ -409,13 +409,12 @@ class _Fold:
                 if _age(path, now) > LEFTOVER_SECONDS:
                     path.unlink(missing_ok=True)
 
-
     def _take_back(self, place: Path, note: Note) -> None:
         """Undo a fold whose rows somebody has deleted (hidden files were tidied away, say): the originals are all that is left."""
         check_held(self._lock)
         for name in note.originals:
             hidden = self._hidden(name, note.token)
-            with contextlib.suppress(FileNotFoundError, FileExistsError):  # not moved yet; written once more by its worker, all that it holds
+            with contextlib.suppress(FileNotFoundError, FileExistsError):  # not moved yet; written again, all of it
                 os.link(hidden, self._room / name)
             hidden.unlink(missing_ok=True)
         write_table(place, self._schema.empty_table())
