@@ -119,11 +119,6 @@ class SweepFolder:
             )
 
 
-def _is_free_lock(path: Path) -> bool:
-    """True for the file of a lock that was given back (`quantsweep.storage.lock`): nothing that anybody put there."""
-    return ".lock." in path.name and '"released": true' in path.read_text()
-
-
 def sweep_folder(results_dir: str | Path, sweep: str) -> SweepFolder:
     """The folder of one sweep; the name must be plain, so that it cannot leave `results_dir`."""
     check_name("sweep", sweep)

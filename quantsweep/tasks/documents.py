@@ -51,12 +51,12 @@ def hash_documents(dataset: Any, definition: Definition) -> str:
     for name in sorted(named):
         digest.update(f"{name}\0".encode())
         for document in named[name]:
-            digest.update(json.dumps(document, sort_keys=True, default=_told).encode())
+            digest.update(json.dumps(document, sort_keys=True, default=_in_words).encode())
             digest.update(b"\n")
     return digest.hexdigest()
 
 
-def _told(value: Any) -> str:
+def _in_words(value: Any) -> str:
     """The content of what JSON does not know: never where it lies in memory, never a part of it.
 
     Raises EvaluationError for an object of which neither its words nor its bytes tell it.

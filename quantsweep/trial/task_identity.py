@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 HUB = "hub"
 """Stands for the documents of a data set of the hub, which are pinned by their commit."""
 _UNREADABLE = "unreadable"
-"""Stands for documents that planning could not load: whoever runs the task says why."""
+"""Stands for documents that planning could not load: whoever runs the task says why, or that they are others than these."""
 _FOLDERS_TO_PASS = {"__pycache__", ".ipynb_checkpoints"}
 FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}
 """Values of `dataset_path` that say how files are read, not where they are."""
@@ -203,12 +203,13 @@ def _load_documents(folder: Path, names: list[str]) -> dict[str, str]:
         asked, answered = Path(place) / "request.json", Path(place) / "answer.json"
         asked.write_text(json.dumps({"folder": str(folder), "tasks": names}))
         argv = [sys.executable, "-P", "-m", "quantsweep.tasks.documents", str(asked), str(answered)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # nobody would see it ask
         answers = json.loads(answered.read_text()) if answered.is_file() else {}
     found: dict[str, str] = {}
     for name in names:
         answer = answers.get(name) or {"error": (done.stderr.strip().splitlines() or ["the process that loads them died"])[-1]}
         if "error" in answer:
-            logger.warning("task %s: its documents cannot be loaded here, and it will fail where they cannot: %s", name, answer["error"])
+            said = "task %s: its documents cannot be loaded here, so that what is planned is unknown and workers will refuse it: %s"
+            logger.warning(said, name, answer["error"])
         found[name] = answer.get("documents", _UNREADABLE)
     return found

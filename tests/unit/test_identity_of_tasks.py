@@ -247,3 +247,21 @@ def test_documents_that_cannot_be_loaded_are_said_and_planned(tmp_path: Path, ca
     assert "task gone: its documents cannot be loaded here" in caplog.text
     assert "task dies: its documents cannot be loaded here" in caplog.text
     assert "task there" not in caplog.text
+
+
+def test_a_task_that_asks_while_it_is_planned_gets_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it asks is seen by nobody, so that waiting for an answer would last for ever."""
+    (tmp_path / "asks.py").write_text("def load(**_): input('Which documents? ')\n")
+    text = yaml.safe_dump({"task": "asks", **ROLLING, "custom_dataset": "F"}).replace("F", "!function asks.load", 1)
+    (tmp_path / "asks.yaml").write_text(text)
+    reading, writing = os.pipe()
+    before = os.dup(0)
+    os.write(writing, b"these\n")
+    os.dup2(reading, 0)
+    try:
+        read_own_tasks(tmp_path).contents(["asks"])
+    finally:
+        os.dup2(before, 0)
+        for end in (before, reading, writing):
+            os.close(end)
+    assert "EOFError" in caplog.text
