@@ -25,11 +25,14 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from quantsweep.planning.plan import PlanHeader, read_headers
 from quantsweep.storage.files import filesystem_now, write_text
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import read_records
-from quantsweep.tables import records
+from quantsweep.tables import order, records
 from quantsweep.tables.effective import effective
 
 log = logging.getLogger(__name__)
@@ -185,8 +188,10 @@ def untracked(folder: SweepFolder) -> list[dict[str, Any]]:
     """Rows of `metrics` that count, that tracked launches made, and that stand in no table yet."""
     tracked = {(attempt, key) for path in (folder.logs / "tracked").glob("*.json") for attempt, key in json.loads(path.read_text())}
     plans = {name for name, header in read_headers(folder.plan).items() if dict(header.settings.tracking).get("kind") == "wandb"}
-    rows = effective(folder.path, "metrics", records.read_table(folder.path, "metrics")).to_pylist()
-    return [row for row in rows if row["plan"] in plans and (row["attempt"], row["task_key"]) not in tracked]
+    columns = dict.fromkeys((*TABLE_COLUMNS, "task_key", "shard_id", *order.COLUMNS))
+    rows = effective(folder.path, "metrics", records.read_encoded(folder.path, "metrics", columns))
+    rows = rows.filter(pc.is_in(rows.column("plan").cast(pa.string()), value_set=pa.array(sorted(plans), pa.string())))
+    return [row for row in rows.to_pylist() if (row["attempt"], row["task_key"]) not in tracked]
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from tests.unit import engine_cases
 from tests.unit.engine_cases import TASKS, finish, trial, write
 from tests.unit.test_records import row
 
+PATCHING = threading.Lock()
 CONFIG = {"kind": "wandb", "project": "p", "entity": None, "mode": "offline"}
 
 
@@ -34,29 +35,38 @@ class Service:
         self.tables: list[list[list[Any]]] = []
         self.Settings = self.Table = SimpleNamespace
 
-    def init(self, **options: Any) -> Service:
-        self.inits += 1
+    def init(self, **options: Any) -> Run:
+        with PATCHING:
+            self.inits += 1
+            number = self.inits
         time.sleep(self.hangs)
         if self.breaks == "init":
             raise SystemExit("the library gives up")
-        self.id = f"run{self.inits}"
-        return self
-
-    def log(self, data: dict[str, Any]) -> None:
-        if self.breaks == "log":
-            raise ConnectionError("no network")
-        self.pending = data.get("evaluations")
-
-    def finish(self) -> None:
-        if self.breaks == "finish":
-            raise ConnectionError("no network")
-        if self.pending is not None:
-            self.tables.append(self.pending.data)
+        return Run(self, f"run{number}")
 
     def evaluations(self) -> Counter[tuple[str, str]]:
         """How often each (trial, task) stands in a table."""
         task = tracking.TABLE_COLUMNS.index("task")
         return Counter((line[0], line[task]) for table in self.tables for line in table)
+
+
+class Run:
+    """One run: several may be open at once."""
+
+    def __init__(self, service: Service, name: str) -> None:
+        self.service, self.id = service, name
+        self.pending: Any = None
+
+    def log(self, data: dict[str, Any]) -> None:
+        if self.service.breaks == "log":
+            raise ConnectionError("no network")
+        self.pending = data.get("evaluations")
+
+    def finish(self) -> None:
+        if self.service.breaks == "finish":
+            raise ConnectionError("no network")
+        if self.pending is not None:
+            self.service.tables.append(self.pending.data)
 
 
 @pytest.fixture
@@ -89,7 +99,7 @@ def run(sweep: SweepFolder, plan: Path, shards: dict[int, int]) -> WandbTracker:
 def evaluate(sweep: SweepFolder, plan: Path, shard_id: int, bits: int, attempt: str = "") -> None:
     genuine = engine_cases.row
     values = {"shard_id": shard_id, "attempt": attempt or f"a{bits}"}
-    with pytest.MonkeyPatch.context() as patch:
+    with PATCHING, pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_cases, "row", lambda table, **given: genuine(table, **{**given, **values}))
         finish(sweep, trial(bits), plan=plan.name)
 
