@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table and write `<metric>.png` and `.svg` beside the results; or what the named study prints and writes."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        if arguments and arguments[0] in STUDIES:
+        if arguments and arguments[0] in STUDIES and not _is_sweep(arguments):
             STUDIES[arguments[0]](arguments[1:])
         elif _names_a_study(arguments):
             raise ConfigurationError(f"{did_you_mean('study', arguments[0], STUDIES)} (there is no folder {arguments[0]} either)")
@@ -42,6 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    """True for one word that is a sweep's name, which may be that of its study."""
+    return len(arguments) == 1 and (sweep_folder(arguments[0]) / "plan").is_dir()
 
 
 def _names_a_study(arguments: Sequence[str]) -> bool:

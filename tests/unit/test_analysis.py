@@ -291,6 +291,17 @@ def test_the_command_prints_the_table_and_draws(
     assert {path.name for path in (tmp_path / "results" / "mine").iterdir()} == {"plan", "acc.png", "acc.svg"}
 
 
+def test_one_word_is_a_sweep_also_where_its_study_has_that_name(
+    reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quantsweep, "load_results", lambda _: reference)
+    monkeypatch.setattr(quantsweep, "load_samples", lambda _: None)
+    (tmp_path / "results" / "k_bit_inference" / "plan").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["k_bit_inference"]) == 0
+    assert "bits per byte of mini_ppl, mean over 7 models" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
