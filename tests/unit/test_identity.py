@@ -151,7 +151,7 @@ class TestResolvePath:
         assert (path / "config.json").is_file()
 
     def test_the_package_itself(self) -> None:
-        assert (identity.resolve_path("package:quantsweep") / "identity.py").is_file()
+        assert (identity.resolve_path("package:quantsweep") / "errors.py").is_file()
 
     @pytest.mark.parametrize(
         ("path", "message"),
