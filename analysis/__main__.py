@@ -22,6 +22,7 @@ from analysis.figures import bits_against_size, save
 from analysis.selection import BASELINE, HEADLINE
 from analysis.tables import against_baseline, by_bit_width
 from quantsweep.errors import ConfigurationError, QuantsweepError, did_you_mean
+from quantsweep.program import as_program
 from quantsweep.words import count
 
 STUDIES = {"k_bit_inference": k_bit_report.show}
@@ -95,4 +96,5 @@ def _show_differences(results: pd.DataFrame, samples: pd.DataFrame, metric: str,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with as_program():
+        sys.exit(main())

@@ -32,7 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_sweep(parser)
     parser.add_argument("filters", nargs="*", help="which trials: model=mini-* bit_width=3,4 (default: all)")
-    parser.add_argument("--drop", action="store_true", help="nobody wants them any more: status and resume leave them out")
+    parser.add_argument(
+        "--drop",
+        action="store_true",
+        help="nobody wants them any more: status and resume leave them out, until a launch is typed that asks for them",
+    )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 
@@ -62,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{folder.name}: {count(num_named, 'trial')} {done} ({hold.words}), {count(len(tasks), 'job')} taken out of the queue; "
         f"what is written stays, and {then}"
+        + ("" if num_named else "\nwhat the filters name is done already: `quantsweep rerun` forgets results")
     )
     return 0
 

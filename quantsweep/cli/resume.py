@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import TextIO
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.errors import ResultsError
 from quantsweep.exit_status import ExitStatus
-from quantsweep.operations.launches import Launch, dropped_trials, held_trials, read_launches
+from quantsweep.operations.launches import KEEP_DROPPED, Launch, dropped_trials, held_trials, read_launches
 from quantsweep.planning.typed import Typed
 from quantsweep.storage.paths import SweepFolder, product_root
 from quantsweep.tables import records
@@ -79,7 +80,8 @@ def launch_again(typed: Typed, output: TextIO) -> int:
     """Run `launch.py` with these words where they were typed; its exit status.  Ctrl-C goes to it, and it says how it ends."""
     if not Path(typed.folder).is_dir():
         raise ResultsError(f"the folder in which this was typed is gone: {typed.folder}. Type it elsewhere: {typed.command}")
-    process = subprocess.Popen([sys.executable, str(product_root() / "launch.py"), *typed.words], cwd=typed.folder, stdout=output.fileno())
+    command = [sys.executable, str(product_root() / "launch.py"), *typed.words]
+    process = subprocess.Popen(command, cwd=typed.folder, stdout=output.fileno(), env={**os.environ, KEEP_DROPPED: "1"})
     with _passing_on(process):
         return process.wait()
 

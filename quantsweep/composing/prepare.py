@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from quantsweep import checks
 from quantsweep.checkpoints import planned_layers
 from quantsweep.checkpoints.pins import data_revisions, offline_environment, read_pins
 from quantsweep.composing.cluster import cluster_spec
 from quantsweep.composing.command_line import as_typed
+from quantsweep.composing.components import has_option, load_yaml
 from quantsweep.composing.composition import Request, make_request
 from quantsweep.crew.gpus import num_gpus
 from quantsweep.crew.local import num_workers
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
+from quantsweep.operations.launches import without_dropped
 from quantsweep.operations.prediction import Predictor, sweep_folders
 from quantsweep.planning.inapplicable import refuse_inapplicable
 from quantsweep.planning.plan import Expansion, Plan, build_plan, expand
@@ -76,15 +78,17 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
         _collect(problems, lambda: _refuse_missing_gpu(settings, cluster))
     if expansion is not None:
         _collect(problems, lambda: refuse_inapplicable([planned.trial for planned in expansion.trials], _typed(arguments)))
+        _collect(problems, lambda: _refuse_borrowed_name(cfg, request, folders, _typed(arguments)))
         _collect(problems, lambda: _refuse_without_code(expansion))
         _collect(problems, lambda: _refuse_foreign_tasks(_tasks(expansion), settings))
     if problems or folder is None or settings is None or launch is None or expansion is None or cluster is None or assume_dead is None:
         raise ConfigurationErrors(problems)
     workers = num_workers(base["workers"], settings.device) if cluster.kind == "local" else 1
     seen = seen or observe(folder, assume_dead=assume_dead)
-    plan = _plan(base, folder, settings, launch, expansion, workers, seen)
-    models = planned_layers.folders(_models(expansion), read_pins(str(base["results_dir"])))
-    quantized = {id(planned.trial.model) for planned in expansion.trials if not planned.trial.quantization.is_baseline}
+    wanted = _without_dropped(expansion, folder)
+    plan = _plan(base, folder, settings, launch, wanted, workers, seen)
+    models = planned_layers.folders(_models(wanted), read_pins(str(base["results_dir"])))
+    quantized = {id(planned.trial.model) for planned in wanted.trials if not planned.trial.quantization.is_baseline}
     planned_layers.refuse_none({model: place for model, place in models.items() if id(model) in quantized})
     return Prepared(
         plan=plan,
@@ -159,6 +163,25 @@ def _tasks(expansion: Expansion) -> set[TaskSpec]:
 def _typed(arguments: Sequence[str]) -> dict[str, str]:
     """What was typed, single values and lists alike, by key."""
     return {key.lstrip("+"): value for key, _, value in (as_typed(argument).partition("=") for argument in arguments)}
+
+
+def _without_dropped(expansion: Expansion, folder: SweepFolder) -> Expansion:
+    return replace(expansion, trials=without_dropped(folder, expansion.trials))
+
+
+def _refuse_borrowed_name(cfg: DictConfig, request: Request, folders: Sequence[Path], typed: Mapping[str, str]) -> None:
+    """Weights of one's own under the name of a model that has its own, or of several, would be averaged with theirs."""
+    if "model.path" not in typed or "model.name" in typed:
+        return
+    axes = [axis.values for grid in request.grids for axis in grid.axes if axis.key == "model"]
+    options = sorted({str(value) for values in axes for value in values}) or [str(OmegaConf.select(cfg, "hydra.runtime.choices.model"))]
+    named = [name for name in options if has_option(folders, "model", name) and load_yaml(folders, f"model/{name}").get("path") is not None]
+    if named or len(options) > 1:
+        raise ConfigurationError(
+            f"model.path={typed['model.path']} would be scored under the name of {', '.join(named or options)}, which "
+            f"{'has weights of its own' if named else 'are several models'}. Type model=/the/folder (its own name), "
+            "or give it one: model.name=…"
+        )
 
 
 def _refuse_without_code(expansion: Expansion) -> None:

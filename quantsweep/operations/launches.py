@@ -9,6 +9,7 @@ Read from files alone: nobody asks Slurm here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,10 @@ from quantsweep.planning.typed import Typed
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
 from quantsweep.tables.effective import TRIAL_COLUMNS, effective
+from quantsweep.trial.specs import PlannedTrial
+
+KEEP_DROPPED = "QUANTSWEEP_KEEP_DROPPED"
+"""Set in the environment of a launch that `quantsweep resume` types again: what was dropped since stays dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,14 @@ def held_trials(folder: SweepFolder, trial_ids: Collection[str]) -> dict[str, Ho
     mine = (planned for planned in read_asked(folder.plan) if planned.trial.trial_id in trial_ids and planned.trial.trial_id in owners)
     found = ((p.trial.trial_id, holding(holds, p, roots[owners[p.trial.trial_id][0]])) for p in mine)
     return {trial_id: hold for trial_id, hold in found if hold is not None}
+
+
+def without_dropped(folder: SweepFolder, trials: tuple[PlannedTrial, ...]) -> tuple[PlannedTrial, ...]:
+    """The trials, in a launch that `quantsweep resume` types again without those that were dropped; else all of them."""
+    if KEEP_DROPPED not in os.environ or not folder.plan.is_dir():
+        return trials
+    dropped = dropped_trials(held_trials(folder, {planned.trial.trial_id for planned in trials}))
+    return tuple(planned for planned in trials if planned.trial.trial_id not in dropped)
 
 
 def dropped_trials(held: Mapping[str, Hold]) -> set[str]:

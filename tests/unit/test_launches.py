@@ -16,7 +16,7 @@ from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.exit_status import ExitStatus
 from quantsweep.failures import classes
 from quantsweep.failures.holds import cancelled
-from quantsweep.operations.launches import ending, read_launches
+from quantsweep.operations.launches import KEEP_DROPPED, ending, read_launches, without_dropped
 from quantsweep.planning.plan import Expansion, build_plan, plan_files, read_header, read_plan_tasks, write_plan
 from quantsweep.planning.typed import Typed, looks_secret
 from quantsweep.storage.paths import SweepFolder
@@ -83,6 +83,15 @@ def test_resume_types_what_has_something_left_oldest_first(sweep: SweepFolder) -
     assert [typed.words[-1] for typed in resume.to_type(sweep)] == ["bit_width=3"], "what was dropped is nobody's wish"
     finish(sweep, trial(3), plan=plan.name)
     assert [typed.words[-1] for typed in resume.to_type(sweep)] == ["bit_width=3"], "all done: the last says so and prints its table"
+
+
+def test_what_was_dropped_stays_so_in_a_launch_that_resume_types(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(sweep, [trial(3), trial(4)], "-m", "bit_width=3,4")
+    cancelled(["bit_width=4"], sweep, drop=True).save(sweep)
+    asked = (trial(3), trial(4), trial(5))
+    assert without_dropped(sweep, asked) == asked, "who types a launch wants what it names"
+    monkeypatch.setenv(KEEP_DROPPED, "1")
+    assert without_dropped(sweep, asked) == (trial(3), trial(5))
 
 
 def test_retries_have_no_words_of_their_own(sweep: SweepFolder) -> None:

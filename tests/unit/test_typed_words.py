@@ -191,3 +191,20 @@ def test_a_path_that_no_system_takes_is_one_message(tmp_path: Path) -> None:
         with pytest.raises(QuantsweepError) as caught:
             planned(*words)
         assert said in str(caught.value)
+
+
+def test_weights_of_ones_own_never_go_under_a_models_name(tmp_path: Path) -> None:
+    folder = copy(tmp_path / "final")
+    for words in (
+        [f"model.path={folder}"],  # conf/config.yaml's own model would lend its name
+        ["model=mini-neox-6.0m", f"model.path={folder}"],
+        ["model=mini-neox-0.3m,mini-opt-0.4m", f"model.path={folder}"],
+    ):
+        with pytest.raises(ConfigurationErrors, match=r"model\.path=.* would be scored under the name of mini-.*model\.name="):
+            planned(*words, "bit_width=4", "limit=5")
+    for words in (
+        ["model=local", f"model.path={folder}"],
+        ["model=opt-125m", "model.hub_id=null", f"model.path={folder}"],
+        [f"model={folder}"],
+    ):
+        planned(*words, "bit_width=4", "limit=5")
