@@ -18,13 +18,14 @@ from quantsweep.errors import ConfigurationError
 ANSWER_SECONDS = 30.0
 """nvidia-smi takes some seconds where the driver is loaded anew for each call; one that hangs never answers."""
 DEVICES = Path("/dev")
+_BROKEN = re.compile(r".*(?:version mismatch|GPU is lost|fallen off the bus).*", re.IGNORECASE)
 _BY_NAME = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
 
-    Raises ConfigurationError where the driver does not answer: the CPU in its place would compute for hours.
+    Raises ConfigurationError where the driver does not answer or is broken: the CPU in its place would compute for hours.
     """
     there = _num_there()
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -54,4 +55,11 @@ def _num_there() -> int:
             f"nvidia-smi gave no answer in {ANSWER_SECONDS:.0f} s: the driver of this machine's GPUs hangs (a restart helps). "
             "device=cpu runs without them"
         ) from None
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
+    if done.returncode == 0:
+        return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    if broken := _BROKEN.search(done.stdout + done.stderr):  # else there is none, or none for this job
+        raise ConfigurationError(
+            f"nvidia-smi says '{broken[0].strip()}': the driver of this machine's GPUs is broken (a restart helps). "
+            "device=cpu runs without them"
+        )
+    return 0

@@ -78,6 +78,14 @@ def test_a_driver_that_hangs_is_said_and_no_cpu_takes_its_place(machine: Path, m
     assert num_workers(None, "cpu") == num_cores()
 
 
+def test_so_is_one_that_is_broken_and_a_machine_without_devices_has_none(machine: Path) -> None:
+    nvidia_smi(machine, "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+    with pytest.raises(ConfigurationError, match="NVML: Driver/library version mismatch': the driver"):
+        num_workers(None, "auto")
+    nvidia_smi(machine, "echo 'No devices were found'; exit 6")
+    assert num_workers(None, "auto") == num_cores()
+
+
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
 def test_a_job_that_was_given_gpus_and_sees_none_is_on_a_bad_node(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
