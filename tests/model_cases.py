@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,17 @@ def spoil(folder: Path, **changes: torch.Tensor | None) -> None:
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items() if tensor is not None}, file, metadata={"format": "pt"}
     )
+
+
+def write_over(file: Path, name: str) -> None:
+    """Zeros in place of one tensor, in the file itself; its modification time stays."""
+    times, content = file.stat(), file.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    begin, end = json.loads(content[8:length])[name]["data_offsets"]
+    with file.open("r+b") as stream:
+        stream.seek(length + begin)
+        stream.write(bytes(end - begin))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def edit_json(file: Path, **changes: Any) -> None:

@@ -8,7 +8,8 @@ machine), and both are over before a weight is used:
     snapshot of the hub         each file's blob is named by its hash
     converted folders           the hash that was written down when they were made (`CONTENT_FILE`)
 
-Later, files that are mapped into memory may be written over in place; that is looked for before originals are read back.
+Later, files that are mapped into memory may be written over in place; that is looked for after quantizing, before each result
+is reported, and before originals are read back: the state of a file tells in microseconds, its hash where the state is another.
 """
 
 from __future__ import annotations
@@ -61,12 +62,14 @@ class ContentCheck:
 
         A file that was replaced by another one is in use no more, and the old one is still what it was.
         """
+        was = self._found if self._planned is None else self._planned
         mapped = [(file, state) for file, state in self._states.items() if file.suffix == ".safetensors"]
         for file, loaded in mapped:
             now = _state(file)
-            if now is None or now.inode != loaded.inode or (now.size, now.modified_ns) == (loaded.size, loaded.modified_ns):
+            # All of the state: a modification time can be set back, the time of change cannot.
+            if now is None or now.inode != loaded.inode or now == loaded:
                 continue
-            if self._planned is None or self._content() != self._planned:
+            if self._content() != was:
                 raise ModelError(
                     f"{self._what}: {file} was written over while the model was in use. Write new weights beside and rename; "
                     "launch again for what is there now"

@@ -92,9 +92,15 @@ class LinearLayer:
         return self._sources().get(self.name)
 
     def read(self) -> Tensor:
-        """The original weight: float32, out_features × in_features, on the model's device; a copy."""
+        """The original weight: float32, out_features × in_features, on the model's device; a copy.
+
+        Raises ModelError when it is not what was loaded.
+        """
         # What nothing was written over is the original, and is there already: a pass over memory less than fetching it.
-        weight = (self._original_bits() if self.is_written else self._weight).to(torch.float32, copy=True)
+        bits = self._original_bits() if self.is_written else self._weight
+        weight = bits.to(torch.float32, copy=True)
+        if self.is_written or bits.device.type == "cpu":  # what may be a view of a file, which others can write over
+            self._check_loaded(weight.to(self.dtype))  # of the copy: what is given away was checked, whatever the file says by now
         return weight.T.contiguous() if self._transposed else weight
 
     def write(self, weight_OI: Tensor) -> None:
@@ -114,12 +120,15 @@ class LinearLayer:
         with torch.no_grad():
             for rows, part in zip(torch.split(self._weight, [len(part) for part in self._original]), self._original, strict=True):
                 rows.copy_(part)
-        if checksum(self._weight) != self._checksum:
+        self._check_loaded(self._weight)
+        self.is_written = False
+
+    def _check_loaded(self, bits: Tensor) -> None:
+        if checksum(bits) != self._checksum:
             raise ModelError(
-                f"layer {self.name}: the restored weight is not the one that was loaded; "
+                f"layer {self.name}: the original weight is not the one that was loaded; "
                 "its file was changed while the model was in use, or memory is faulty. Start this worker again"
             )
-        self.is_written = False
 
     @property
     def _weight(self) -> Tensor:

@@ -98,8 +98,9 @@ class LoadedModel:
     def written_state(self) -> Mapping[str, str]:
         """Checksums of all parameters and buffers as they are now.
 
-        Raises ModelError when one has changed since loading that no layer's `write` did.
+        Raises ModelError when one has changed since loading that no layer's `write` did, or a mapped file has.
         """
+        self._check_contents()
         now = state_checksums(self.model)
         written = {id(layer.parameter) for layer in self.layers.values() if layer.is_written}
         names = {name for name, parameter in self.model.named_parameters(remove_duplicate=False) if id(parameter) in written}
@@ -109,6 +110,7 @@ class LoadedModel:
 
     def check_state(self, state: Mapping[str, str]) -> None:
         """Raise ModelError when parameters or buffers are not what `written_state` said: what was scored is something else."""
+        self._check_contents()
         if changed := differing(state, state_checksums(self.model)):
             raise ModelError(_changed(self.spec, changed, "while it was evaluated"))
 
@@ -119,13 +121,16 @@ class LoadedModel:
 
         Raises ModelError when the bits are not those that were loaded.
         """
-        for content in self.contents:
-            content.check()
+        self._check_contents()
         written = [layer for layer in self.layers.values() if layer.is_written]
         for layer in written:
             layer.restore()
             on_progress()
         return len(written)
+
+    def _check_contents(self) -> None:
+        for content in self.contents:
+            content.check()
 
 
 def load_model(spec: ModelSpec, device: str) -> LoadedModel:

@@ -73,9 +73,7 @@ class TrialRunner:
         meter = _Meter(loaded)
         self._share.begin([task.task_key for task in planned.tasks])
         try:
-            self._quantize(loaded, planned)
-            with while_bytes_move(self._progress):
-                state = loaded.written_state()
+            state = self._quantize(loaded, planned)
             failed = [error for task in planned.tasks if (error := self._evaluate(loaded, evaluator, task, state)) is not None]
         finally:
             started = time.perf_counter()
@@ -144,7 +142,8 @@ class TrialRunner:
             scored = 0.0 if self._evaluator is None else self._evaluator.scored
             self._send({"event": "progress", "share": self._share.read(scored)})
 
-    def _quantize(self, loaded: LoadedModel, planned: PlannedTrial) -> None:
+    def _quantize(self, loaded: LoadedModel, planned: PlannedTrial) -> Mapping[str, str]:
+        """Report what was quantized, and return the state that is to be scored."""
         started = time.perf_counter()
         quantization = planned.trial.quantization
         method, trial = METHODS[quantization.method], planned.trial
@@ -152,8 +151,11 @@ class TrialRunner:
         layers = method.quantize(heard, quantization, calibration=trial.calibration, seed=trial.seed)
         refuse_unrecorded(loaded, quantization, layers)
         seconds = time.perf_counter() - started
+        with while_bytes_move(self._progress):
+            state = loaded.written_state()
         sizes = model_sizes(loaded, quantization, layers)
         self._send({"event": "quantized", "quantize_seconds": seconds, "sizes": sizes, "layers": [asdict(layer) for layer in layers]})
+        return state
 
 
 def refuse_unrecorded(loaded: LoadedModel, quantization: QuantizationSpec, layers: tuple[LayerRecord, ...]) -> None:

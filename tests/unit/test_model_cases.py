@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,36 @@ class TestContent:
             stream.write((folder.parent / "new").read_bytes())
         with pytest.raises(ModelError, match="was written over while the model was in use"):
             loaded.restore()
+
+    @pytest.mark.parametrize("when", ["before it is quantized", "before it is scored", "while it is scored"])
+    @pytest.mark.parametrize("name", ["gpt_neox.layers.0.mlp.dense_h_to_4h.weight", "gpt_neox.embed_in.weight"])
+    def test_written_over_in_place_makes_no_row(self, folder: Path, name: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where the modification time is set back."""
+        events: list[Mapping[str, Any]] = []
+        runner = child.TrialRunner(events.append)
+        owner, method = {
+            "before it is quantized": (METHODS["round_to_nearest"], "quantize"),
+            "before it is scored": (Evaluator, "prepare"),
+            "while it is scored": (Evaluator, "evaluate"),
+        }[when]
+        wrapped = getattr(owner, method)
+
+        def spoiled(*arguments: Any, **options: Any) -> Any:
+            cases.write_over(folder / "model.safetensors", name)
+            return wrapped(*arguments, **options)
+
+        monkeypatch.setattr(owner, method, spoiled)
+        trial = TrialSpec(model=spec_of(folder, dtype="float16"), quantization=int_quantization(4))
+        with pytest.raises(ModelError, match=r"was written over while|is not the one that was loaded"):
+            runner.run(PlannedTrial(trial=trial, tasks=(cases.mini_task("mini_ppl", 2),)), RunSettings(device="cpu"))
+        assert "task" not in [event["event"] for event in events]
+
+    def test_a_layer_is_read_as_it_was_loaded_or_not_at_all(self, folder: Path) -> None:
+        loaded = load_model(spec_of(folder, dtype="float16"), "cpu")
+        name = next(iter(loaded.layers))
+        cases.write_over(folder / "model.safetensors", f"{name}.weight")
+        with pytest.raises(ModelError, match="the original weight is not the one that was loaded"):
+            loaded.layers[name].read()
 
     def test_replaced_by_a_new_file_the_loaded_one_is_still_right(self, folder: Path) -> None:
         loaded = load_model(spec_of(folder, dtype="float16"), "cpu")

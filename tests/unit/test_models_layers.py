@@ -80,7 +80,7 @@ def test_an_original_that_changed_underneath_is_noticed() -> None:
     original = module.weight.detach().clone()
     layer = LinearLayer("a.b", module, original, transposed=False)
     original[0, 0] += 1  # as when the mapped file is overwritten
-    with pytest.raises(ModelError, match=r"layer a\.b: the restored weight is not the one that was loaded"):
+    with pytest.raises(ModelError, match=r"layer a\.b: the original weight is not the one that was loaded"):
         layer.restore()
 
 
