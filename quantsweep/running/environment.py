@@ -38,8 +38,8 @@ class Environment:
 
 
 CLUSTERS = "conf/cluster/"
-NOT_RUN = "mini/corpus/"
-"""Code that only trains the bundled models; copies for jobs lack it."""
+NOT_RUN = tuple(f"{room}/" for room in ("mini/corpus", "cli", "composing", "crew", "hydra_plugin", "launching", "operations", "_plugins"))
+"""Code that no trial's process imports: it trains the bundled models, launches, or talks to people."""
 SNAPSHOT = "SNAPSHOT.json"
 """In a copy of the code that jobs run from: which commit and which changes it is a copy of."""
 
@@ -73,7 +73,7 @@ def code_state(folder: SweepFolder) -> tuple[str | None, str | None]:
 
 
 def source_digest(package: Path) -> str:
-    """A hash of every Python file of a package's folder: what a process that imports it now would run.
+    """A hash of the Python files of a package's folder that a trial may run: what a process that imports them now would run.
 
     Hidden files (an editor's locks and copies) cannot be imported.
     """

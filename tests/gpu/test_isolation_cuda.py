@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import quantsweep
+from quantsweep.exit_status import ExitStatus
 from quantsweep.failures import classes
 from tests.conftest import ROOT
 from tests.slurm import ledger
@@ -22,11 +23,11 @@ AXES = ("model=mini-neox-0.3m", "data_type=int,fp,quantile", "bit_width=4,8", "b
 FIXED = ("task=mini_ppl", "limit=2", "device=cuda", "workers=1")
 
 
-def launch(folder: Path, *extra: str, **environment: str) -> None:
+def launch(folder: Path, *extra: str, expect: int = 0, **environment: str) -> None:
     place = (f"results_dir={folder / 'results'}", *(extra or ("sweep=cuda",)))
     command = [sys.executable, str(ROOT / "launch.py"), "-m", *AXES, *FIXED, *place]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, **environment}, timeout=400, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == expect, done.stdout + done.stderr
 
 
 def test_a_device_assert_and_a_lack_of_gpu_memory_cost_those_trials_only(tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_a_device_assert_and_a_lack_of_gpu_memory_cost_those_trials_only(tmp_pat
     )
     faults.write(tmp_path / "faults")
     inside = ledger.environment(record=tmp_path / "ledger", faults=tmp_path / "faults")
-    launch(tmp_path, **inside)
+    launch(tmp_path, expect=ExitStatus.FAILED, **inside)
     folder = tmp_path / "results" / "cuda"
     seen = quantsweep.load_trials(folder).set_index("trial_id")
     assert dict(seen[seen.status == "failed"].failure_class) == {asserted: classes.BUG, starved: classes.OUT_OF_GPU_MEMORY}

@@ -30,7 +30,7 @@ from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.planning.plan import read_owners
 from quantsweep.running.child_process import Child, ChildDiedError
-from quantsweep.running.environment import Environment, RunningCode, source_digest
+from quantsweep.running.environment import NOT_RUN, Environment, RunningCode, source_digest
 from quantsweep.running.stopping import Allotment, Stop, StoppedError
 from quantsweep.running.worker import DiskFullError, JobContext, Worker
 from quantsweep.storage.files import write_text
@@ -907,6 +907,19 @@ def test_an_editors_hidden_files_are_no_code(tmp_path: Path) -> None:
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.py").write_text("none")
     assert source_digest(tmp_path) == before
+
+
+def test_code_that_talks_to_people_is_in_no_trial(tmp_path: Path) -> None:
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "a.py").write_text("one")
+    before = source_digest(tmp_path)
+    (tmp_path / "cli" / "status.py").write_text("other words")
+    assert source_digest(tmp_path) == before
+    (tmp_path / "a.py").write_text("two")
+    assert source_digest(tmp_path) != before
+    probe = "import quantsweep.running.child, quantsweep.evaluation.evaluator, quantsweep.models.loading, sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert not [name for name in run.stdout.split() if name.startswith("quantsweep.") and f"{name.split('.')[1]}/" in NOT_RUN]
 
 
 def test_code_is_hashed_again_when_another_module_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
