@@ -126,6 +126,29 @@ def vision_tower(folder: Path) -> Path:
     return folder
 
 
+def without_weights(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
+    """Its modules and shapes alone."""
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def towers_inside(kind: str, depth: int = 6, width: int = 32) -> transformers.PreTrainedModel:
+    """Four text layers of width 64, and a vision tower in what transformers calls their decoder."""
+    vision = {"hidden_size": width, "intermediate_size": 128, "num_hidden_layers": depth, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    text = {**LLAMA, "num_hidden_layers": 4, "pad_token_id": 0}
+    if kind == "git":
+        return without_weights(transformers.GitConfig(vision_config=vision, **text))
+    audio = {"num_blocks": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "ext_pw_out_channel": 32}
+    config = transformers.Phi4MultimodalConfig(
+        vision_config={**vision, "crop_size": 28},
+        audio_config={**audio, "nemo_conv_channels": 8},
+        original_max_position_embeddings=256,
+        **text,
+    )
+    return without_weights(config)
+
+
 def adapter(folder: Path) -> Path:
     """A LoRA adapter beside its base model."""
     copy_of_mini(folder)

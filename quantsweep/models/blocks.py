@@ -10,7 +10,9 @@ outside the blocks is touched: OPT-350m's `project_in` and `project_out` lie bet
 blocks and stay at 16 bit too.
 
 Blocks are found by structure, not by name: in the model's decoder (of a model that also sees or hears: its language
-model), the longest ModuleList that is not inside another ModuleList (which would be a block's own list of experts).
+model), the ModuleList that is not inside another ModuleList (which would be a block's own list of experts).  Where there
+are several (a tower that sees or hears lies in the decoder too), it is the one with as many blocks as the configuration
+of the text part says, which read vectors of its hidden size.
 
 Experts (Mixtral, arXiv:2401.04088) come in two forms: modules of their own, whose linears are found
 like all others, or all of a block in two 3-D parameters, of which each slice is a layer:
@@ -20,6 +22,7 @@ like all others, or all of a block in two 3-D parameters, of which each slice is
 
 What weighs experts stays at 16 bit: a linear map beside `experts` (a router, a gate of shared experts), all of a module
 beside them that is called a router or a gate or ends in as many outputs as there are experts, and whatever is called a router.
+So does what chooses the tokens that attention looks at (`indexer`, DeepSeek-V3.2).
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from quantsweep.errors import ModelError
@@ -61,15 +64,44 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     candidates = [item for item in _outer_module_lists(decoder, prefix) if _has_linears(item[1])]
     if not candidates:
         raise ModelError(f"{type(model).__name__} has no list of decoder blocks with linear layers: no decoder-only transformer")
-    name, blocks = max(candidates, key=lambda item: len(item[1]))
-    rivals = [other for other, modules in candidates if len(modules) == len(blocks)]
-    if len(rivals) > 1:
-        raise ModelError(
-            f"{type(model).__name__} has several lists of {len(blocks)} blocks ({', '.join(rivals)}): which decode is not known"
-        )
+    name, blocks = candidates[0] if len(candidates) == 1 else _of_text(model, candidates)
     if len(kinds := sorted({type(block).__name__ for block in blocks})) > 1:
         raise ModelError(f"{type(model).__name__}: the blocks of {name} are of several kinds ({', '.join(kinds)}): no plain transformer")
     return name, blocks
+
+
+def _of_text(model: nn.Module, candidates: list[tuple[str, nn.ModuleList]]) -> tuple[str, nn.ModuleList]:
+    """The one of several lists that decodes text, by what the configuration says of it; without one, the longest."""
+    text = _text_config(model)
+    depth = max(len(blocks) for _, blocks in candidates) if text is None else text.num_hidden_layers
+    fitting = [
+        (name, blocks) for name, blocks in candidates if len(blocks) == depth and (text is None or _reads(blocks[0], text.hidden_size))
+    ]
+    if len(fitting) != 1:
+        lists = ", ".join(f"{name} with {len(blocks)} blocks" for name, blocks in candidates)
+        wanted = f"{depth} blocks" if text is None else f"{depth} blocks of hidden size {text.hidden_size}"
+        raise ModelError(
+            f"{type(model).__name__} has several lists ({lists}): which of them decodes text is not known "
+            f"({len(fitting)} of them have {wanted}). Give a checkpoint of its language model alone"
+        )
+    return fitting[0]
+
+
+def _text_config(model: nn.Module) -> PretrainedConfig | None:
+    """What the configuration says of the part that decodes text; None for a module without one."""
+    if not isinstance(model, PreTrainedModel):
+        return None
+    try:
+        text: PretrainedConfig = model.config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise ModelError(f"{type(model).__name__}: {error}") from error
+    return text if all(isinstance(getattr(text, key, None), int) for key in ("num_hidden_layers", "hidden_size")) else None
+
+
+def _reads(block: nn.Module, hidden_size: int) -> bool:
+    """True if a linear layer of a block takes vectors of this size."""
+    layers = [module for module in block.modules() if isinstance(module, _LINEAR)]
+    return any(layer.get_parameter("weight").shape[0 if isinstance(layer, Conv1D) else 1] == hidden_size for layer in layers)
 
 
 def _decoder(model: nn.Module) -> tuple[str, nn.Module]:
@@ -84,19 +116,38 @@ def quantizable_linears(model: nn.Module, unquantized: tuple[str, ...] = ()) -> 
 
     unquantized: name patterns (fnmatch, on the full name) of layers to leave out.
     Raises ModelError for a pattern that matches nothing, and for weights in the blocks that are linear
-    maps in another guise (of more than two dimensions) unless a pattern of `unquantized` names them.
+    maps in another guise (of more than two dimensions, of all experts in one matrix) unless a pattern of `unquantized` names them.
     """
     prefix, blocks = decoder_blocks(model)
     places = {f"{prefix}.{name}": place for name, place in _places(blocks)}
     known = {id(place.module.get_parameter(place.parameter)) for place in places.values()}
-    others = [f"{prefix}.{name}" for name, weight in blocks.named_parameters() if weight.ndim > 2 and id(weight) not in known]
+    text = _text_config(model)
+    hidden_size: int | None = None if text is None else text.hidden_size
+    others = [
+        f"{prefix}.{name}"
+        for name, weight in blocks.named_parameters()
+        if id(weight) not in known and _is_map(name, weight, blocks, hidden_size)
+    ]
     _check_patterns(unquantized, [*places, *others])
     if unknown := [name for name in others if not _matches(name, unquantized)]:
         raise ModelError(
-            f"{type(model).__name__}: {len(unknown)} weights in the decoder blocks have more than two dimensions ({unknown[0]}, …) "
+            f"{type(model).__name__}: {len(unknown)} weights in the decoder blocks are linear maps in another form ({unknown[0]}, …) "
             "and cannot be quantized; to study the model with them at 16 bit, name them in its `unquantized`"
         )
     return {name: place for name, place in places.items() if not _matches(name, unquantized)}
+
+
+def _is_map(name: str, weight: nn.Parameter, blocks: nn.ModuleList, hidden_size: int | None) -> bool:
+    """True for a parameter that multiplies vectors as a linear layer does, though it is none.
+
+    Of two dimensions: where experts lie in one matrix (DBRX), or where neither side is smaller than the hidden size.
+    """
+    if weight.ndim != 2 or name.endswith("bias"):
+        return weight.ndim > 2
+    module = blocks.get_submodule(name.rpartition(".")[0])
+    if isinstance(module, (*_LINEAR, nn.Embedding)):
+        return False
+    return "experts" in name.split(".") or (hidden_size is not None and min(weight.shape) >= hidden_size)
 
 
 def _places(blocks: nn.ModuleList) -> Iterator[tuple[str, Place]]:
@@ -111,9 +162,9 @@ def _places(blocks: nn.ModuleList) -> Iterator[tuple[str, Place]]:
 
 
 def _is_router(name: str, blocks: nn.ModuleList) -> bool:
-    """True for what weighs experts; the experts themselves and an MLP that is shared by all tokens are none."""
+    """True for what weighs experts or tokens; the experts themselves and an MLP that is shared by all tokens are none."""
     parts = name.split(".")
-    if "router" in parts:
+    if "router" in parts or "indexer" in parts:
         return True
     for depth in range(1, len(parts)):
         parent, beside = blocks.get_submodule(".".join(parts[:depth])), parts[depth]

@@ -518,6 +518,38 @@ class TestLayers:
             layer.write(torch.zeros(layer.out_features, layer.in_features))
         assert cases.bits_per_byte(loaded, limit=3) != before, "2 bit would look lossless where the tower is quantized"
 
+    @pytest.mark.parametrize("kind", ["git", "phi4_multimodal"])
+    def test_a_tower_inside_the_decoder_that_is_deeper_than_the_language_model(self, kind: str) -> None:
+        model = cases.towers_inside(kind)
+        layers, prefix = quantizable_linears(model), {"git": "git.encoder.layer", "phi4_multimodal": "model.layers"}[kind]
+        assert {name.rpartition(f"{prefix}.")[2].split(".")[0] for name in layers} == {"0", "1", "2", "3"}
+        assert all(name.startswith(f"{prefix}.") for name in layers)
+
+    def test_a_tower_that_cannot_be_told_from_the_language_model_is_refused(self) -> None:
+        with pytest.raises(ModelError, match=r"several lists \(.*which of them decodes text is not known \(2 of them have 4 blocks of"):
+            quantizable_linears(cases.towers_inside("git", depth=4, width=64))
+
+    def test_experts_in_one_matrix_are_not_left_out_without_a_word(self) -> None:
+        config = transformers.DbrxConfig(
+            **{"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "vocab_size": 2048},
+            attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
+            ffn_config={"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
+        )
+        model = cases.without_weights(config)
+        with pytest.raises(ModelError, match=r"6 weights in the decoder blocks are linear maps in another form \(.*experts\.mlp\.\w1, "):
+            quantizable_linears(model)
+        assert {name.rpartition(".")[2] for name in quantizable_linears(model, ("*.experts.mlp.*",))} == {"Wqkv", "out_proj"}
+
+    def test_what_chooses_tokens_for_attention_stays_at_16_bit(self) -> None:
+        sizes = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "qk_nope_head_dim": 16}
+        experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32}
+        llama = {**cases.LLAMA, "num_key_value_heads": 4}
+        model = cases.without_weights(transformers.DeepseekV32Config(**llama, **sizes, **experts, index_n_heads=2, index_head_dim=32))
+        assert [name for name, _ in model.named_parameters() if ".indexer.weights_proj" in name]
+        names = list(quantizable_linears(model))
+        assert names
+        assert not [name for name in names if "indexer" in name]
+
     def test_an_mlp_router_and_one_without_experts_beside_it(self) -> None:
         block = nn.Module()
         block.moe = nn.Module()
@@ -536,7 +568,7 @@ class TestLayers:
         model = nn.Module()
         model.encoder = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
         model.decoder = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
-        with pytest.raises(ModelError, match=r"several lists of 3 blocks \(encoder, decoder\)"):
+        with pytest.raises(ModelError, match=r"several lists \(encoder with 3 blocks, decoder with 3 blocks\)"):
             quantizable_linears(model)
         model.decoder.extend([nn.Sequential(nn.Linear(2, 2))])
         with pytest.raises(ModelError, match=r"the blocks of decoder are of several kinds \(Linear, Sequential\)"):
