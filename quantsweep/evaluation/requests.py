@@ -10,6 +10,7 @@ Neither depends on the weights.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from quantsweep.errors import EvaluationError
 from quantsweep.evaluation.lm_eval_protocol import LmEvalModel
 from quantsweep.evaluation.tokens import Span, Tokens
 from quantsweep.models.loading import LoadedModel
-from quantsweep.tasks.documents import lm_eval_seeds
+from quantsweep.tasks.documents import lm_eval_seeds, read_afresh
 from quantsweep.tasks.progress import OnProgress, reporting, silent
 from quantsweep.tasks.quiet import quiet
 from quantsweep.trial.specs import TaskSpec
@@ -67,8 +68,9 @@ class Encoder:
         Raises EvaluationError when lm-eval cannot render them (more few-shot examples than there are), when an
         answer has no tokens, or when the window is not one of this task and model.
         """
+        afresh = contextlib.nullcontext() if spec.own_content is None else read_afresh()
         try:
-            with quiet(self._on_progress), lm_eval_seeds():  # a task may draw its documents again
+            with quiet(self._on_progress), lm_eval_seeds(), afresh:  # a task may make its documents again
                 task.build_all_requests(limit=spec.limit)
         except ValueError as error:
             shots = task.get_config("num_fewshot")

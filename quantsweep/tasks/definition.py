@@ -13,6 +13,7 @@ metric it does not have, or a YAML that cannot be read are errors, never a fallb
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -27,7 +28,7 @@ from lm_eval.tasks._index import Kind
 
 import quantsweep
 from quantsweep.errors import EvaluationError, did_you_mean
-from quantsweep.tasks.documents import hash_documents, lm_eval_seeds
+from quantsweep.tasks.documents import build_task, hash_documents, lm_eval_seeds, read_afresh
 from quantsweep.tasks.fewshot import leave_out_own_answers
 from quantsweep.tasks.mistakes import said_in_words
 from quantsweep.tasks.quiet import quiet
@@ -54,18 +55,19 @@ def load_task(spec: TaskSpec, task_path: Path | None = None, *, as_planned: bool
             raise EvaluationError(f"the folder of task YAMLs {task_path} does not exist")
         definition = own_definition(spec, task_path)
     manager = _manager(spec, task_path if definition is not None or not as_planned else None)
-    with said_in_words(spec, lambda: definition, "its data cannot be loaded"), quiet(), lm_eval_seeds(), compiled_once():
+    afresh = contextlib.nullcontext() if definition is None else read_afresh()
+    with said_in_words(spec, lambda: definition, "its data cannot be loaded"), quiet(), lm_eval_seeds(), compiled_once(), afresh:
         entry = manager.task_index[spec.lm_eval_task]
         if definition is None or entry.kind not in (Kind.TASK, Kind.PY_TASK):
             loaded = manager.load([spec.lm_eval_task])["tasks"]
         else:
-            built = manager._factory.build(entry, overrides=definition.overrides, registry=manager.task_index)
-            loaded = {spec.lm_eval_task: built}
+            loaded = {spec.lm_eval_task: build_task(manager, definition)}
     if list(loaded) != [spec.lm_eval_task]:
         raise EvaluationError(f"task {spec.name}: {spec.lm_eval_task} is a group of lm-eval tasks; name its members: {', '.join(loaded)}")
     task: Task = loaded[spec.lm_eval_task]
     _check(task, spec, definition)
-    _check_content(task, spec, definition)
+    with said_in_words(spec, lambda: definition, "its documents cannot be read"), quiet():
+        _check_content(task, spec, definition)
     _set_fewshot(task, spec)
     if spec.protocol is None:
         leave_out_own_answers(task)
@@ -83,11 +85,12 @@ def _check_content(task: Task, spec: TaskSpec, definition: Definition | None) ->
         return
     if definition is None:
         raise EvaluationError(f"task {spec.name}: it was planned as one of your own folder (task_path), which does not define it any more")
-    found = definition.content(HUB if definition.is_hub else hash_documents(task.dataset, definition))
+    found = definition.content(HUB if definition.is_hub else hash_documents(task))
     if found != spec.own_content:
         raise EvaluationError(
             f"task {spec.name} ({definition.file}): its YAML, Python or documents are not those that were planned "
-            f"({spec.own_content} then, {found} now). Launch again, which plans it as it is now; or bring the old ones back"
+            f"({spec.own_content} then, {found} now). Launch again, which plans it as it is now; or bring the old ones back. "
+            "(Code of the task that draws at random must seed itself, and not go through sets)"
         )
 
 
@@ -183,8 +186,9 @@ def _hash_files(names: list[str]) -> str | None:
 
 def _hash_documents(task: Task) -> str:
     digest = hashlib.sha256()
-    for document in task.eval_docs:
-        digest.update(json.dumps(document, sort_keys=True, default=repr).encode())
+    with read_afresh():
+        for document in task.eval_docs:
+            digest.update(json.dumps(document, sort_keys=True, default=repr).encode())
     return f"sha256:{digest.hexdigest()}"
 
 

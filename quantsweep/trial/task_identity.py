@@ -1,7 +1,7 @@
 """Which task a user's own folder (`task_path`) defines: the part of a task's identity that its name cannot give.
 
-    own content = hash over    the YAML that defines the task, those that it includes, the Python beside them,
-                               and the documents themselves, as they are loaded
+    own content = hash over    the YAML that defines the task, those that it includes, the Python beside and below those that name some,
+                               and the documents themselves, as they are scored
 
 A task is read as lm-eval reads it: `task:` may stand in an included file, and what a YAML says wins over what it includes.
 Paths of data are relative to the file that gives them, here and where the task is loaded (`Definition.overrides`).
@@ -40,7 +40,6 @@ _UNREADABLE = "unreadable"
 _FOLDERS_TO_PASS = {"__pycache__", ".ipynb_checkpoints"}
 FILE_FORMATS = {"arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml"}
 """Values of `dataset_path` that say how files are read, not where they are."""
-_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
 class _Function(str):
@@ -89,13 +88,6 @@ class Definition:
             places = {key: self._placed(arguments[key]) for key in ("data_files", "data_dir") if arguments.get(key) is not None}
             found["dataset_kwargs"] = {**arguments, **places}
         return found
-
-    @property
-    def splits(self) -> frozenset[str]:
-        """Names of the splits that the task reads, without their slices."""
-        fewshot = self.config.get("fewshot_config")
-        named = [self.config.get(key) for key in _SPLITS] + [fewshot.get("split") if isinstance(fewshot, Mapping) else None]
-        return frozenset(name.partition("[")[0] for name in named if isinstance(name, str))
 
     def content(self, documents: str) -> str:
         """The task's identity, 8 hexadecimal digits; `documents`: the hash of its documents (`HUB` for those of the hub)."""
@@ -179,8 +171,9 @@ def _merged(file: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], d
         config |= inner_config
         origins |= inner_origins
         files += inner_files
-    files += sorted(file.parent.glob("*.py"))
-    files += [path for value in _functions(own) if (path := _file_of(value, file.parent)).is_file()]
+    if functions := _functions(own):
+        files += _python_below(file.parent)
+        files += [path for function in functions if (path := _file_of(function, file.parent)).is_file()]
     return config | own, origins | dict.fromkeys(own, file), list(dict.fromkeys(files))
 
 
@@ -190,6 +183,12 @@ def _functions(value: Any) -> list[_Function]:
         return [value]
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return [function for each in inner for function in _functions(each)]
+
+
+def _python_below(folder: Path) -> list[Path]:
+    """Every Python file that a task's function may import from its own folder; hidden folders (environments) hold none of these."""
+    found = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return [folder / path for path in sorted(found) if not any(part.startswith(".") or part in _FOLDERS_TO_PASS for part in path.parts)]
 
 
 def _file_of(function: _Function, folder: Path) -> Path:

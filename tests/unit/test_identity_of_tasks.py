@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import yaml
 from evaluation_cases import spec_of
@@ -18,7 +22,7 @@ from PIL import Image
 
 from quantsweep.errors import EvaluationError
 from quantsweep.tasks.definition import load_task
-from quantsweep.tasks.documents import hash_documents
+from quantsweep.tasks.documents import hash_values
 from quantsweep.trial.specs import TaskSpec
 from quantsweep.trial.task_identity import read_own_tasks
 
@@ -39,12 +43,21 @@ import datasets
 def load(**_):
     lines = Path(__file__).with_name("read.jsonl").read_text().splitlines()
     return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}
+
+def load_file(**_):
+    return datasets.load_dataset("json", data_files={"test": str(Path(__file__).with_name("read.jsonl"))})
+
+def process(documents):
+    return documents.map(lambda document: {**document, "text": target(document)})
+
+def target(document):
+    return json.loads(Path(__file__).with_name("read.jsonl").read_text().splitlines()[document["n"]])["text"]
 """
 
 
 def write(folder: Path, name: str, **config: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({"task": name, **ROLLING, **config}).replace("'!function load.load'", "!function load.load")
+    text = re.sub("'(!function [a-z_.]+)'", r"\1", yaml.safe_dump({"task": name, **ROLLING, **config}))
     (folder / f"{name}.yaml").write_text(text)
 
 
@@ -65,6 +78,12 @@ def pack(file: Path, text: str) -> None:
         stream.write(text)
 
 
+def zip_up(file: Path, text: str) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x.jsonl", text)
+
+
+FIXED: dict[str, Any] = {"dataset_kwargs": {"data_files": {"test": "fixed.jsonl"}}}
 # How data may be given: keys of the YAML, and what writes the data.
 PLACES: dict[str, tuple[dict[str, Any], Callable[[Path, str], object]]] = {
     "beside": ({"dataset_kwargs": {"data_files": {"test": "docs.jsonl"}}}, lambda f, w: (f / "docs.jsonl").write_text(lines(w))),
@@ -78,8 +97,25 @@ PLACES: dict[str, tuple[dict[str, Any], Callable[[Path, str], object]]] = {
     ),
     "data_dir": ({"dataset_kwargs": {"data_dir": "e"}}, lambda f, w: (f / "e" / "test.jsonl").write_text(lines(w))),
     "folder": ({"dataset_path": "./e"}, lambda f, w: (f / "e" / "test.jsonl").write_text(lines(w))),
+    "parquet": (
+        {"dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": "d/x.parquet"}}},
+        lambda f, w: pandas.read_json(io.StringIO(lines(w)), lines=True).to_parquet(f / "d/x.parquet"),
+    ),
+    "text": (
+        {"dataset_path": "text", "dataset_kwargs": {"data_files": {"test": "d/x.txt"}}},
+        lambda f, w: (f / "d/x.txt").write_text(tsv(w).removeprefix("text\n")),
+    ),
+    "zip": ({"dataset_kwargs": {"data_files": {"test": "d/x.zip"}}}, lambda f, w: zip_up(f / "d/x.zip", lines(w))),
     "python": ({"dataset_path": "", "custom_dataset": "!function load.load"}, lambda f, w: (f / "read.jsonl").write_text(lines(w))),
+    "py_file": ({"dataset_path": "", "custom_dataset": "!function load.load_file"}, lambda f, w: (f / "read.jsonl").write_text(lines(w))),
+    "processed": ({**FIXED, "process_docs": "!function load.process"}, lambda f, w: (f / "read.jsonl").write_text(lines(w))),
+    "examples": (
+        {**FIXED, "fewshot_config": {"samples": [{"n": 0}], "doc_to_text": "!function load.target", "sampler": "first_n"}},
+        lambda f, w: (f / "read.jsonl").write_text(lines(w)),
+    ),
+    "target": ({**FIXED, "doc_to_target": "!function load.target"}, lambda f, w: (f / "read.jsonl").write_text(lines(w))),
 }  # fmt: skip
+"""Ways in which documents come into a task; some read a file while their task's data file stays as it is."""
 
 
 def write_all(folder: Path, word: str) -> None:
@@ -89,7 +125,10 @@ def write_all(folder: Path, word: str) -> None:
             (place / inner).mkdir(parents=True, exist_ok=True)
         write(place, name, **config)
         (place / "load.py").write_text(PYTHON)
+        (place / "fixed.jsonl").write_text("".join(json.dumps({"text": "fixed", "n": n}) + "\n" for n in range(3)))
         write_data(place, word)
+    for file in folder.rglob("*"):
+        os.utime(file, (1_700_000_000, 1_700_000_000))  # as rsync and tar leave them: a file's time tells nothing
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +155,7 @@ def test_what_is_loaded_is_what_was_planned(
     folder, before, after = two_readings
     monkeypatch.chdir(tmp_path)
     task = load_task(spec(place, own_content=after[place]), folder)
-    assert next(iter(task.eval_docs))["text"] == "The lord number 0."
+    assert task.doc_to_target(next(iter(task.eval_docs))) == ("fixed" if place == "examples" else "The lord number 0.")
     said = rf"task {place} \(.*{place}\.yaml\): its YAML, Python or documents are not those that were planned \({before[place]} then, "
     with pytest.raises(EvaluationError, match=said):
         load_task(spec(place, own_content=before[place]), folder)
@@ -129,13 +168,11 @@ def test_equal_documents_are_one_task_wherever_the_folder_lies(tmp_path: Path) -
     assert read_own_tasks(tmp_path / "a").contents(["mine"]) == read_own_tasks(tmp_path / "b").contents(["mine"])
 
 
-def test_documents_that_hold_objects_are_told_by_their_content(tmp_path: Path) -> None:
+def test_documents_that_hold_objects_are_told_by_their_content() -> None:
     """An image's `repr` is its address, a long array's leaves its middle out."""
-    write(tmp_path, "mine")
-    definition = read_own_tasks(tmp_path).definitions["mine"]
 
     def hashed(value: object) -> str:
-        return hash_documents({"test": [{"text": "a", "value": value}]}, definition)
+        return hash_values([{"text": "a", "value": value}])
 
     def array(middle: int) -> np.ndarray[Any, Any]:
         return np.array([0] * 2000 + [middle] + [0] * 2000)
@@ -166,15 +203,24 @@ class TestDefinition:
     )
     def test_what_it_includes_and_its_python_are_part_of_it(self, tmp_path: Path, include: str) -> None:
         (tmp_path / "piqa.yaml").write_text(f"include: {include}\ntask: piqa\nprocess_docs: !function deep.code.run\n")
-        (tmp_path / "deep").mkdir()
-        changed = [tmp_path / name for name in ("_base", "piqa.yaml", "beside.py", "deep/code.py")]
+        for name in ("deep", "lib/inner", ".venv"):
+            (tmp_path / name).mkdir(parents=True)
+        changed = [tmp_path / name for name in ("_base", "piqa.yaml", "beside.py", "deep/code.py", "lib/inner/h.py")]
         for file in (*changed, tmp_path / "_other"):
             file.write_text(file.read_text() if file.is_file() else "{}\n" if file.suffix != ".py" else "")
         found = [self.content(tmp_path)]
         for file in changed:
             file.write_text(file.read_text().replace("{}", "a: 1") + "# edited\n")
             found.append(self.content(tmp_path))
-        assert len(set(found)) == 5
+        assert len(set(found)) == 6
+        (tmp_path / ".venv" / "other.py").write_text("")
+        assert self.content(tmp_path) == found[-1]
+
+    def test_python_is_part_of_those_that_name_some(self, tmp_path: Path) -> None:
+        (tmp_path / "piqa.yaml").write_text("task: piqa\n")
+        before = self.content(tmp_path)
+        (tmp_path / "of_another.py").write_text("")
+        assert self.content(tmp_path) == before
 
     @pytest.mark.parametrize("line", ["task: piqa", '"task": "piqa"'])
     def test_a_task_named_only_through_its_include(self, tmp_path: Path, line: str) -> None:
