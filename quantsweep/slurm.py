@@ -401,7 +401,7 @@ def _find_submit_limits(*, cluster: str, account: str | None, qos: str | None, p
     partition, QOS of the job (the other way round if it has the flag OverPartQOS), association of
     the user, accounts above it.
     """
-    user = _user_name()
+    user = user_name()
     account = account or _default_account(user, cluster)
     rows = _associations(user, account, cluster)
     table = _qos_table()
@@ -696,12 +696,12 @@ def user_associations() -> list[UserAssociation]:
 
     Raises SlurmUnavailable when the database does not answer (also: where the site keeps no accounts).
     """
-    argv = ["sacctmgr", "-nP", "show", "assoc", "format=Account,Partition,QOS", "where", f"user={_user_name()}"]
+    argv = ["sacctmgr", "-nP", "show", "assoc", "format=Account,Partition,QOS", "where", f"user={user_name()}"]
     rows = _table(_ask(argv), columns=3, separator="|")
     return [UserAssociation(account=account, partition=partition, qos=_names(qos) or ()) for account, partition, qos in rows]
 
 
-def _user_name() -> str:
+def user_name() -> str:
     """Slurm goes by the user id; the environment's USER may say something else."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name

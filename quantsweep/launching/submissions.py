@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import pwd
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -109,11 +107,6 @@ class Submission:
         return replace(self, arrays=tuple(a if a.array_job_id is not None else replace(a, abandoned=True) for a in self.arrays)).save()
 
 
-def user_name() -> str:
-    """Whose jobs these are: squeue shows a user's own."""
-    return pwd.getpwuid(os.getuid()).pw_name
-
-
 def job_prefix(folder: SweepFolder) -> str:
     """How the names of all jobs of this sweep folder begin; no other folder's do."""
     place = hashlib.sha256(str(folder.path).encode()).hexdigest()[:6]
@@ -127,7 +120,7 @@ def new_submission(folder: SweepFolder, arrays: Iterable[SubmittedArray], known_
     named = tuple(replace(array, job_name=f"{job_prefix(folder)}{identifier}-{n}") for n, array in enumerate(arrays))
     declared = filesystem_now(folder.plan)
     return Submission(
-        path=path, user=user_name(), cluster=slurm.cluster_name(), declared=declared, arrays=named, known_broken=tuple(known_broken)
+        path=path, user=slurm.user_name(), cluster=slurm.cluster_name(), declared=declared, arrays=named, known_broken=tuple(known_broken)
     ).save()
 
 

@@ -29,7 +29,7 @@ from quantsweep import slurm
 from quantsweep.errors import SlurmError
 from quantsweep.failures.holds import holding, read_holds
 from quantsweep.launching.cluster import VISIBLE_SECONDS
-from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions, user_name
+from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions
 from quantsweep.planning.plan import read_headers, read_shard_trials, shard_trials
 from quantsweep.storage.files import filesystem_now
 from quantsweep.storage.paths import SweepFolder
@@ -168,11 +168,11 @@ def _shards(tasks: Iterable[Task]) -> dict[str, set[int]]:
 
 
 def _refuse_strangers(folder: SweepFolder, submissions: Sequence[Submission]) -> None:
-    strangers = {submission.user for submission in submissions} - {user_name()}
+    strangers = {submission.user for submission in submissions} - {slurm.user_name()}
     if strangers:
         who = ", ".join(sorted(strangers))
         raise SlurmError(
-            f"sweep {folder.name} has jobs submitted by {who}: whether they still run cannot be seen by {user_name()}. "
+            f"sweep {folder.name} has jobs submitted by {who}: whether they still run cannot be seen by {slurm.user_name()}. "
             "Ask them for the state, or use a results_dir of your own"
         )
     clusters = {submission.cluster for submission in submissions if submission.cluster}

@@ -78,7 +78,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Says:
         answers = Answers(**changes)
         monkeypatch.setattr(slurm, "_run", answers)
         monkeypatch.setattr(slurm, "available", lambda: True)
-        monkeypatch.setattr(slurm, "_user_name", lambda: "root")
+        monkeypatch.setattr(slurm, "user_name", lambda: "root")
         return answers
 
     return install

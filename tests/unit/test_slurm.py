@@ -293,7 +293,7 @@ def _records(**changed: str) -> dict[str, subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "_user_name", lambda: "root")
+    monkeypatch.setattr(slurm, "user_name", lambda: "root")
 
 
 @pytest.mark.usefixtures("as_root")
@@ -481,3 +481,9 @@ def test_a_node_without_scontrol_changes_no_job(monkeypatch: pytest.MonkeyPatch)
     assert not slurm.exclude_nodes(["7"], ["n1"])
     with pytest.raises(slurm.CommandMissing):
         slurm.queue()
+
+
+def test_a_user_without_an_entry_in_passwd_goes_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers: Slurm shows the number too."""
+    monkeypatch.setattr("os.getuid", lambda: 987_654_321)
+    assert slurm.user_name() == "987654321"
