@@ -7,14 +7,14 @@ which then lies on Hydra's search path.  A yaml of the user's in conf/task says 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from quantsweep.composing.components import has_option
-from quantsweep.errors import ConfigurationError
+from quantsweep.errors import ConfigurationError, EvaluationError
 from quantsweep.storage.files import write_text
 from quantsweep.trial.identity import cache_dir
 from quantsweep.trial.task_identity import Definition, read_own_tasks
@@ -38,12 +38,18 @@ def options_folder() -> Path:
     return cache_dir() / "tasks"
 
 
-def write_options(folder: Path, known: Sequence[Path]) -> Path | None:
+def write_options(folder: Path, known: Sequence[Path], asked: Iterable[str] = ()) -> Path | None:
     """Write the yamls of the tasks that `folder` defines and `known` (folders like conf/) does not; where they lie, None if there are none.
 
-    Raises ConfigurationError when the cache cannot be written to.
+    Raises ConfigurationError when the cache cannot be written to, and where a YAML that cannot be read seems to define one of `asked`.
     """
-    definitions = [each for each in read_own_tasks(folder).definitions.values() if not has_option(known, "task", each.name)]
+    own = read_own_tasks(folder)
+    try:
+        for name in asked:
+            own.definition(name)
+    except EvaluationError as error:
+        raise ConfigurationError(str(error)) from error
+    definitions = [each for each in own.definitions.values() if not has_option(known, "task", each.name)]
     options = {each.name: option for each in definitions if (option := _option(each)) is not None}
     if not options:
         return None

@@ -60,12 +60,19 @@ def _with_own_tasks(arguments: list[str]) -> list[str]:
     number = next((n for n, argument in enumerate(arguments) if argument.startswith("hydra.searchpath=[")), None)
     places = [] if number is None else yaml.safe_load(arguments[number].partition("=")[2]) or []
     own = [found for entry in places if (found := search_folder(str(entry))) is not None]
-    place = write_options(folder, [product_root() / "conf", *(each for each in own if not each.is_relative_to(options_folder()))])
+    known = [product_root() / "conf", *(each for each in own if not each.is_relative_to(options_folder()))]
+    place = write_options(folder, known, _typed_tasks(arguments))
     if place is None or place in own:
         return arguments
     written = ",".join(quoted(str(entry)) for entry in (*places, f"file://{place}"))
     search = f"hydra.searchpath=[{written}]"
     return [*arguments, search] if number is None else [*arguments[:number], search, *arguments[number + 1 :]]
+
+
+def _typed_tasks(arguments: Sequence[str]) -> list[str]:
+    """The names that are typed for the task, or within its suite."""
+    values = (value for key, _, value in (argument.partition("=") for argument in arguments) if key in ("task", "task.suite"))
+    return [unquoted(name.strip()) for value in values for name in value.strip("[]").split(",") if name]
 
 
 def _task_path(arguments: Sequence[str]) -> Path | None:

@@ -4,6 +4,7 @@ A tokenizer may put start tokens before each text (Llama's and OPT's do, GPT-Neo
 behind it.  Neither is part of the text, so neither is ever scored:
 
     choices    (context, continuation)   what the tokenizer puts before a text stands once, before the context
+                                         (a context that is cut on the left to fit the model loses it, as in lm-eval)
     rolling    (start, document)         each document has one start: the tokenizer's own, else its BOS or EOS token;
                                          a later window begins with the token before it
 

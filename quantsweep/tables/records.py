@@ -159,7 +159,12 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("window", _INT, "tokens", "length of the windows that a rolling task's documents are cut into; null for other tasks"),
         Column("num_tokens", _LONG, "tokens", "tokens scored"),
         Column("num_input_tokens", _LONG, "tokens", "tokens that went through the model, contexts included"),
-        Column("num_truncated", _INT, "requests", "requests whose context was cut to fit the model"),
+        Column(
+            "num_truncated",
+            _INT,
+            "requests",
+            "requests whose context was cut on the left to fit the model (as lm-eval cuts it): these have no start token",
+        ),
         Column(
             "num_nonfinite", _INT, "requests", "requests whose log-likelihood is NaN or infinite; an accuracy that would compare NaN is NaN"
         ),

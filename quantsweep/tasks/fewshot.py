@@ -20,7 +20,7 @@ from quantsweep.errors import EvaluationError
 
 
 def leave_out_own_answers(task: Task) -> None:
-    """Have a task replace an example that is the document itself, or asks the same with the same answer.
+    """Have a task replace an example that is the document itself, or asks the same with the same answer (`_asked_and_answered`).
 
     Rendering raises EvaluationError where there are too few others.
     """
@@ -58,10 +58,23 @@ def _is_same(task: Task, example: Any, document: Any, own: Any) -> bool:
     return bool(example == document) or (own is not None and _asked_and_answered(task, example) == own)
 
 
-def _asked_and_answered(task: Task, document: Any) -> tuple[Any, Any, Any] | None:
-    """What a document asks, its choices and its answer; None for an example of other columns than the task's documents."""
+def _asked_and_answered(task: Task, document: Any) -> tuple[Any, frozenset[Any], Any] | None:
+    """What a document asks, its choices and its answer, in whatever order the choices stand and however wide the blanks are.
+
+    None for an example of other columns than the task's documents.
+    """
     try:
-        choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") is not None else None
-        return task.doc_to_text(document), choices, task.doc_to_target(document)
+        choices = task.doc_to_choice(document) if task.get_config("doc_to_choice") is not None else []
+        question, answer = (_plain(value, choices) for value in (task.doc_to_text(document), task.doc_to_target(document)))
+        return question, frozenset(_plain(choice, ()) for choice in choices), answer
     except Exception:  # noqa: BLE001 - templates and functions of a task raise what they like
         return None
+
+
+def _plain(value: Any, choices: Sequence[Any]) -> Any:
+    """A text with single blanks, the number of a choice as that choice, several answers as their set."""
+    if isinstance(value, list):
+        return frozenset(_plain(each, choices) for each in value)
+    if isinstance(value, int) and 0 <= value < len(choices):
+        value = choices[value]
+    return " ".join(value.split()) if isinstance(value, str) else value

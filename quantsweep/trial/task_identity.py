@@ -120,9 +120,9 @@ class OwnTasks:
         Raises EvaluationError where a YAML that cannot be read seems to define it: the built-in task must not run in its place.
         """
         if name not in self.definitions:
-            names_it = re.compile(rf"\btask['\"]?\s*:\s*['\"]?{re.escape(name)}\b")
+            names_it = re.compile(rf"\btask['\"]?\s*:[\s\['\"]*{re.escape(name)}\b")
             for file, reason in self.unreadable.items():
-                if names_it.search(file.read_text(encoding="utf-8", errors="replace")):
+                if file.stem == name or names_it.search(file.read_text(encoding="utf-8", errors="replace")):
                     raise EvaluationError(
                         f"task {name}: lm-eval cannot read {file}; check its YAML, and the files that it includes: {reason}"
                     )
@@ -146,7 +146,7 @@ def read_own_tasks(folder: Path) -> OwnTasks:
         try:
             config, origins, files = _merged(file.resolve())
         except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
-            unreadable[file] = str(error)
+            unreadable[file] = " ".join(str(error).split())
             continue
         name = config.get("task")
         if isinstance(name, str) and "group" not in config and name not in definitions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,20 @@ def test_a_validation_split_that_is_scored_too(tmp_path: Path) -> None:
     text = (tmp_path / "five.yaml").read_text().replace("test: ", "validation: ")
     (tmp_path / "five.yaml").write_text(text)
     assert own_answers(*prompts(spec, tmp_path)) == []
+
+
+@pytest.mark.parametrize("output_type", ["loglikelihood", "multiple_choice"])
+def test_the_same_question_in_another_form(tmp_path: Path, output_type: str) -> None:
+    """Other blanks, choices in another order (and so the number of the answer): each document has such a twin among the others."""
+    spec = five(tmp_path, output_type=output_type, **({"doc_to_choice": "c", "doc_to_target": "{{l}}"} if output_type[0] == "m" else {}))
+    rows = [{"q": f"Question {i % 3}:", "a": f"word{i % 3}", "c": [f"word{i % 3}", "x y"], "l": 0, "id": i} for i in range(6)]
+    for row in rows[3:]:
+        row |= {"q": f" {row['q'].replace(' ', '  ')}\n", "c": ["x  y ", row["a"]], "l": 1}
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task, found = prompts(replace(spec, num_fewshot=3), tmp_path)
+    for prompt, document in zip(found, task.eval_docs, strict=True):
+        assert document["a"] not in prompt
+        assert prompt.count("Question") == 4
 
 
 def test_too_few_others_are_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,17 @@ def test_names_that_are_not_there_are_answered_with_those_that_are(own: Path) ->
         plan(f"task_path={own}", "task=ptb")
     with pytest.raises(QuantsweepError, match="unknown task 'odd'"):  # a metric whose direction only the user can say
         plan(f"task_path={own}", "task=odd")
+
+
+@pytest.mark.parametrize("text", ["task: [oops\n", "task: oops\ninclude: nowhere.yaml\n", "a: {\n"])
+def test_a_yaml_that_cannot_be_read_is_named(own: Path, text: str) -> None:
+    """Before anything else is said of the task, and in the way of no other."""
+    (own / "oops.yaml").write_text(text)
+    with pytest.raises(
+        QuantsweepError, match=rf"task oops: lm-eval cannot read {re.escape(str(own))}/oops\.yaml; check its YAML.*(line|No such file)"
+    ):
+        plan(f"task_path={own}", "task=ptb_local,oops")
+    assert only(plan(f"task_path={own}", "task=ptb_local")).tasks
 
 
 def test_expanding_twice_is_expanding_once(own: Path) -> None:
