@@ -126,6 +126,14 @@ def vision_tower(folder: Path) -> Path:
     return folder
 
 
+def many_layers(folder: Path, depth: int) -> Path:
+    """A narrow GLM-4.5 without experts."""
+    narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": depth, "head_dim": 8}
+    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "n_group": 1, "topk_group": 1}
+    random_model(folder, transformers.Glm4MoeConfig(**{**LLAMA, **narrow, **experts, "pad_token_id": 0, "first_k_dense_replace": depth}))
+    return folder
+
+
 def without_weights(config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
     """Its modules and shapes alone."""
     with torch.device("meta"):

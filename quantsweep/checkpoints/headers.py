@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep.errors import ModelError
-from quantsweep.trial.identity import CONFIG, TOKENIZER_FILES, WEIGHT_INDEX, model_files
+from quantsweep.trial.identity import CONFIG, OTHER_TOKENIZER_FILES, TOKENIZER_FILES, WEIGHT_INDEX, model_files
 
 KNOWN_ARCHITECTURES = ("bloom", "falcon", "glm", "glm4", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "qwen3")
 """Values of `model_type` whose blocks are described (`quantsweep.models.anatomy`): which of their layers are quantized was looked at."""
@@ -31,13 +31,20 @@ _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.
 _QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _QUANTIZED_DTYPES = re.compile(r"I8|U8|F[468]_\w+|F4")
 _QUANTIZED_NAMES = re.compile(r"(^|\.)(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv)?|absmax|quant_map|SCB|W_q)$")
+_INTEGERS = re.compile(r"[IU](16|32|64)|BOOL")
+_WEIGHT_NAMES = re.compile(r"(weight|bias|_proj)$")
 _HARMLESS = re.compile(
-    r"(^|\.)(rotary_emb|rotary_pos_emb)\.inv_freq$"  # recomputed from the configuration
+    r"(^|\.)(rotary_emb|rotary_pos_emb)\.(original_)?(inv_freq|(cos|sin)_cached)$"  # recomputed from the configuration
+    r"|^(model\.)?decoder\.version$"  # of the code that saved an OPT
     r"|(^|\.)position_ids$"
     r"|\.masked_bias$"
     r"|\.(attn|attention|self_attn|self_attention)\.bias$"  # causal masks of GPT-2 and GPT-NeoX; told from biases by their shape
 )
-_OTHER_TOKENIZERS = ("*.model", "*.tiktoken", "*.spm", "tekken.json", "tokenizer.model.v*")
+_BESIDE_VOCABULARY = {"added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"}
+_BYTES_ALONE = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+"""Tokenizers that have no vocabulary in a file."""
+_TOKEN_TABLE = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings)\.weight$")
+_TABLE_WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "n_embed")
 _MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 
 
@@ -59,11 +66,13 @@ def check_folder(folder: Path) -> None:
     config = read_config(folder)
     _refuse_quantized(folder, config)
     _refuse_unknown_architecture(folder, config)
+    _refuse_other_files(folder / CONFIG, CONFIG, config.get("configuration_files"))
     _refuse_without_tokenizer(folder)
     tensors = read_tensors(folder)
     for name, fact in tensors.items():
-        if not is_harmless(name, fact) and (_QUANTIZED_DTYPES.fullmatch(fact.dtype) or _QUANTIZED_NAMES.search(name)):
+        if not is_harmless(name, fact) and _is_quantized(name, fact):
             raise ModelError(_quantized_already(folder, f"its tensor {name} is {fact.dtype}"))
+    _refuse_other_sizes(folder, config, tensors)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -173,6 +182,35 @@ def _refuse_quantized(folder: Path, config: Mapping[str, Any]) -> None:
         raise ModelError(_quantized_already(folder, f"it holds {found_files[0]}"))
 
 
+def _is_quantized(name: str, fact: TensorFact) -> bool:
+    is_integer = _INTEGERS.fullmatch(fact.dtype) is not None and _WEIGHT_NAMES.search(name) is not None
+    return is_integer or _QUANTIZED_DTYPES.fullmatch(fact.dtype) is not None or _QUANTIZED_NAMES.search(name) is not None
+
+
+def _refuse_other_sizes(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorFact]) -> None:
+    """The table of tokens tells two sizes of the model; only where it is known how the configuration calls them."""
+    tables = [(name, fact.shape) for name, fact in tensors.items() if _TOKEN_TABLE.search(name) and len(fact.shape) == 2]
+    if architecture(config) not in KNOWN_ARCHITECTURES or len(tables) != 1:
+        return
+    ((name, shape),) = tables
+    width = next((key for key in _TABLE_WIDTHS if config.get(key) is not None), None)
+    for key, found in (("vocab_size", shape[0]), (width, shape[1])):
+        if key is not None and config.get(key, found) != found:
+            raise ModelError(
+                f"{folder / CONFIG} says {key}={config[key]}, and {name} is {shape[0]}×{shape[1]}: they do not belong together; "
+                "copy both from where the weights come from"
+            )
+
+
+def _refuse_other_files(path: Path, kept: str, listed: object) -> None:
+    """A list in `path` by which transformers chooses, by its own version, another file in the place of `kept`; that one is not hashed."""
+    if others := [str(file) for file in listed if file != kept] if isinstance(listed, list) else []:
+        raise ModelError(
+            f"{path} lists {others[0]}, which some versions of transformers read in place of {kept}; only {kept} is part of the "
+            f"model's identity. Rename the file that shall be read to {kept}, and take the list away"
+        )
+
+
 def _quantized_already(folder: Path, seen: str) -> str:
     return (
         f"model folder {folder} is quantized already ({seen}): it is no 16-bit baseline, and quantizing it again would measure both. "
@@ -214,12 +252,17 @@ def _causal_models() -> frozenset[str]:
 
 
 def _refuse_without_tokenizer(folder: Path) -> None:
-    patterns = (*TOKENIZER_FILES, *_OTHER_TOKENIZERS)
-    if not any(True for pattern in patterns for _ in folder.glob(pattern)):
+    path, whole = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    config = _read_json(path) if path.is_file() else {}
+    _refuse_other_files(path, whole.name, config.get("fast_tokenizer_files"))
+    vocabularies = (*(name for name in TOKENIZER_FILES if name not in _BESIDE_VOCABULARY), *OTHER_TOKENIZER_FILES)
+    if not any(True for pattern in vocabularies for _ in folder.glob(pattern)) and config.get("tokenizer_class") not in _BYTES_ALONE:
         raise ModelError(
             f"model folder {folder} holds no tokenizer (tokenizer.json, tokenizer.model, vocab.json, …); "
             "copy its files from where the weights come from"
         )
+    if whole.is_file() and not whole.stat().st_size:
+        raise ModelError(f"{whole} is empty; copy it from where the weights come from")
 
 
 def _read_index(folder: Path) -> dict[str, str]:

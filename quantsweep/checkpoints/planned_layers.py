@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep.checkpoints import headers
+from quantsweep.checkpoints.left_out import guesses_next_tokens
 from quantsweep.checkpoints.pins import Pins, model_folder
 from quantsweep.errors import ModelError
 from quantsweep.storage.files import write_text
@@ -57,6 +58,23 @@ def unseen(places: Mapping[ModelSpec, Path]) -> tuple[str, ...]:
     )
 
 
+def left_out(places: Mapping[ModelSpec, Path]) -> tuple[str, ...]:
+    """A sentence for each model whose checkpoint has layers that are none of the model that is scored."""
+    found = {model.name: sorted(_left_out(folder)) for model, folder in places.items()}
+    return tuple(
+        f"{model}: {len(names)} tensors of its checkpoint ({names[0]}, …) guess tokens beyond the next: they are left out"
+        for model, names in found.items()
+        if names
+    )
+
+
+def _left_out(folder: Path) -> set[str]:
+    try:
+        return guesses_next_tokens(headers.read_tensors(folder), headers.read_config(folder))
+    except (ModelError, OSError):  # not all here: refused where that is asked
+        return set()
+
+
 def listed(places: Mapping[ModelSpec, Path]) -> dict[str, str]:
     """The layers that would be quantized by name of the model, in one line, or why that is not known."""
     lines: dict[str, str] = {}
@@ -91,7 +109,12 @@ def _remembered(model: ModelSpec, place: Path) -> str | None:
 
 
 def _file(model: ModelSpec, place: Path) -> Path:
-    asked = [(place / CONFIG).read_text(encoding="utf-8"), list(model.unquantized), version("transformers"), _FINDER.read_text()]
+    asked = [
+        (place / CONFIG).read_text(encoding="utf-8"),
+        list(model.unquantized),
+        version("transformers"),
+        _FINDER.read_text(encoding="utf-8"),
+    ]
     return cache_dir() / "layers" / content_hash(asked)
 
 

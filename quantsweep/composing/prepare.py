@@ -97,7 +97,7 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
         workers=workers,
         title=_title(request),
         models=models,
-        unseen=planned_layers.unseen(models),
+        unseen=(*planned_layers.unseen(models), *planned_layers.left_out(models)),
     )
 
 

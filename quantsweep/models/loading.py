@@ -17,7 +17,7 @@ model's files where they can be (`originals.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -39,6 +39,7 @@ from quantsweep.checkpoints.progress import no_progress_bars
 from quantsweep.errors import ModelError
 from quantsweep.models.blocks import Place, quantizable_linears
 from quantsweep.models.checksums import differing, state_checksums
+from quantsweep.models.dropped import check_nothing_dropped, noted_unplaced, some
 from quantsweep.models.layers import LinearLayer, Sources
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
 from quantsweep.models.planting import plant_outliers
@@ -145,10 +146,10 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     torch.set_float32_matmul_precision("highest")
     with ExitStack() as stack:
         source = _source(spec, stack)
-        model, info = _load_weights(spec, source, device)
+        model, unplaced, reported = _load_weights(spec, source, device)
         source = _fetched(source, model)
         assert source.folder is not None
-        _check_nothing_dropped(spec, info, source.folder)
+        check_nothing_dropped(spec.name, unplaced, reported, source.folder)
         if spec.plant_outliers is not None:
             plant_outliers(model, spec.plant_outliers)  # from here on these weights are the original ones
         tokenizer = _load_tokenizer(spec, source)
@@ -266,12 +267,13 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error) or '(no words)').splitlines()[0]}"
 
 
-def _load_weights(spec: ModelSpec, source: _Source, device: str) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+def _load_weights(spec: ModelSpec, source: _Source, device: str) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """The model, the tensors for which it has no place, and those of them that transformers reports."""
     placement = {} if device == "cpu" else {"device_map": _placement(device, spec.resources.gpus)}
     # Declared to return the model alone; with `output_loading_info` it returns a pair.
     from_pretrained: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]
     try:
-        with no_progress_bars():
+        with no_progress_bars(), noted_unplaced() as unplaced:
             model, info = from_pretrained(source.name, dtype=_DTYPES[spec.dtype], **_LOAD_OPTIONS, **source.arguments, **placement)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model {spec.name} cannot be loaded from {source.name}: {error}") from error
@@ -280,7 +282,7 @@ def _load_weights(spec: ModelSpec, source: _Source, device: str) -> tuple[PreTra
     model.requires_grad_(False)
     _check_finite(spec, model)
     _check_causal(spec, model)
-    return model, info
+    return model, unplaced, set(map(str, info["unexpected_keys"]))
 
 
 def _tied_already(*_arguments: object, **_options: object) -> None:
@@ -299,23 +301,9 @@ def _check_complete(spec: ModelSpec, info: Mapping[str, Any]) -> None:
     for kind in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(kind) or ())):
             raise ModelError(
-                f"model {spec.name}: {len(keys)} weights are {kind.removesuffix('_keys')} in the checkpoint ({_some(keys)}) "
+                f"model {spec.name}: {len(keys)} weights are {kind.removesuffix('_keys')} in the checkpoint ({some(keys)}) "
                 "and would be random; the files and the config.json do not belong together, or the download is incomplete"
             )
-
-
-def _check_nothing_dropped(spec: ModelSpec, info: Mapping[str, Any], folder: Path) -> None:
-    unexpected = sorted(map(str, info.get("unexpected_keys") or ()))
-    if not unexpected:
-        return
-    tensors = headers.read_tensors(folder)
-    # A checkpoint of the base model alone has names without the prefix that transformers reports them with.
-    facts = {key: next((fact for name, fact in tensors.items() if f".{key}".endswith(f".{name}")), None) for key in unexpected}
-    if keys := [key for key, fact in facts.items() if not headers.is_harmless(key, fact)]:
-        raise ModelError(
-            f"model {spec.name}: {len(keys)} weights of the checkpoint have no place in the model that its config.json describes "
-            f"({_some(keys)}) and would be dropped; the files and the config.json do not belong together"
-        )
 
 
 def _check_finite(spec: ModelSpec, model: PreTrainedModel) -> None:
@@ -323,7 +311,7 @@ def _check_finite(spec: ModelSpec, model: PreTrainedModel) -> None:
     bad = [name for name, parameter in model.named_parameters() if parameter.numel() and not _is_finite(parameter)]
     if bad:
         raise ModelError(
-            f"model {spec.name}: {len(bad)} weights hold NaN or infinity in {spec.dtype} ({_some(bad)}): the checkpoint is damaged, or "
+            f"model {spec.name}: {len(bad)} weights hold NaN or infinity in {spec.dtype} ({some(bad)}): the checkpoint is damaged, or "
             f"its numbers are beyond {spec.dtype}'s {torch.finfo(_DTYPES[spec.dtype]).max:g}. Try model.dtype=bfloat16 or float32"
         )
 
@@ -351,14 +339,9 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "")
-
-
 def _changed(spec: ModelSpec, names: list[str], when: str) -> str:
     return (
-        f"model {spec.name}: {len(names)} parameters or buffers changed {when} ({_some(names)}): something else than what was asked "
+        f"model {spec.name}: {len(names)} parameters or buffers changed {when} ({some(names)}): something else than what was asked "
         "would be scored. Its files were written over, or code outside the layers' `write` changed it"
     )
 

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,7 @@ from quantsweep.checkpoints.pins import (
 )
 from quantsweep.errors import QuantsweepError
 from quantsweep.running.environment import module_command, module_variables
-from quantsweep.trial.identity import TOKENIZER_FILES
+from quantsweep.trial.identity import OTHER_TOKENIZER_FILES, TOKENIZER_FILES
 from quantsweep.trial.specs import ModelSpec, TaskSpec
 
 COMPANIONS = ("config.json", "generation_config.json", "chat_template.jinja", *TOKENIZER_FILES)
@@ -153,7 +154,7 @@ def _resolve(hub_id: str, revision: str | None) -> _Remote:
 def _fetch_model(hub_id: str, remote: _Remote, report: Report) -> ModelPin:
     if "config.json" not in remote.files:
         raise _FetchError(f"{hub_id} has no config.json: it is not a model that transformers loads")
-    companions = [name for name in COMPANIONS if name in remote.files]
+    companions = [name for name in remote.files if name in COMPANIONS or any(fnmatchcase(name, rarer) for rarer in OTHER_TOKENIZER_FILES)]
     weights = _weights(hub_id, remote, WEIGHTS, report)
     if weights:
         names = [*companions, *weights]

@@ -48,6 +48,11 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 """Files that decide which tokens a text becomes, of every kind of tokenizer; they are part of a model's identity, in this order."""
+OTHER_TOKENIZER_FILES = (
+    *("*.model", "*.spm", "*.tiktoken", "*.tokenizer", "tokenizer.model.v*"),
+    *("tekken.json", "bpe.codes", "vocab.bpe", "dict.txt", "emoji.json", "byte_maps.json", "entity_vocab.json"),
+)
+"""The same of rarer tokenizers, as patterns; they follow in the order of their names."""
 
 
 def cache_dir() -> Path:
@@ -158,7 +163,8 @@ def model_files(folder: Path) -> list[Path]:
         raise ModelError(f"model folder {folder} holds no *.safetensors file; {_contents(folder)}. {_no_weights_remedy(folder)}")
     if not _lies_there(folder / CONFIG):
         raise ModelError(f"model folder {folder} holds no {CONFIG}; {_contents(folder)}. Copy it from where the weights come from")
-    others = (folder / name for name in (WEIGHT_INDEX, CONFIG, *TOKENIZER_FILES))
+    rarer = {file.name for pattern in OTHER_TOKENIZER_FILES for file in folder.glob(pattern)} - set(TOKENIZER_FILES)
+    others = (folder / name for name in (WEIGHT_INDEX, CONFIG, *TOKENIZER_FILES, *sorted(rarer)))
     return [*weights, *(file for file in others if _lies_there(file))]
 
 

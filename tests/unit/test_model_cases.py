@@ -17,7 +17,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from quantsweep.checkpoints import headers
+from quantsweep.checkpoints import headers, planned_layers
+from quantsweep.checkpoints.left_out import guesses_next_tokens
 from quantsweep.errors import EvaluationError, ModelError
 from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.failures import classes
@@ -237,6 +238,45 @@ class TestBelongTogether:
         with pytest.raises(ModelError, match=r"12 weights of the checkpoint have no place .*gpt_neox\.layers\.3\."):
             load_model(spec_of(folder), "cpu")
 
+    def test_a_bias_that_transformers_takes_for_a_mask(self, tmp_path: Path) -> None:
+        """Its list for GPT-NeoX names `attention.bias`, by which it meant masks."""
+        folder = cases.copy_of_mini(tmp_path / "model")
+        cases.spoil(folder, **{"gpt_neox.layers.0.attention.bias": torch.ones(64)})
+        with pytest.raises(ModelError, match=r"1 weights of the checkpoint have no place .*\(gpt_neox\.layers\.0\.attention\.bias\)"):
+            load_model(spec_of(folder), "cpu")
+
+    def test_layers_that_transformers_passes_over_by_their_number(self, tmp_path: Path) -> None:
+        """Its list for GLM-4.5 names layers 46 and 92: they guess tokens beyond the next where the configuration says so."""
+        folder = cases.many_layers(tmp_path / "model", 47)
+        for wanted in (None, 1, 2):
+            cases.edit_json(folder / "config.json", num_hidden_layers=46, layer_types=None, num_nextn_predict_layers=wanted)
+            with pytest.raises(ModelError, match=r"weights of the checkpoint have no place .*\(model\.layers\.46\."):
+                load_model(spec_of(folder), "cpu")
+        cases.spoil(folder, **{"model.layers.46.eh_proj.weight": torch.ones(16, 32), "model.layers.46.enorm.weight": torch.ones(16)})
+        with pytest.raises(ModelError, match=r"weights of the checkpoint have no place .*\(model\.layers\.46\."):
+            load_model(spec_of(folder), "cpu")
+        cases.edit_json(folder / "config.json", num_nextn_predict_layers=1)
+        spec = spec_of(folder)
+        assert {name.split(".")[2] for name in load_model(spec, "cpu").layers} == {str(number) for number in range(46)}
+        (said,) = planned_layers.left_out({spec: folder})
+        assert said.startswith("m: 11 tensors of its checkpoint (model.layers.46.")
+        assert planned_layers.left_out({spec: cases.MINI}) == ()
+
+    @pytest.mark.parametrize(
+        ("names", "config", "found"),
+        [
+            (["layers.1.a", "layers.2.eh_proj.a"], {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}, {"layers.2.eh_proj.a"}),
+            (["model.layers.3.eh_proj.a"], {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}, set()),
+            (["layers.2.eh_proj.a", "layers.3.eh_proj.a"], {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}, set()),
+            (["layers.2.a"], {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}, set()),
+            (["layers.2.eh_proj.a"], {"num_hidden_layers": 2}, set()),
+            (["layers.2.eh_proj.a"], {"text_config": {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}}, {"layers.2.eh_proj.a"}),
+            (["mtp.layers.0.a", "model.mtp.fc", "model.mtpx"], {}, {"mtp.layers.0.a", "model.mtp.fc"}),
+        ],
+    )
+    def test_which_layers_guess_tokens_beyond_the_next(self, names: list[str], config: dict[str, Any], found: set[str]) -> None:
+        assert guesses_next_tokens(names, config) == found
+
     def test_tables_that_every_model_makes_anew_are_harmless(self, tmp_path: Path) -> None:
         folder = cases.copy_of_mini(tmp_path / "model")
         attention = "gpt_neox.layers.0.attention."
@@ -252,6 +292,12 @@ class TestBelongTogether:
             ("h.0.attn.c_attn.bias", (64,), False),
             ("model.layers.0.self_attn.rotary_emb.inv_freq", (8,), True),
             ("embeddings.position_ids", (1, 8), True),
+            ("model.decoder.version", (1,), True),
+            ("model.decoder.layers.0.version", (1,), False),
+            ("model.rotary_emb.original_inv_freq", (8,), True),
+            ("model.layers.0.self_attn.rotary_emb.cos_cached", (1, 1, 8, 4), True),
+            ("model.layers.0.self_attn.rotary_emb.sin_cached", (1, 1, 8, 4), True),
+            ("model.layers.0.self_attn.cos_cached", (1, 1, 8, 4), False),
             ("lm_head.bias", (64,), False),
         ],
     )
@@ -309,6 +355,67 @@ class TestFolders:
     def test_quantized_by_its_tensors(self, folder: Path, name: str, dtype: str) -> None:
         write_header(folder / "model.safetensors", {"embed.weight": ("F16", [4, 4]), name: (dtype, [4, 4])})
         self.refused(folder, rf"is quantized already \(its tensor {name} is {dtype}\)")
+
+    @pytest.mark.parametrize("dtype", ["I16", "I32", "I64", "U32", "BOOL"])
+    def test_weights_that_are_whole_numbers(self, folder: Path, dtype: str) -> None:
+        write_header(folder / "model.safetensors", {"gpt_neox.embed_in.weight": (dtype, [2, 2])})
+        with pytest.raises(ModelError, match=rf"is quantized already \(its tensor gpt_neox\.embed_in\.weight is {dtype}\)"):
+            headers.check_folder(folder)
+
+    @pytest.mark.parametrize(
+        ("file", "key", "other", "kept"),
+        [
+            ("config.json", "configuration_files", "config.4.0.0.json", "config.json"),
+            ("tokenizer_config.json", "fast_tokenizer_files", "tokenizer.4.0.0.json", "tokenizer.json"),
+        ],
+    )
+    def test_files_that_transformers_chooses_by_its_version(self, folder: Path, file: str, key: str, other: str, kept: str) -> None:
+        cases.edit_json(folder / file, **{key: [kept]})
+        headers.check_folder(folder)
+        cases.edit_json(folder / file, **{key: [other]})
+        with pytest.raises(ModelError, match=rf"{file} lists {other}, .* Rename the file that shall be read to {kept}, and take the list"):
+            headers.check_folder(folder)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "tekken.json",
+            "qwen.tiktoken",
+            "source.spm",
+            "spm.model",
+            "sentencepiece.bpe.model",
+            "bpe.codes",
+            "vocab.bpe",
+            "tokenizer.model.v3",
+        ],
+    )
+    def test_files_of_rarer_tokenizers_are_part_of_the_identity(self, folder: Path, name: str) -> None:
+        contents = [identity.local_content(folder)]
+        for text in ("1", "2"):
+            (folder / name).write_text(text)
+            contents.append(identity.local_content(folder))
+        assert len(set(contents)) == 3
+
+    def test_a_chat_template_is_none(self, folder: Path) -> None:
+        content = identity.local_content(folder)
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        assert identity.local_content(folder) == content
+
+    def test_a_tokenizer_without_a_vocabulary(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("")
+        with pytest.raises(ModelError, match=r"tokenizer\.json is empty"):
+            headers.check_folder(folder)
+        (folder / "tokenizer.json").unlink()
+        with pytest.raises(ModelError, match="holds no tokenizer"):
+            headers.check_folder(folder)
+        cases.edit_json(folder / "tokenizer_config.json", tokenizer_class="ByT5Tokenizer")
+        headers.check_folder(folder)
+
+    @pytest.mark.parametrize("key", ["vocab_size", "hidden_size"])
+    def test_sizes_of_another_model(self, folder: Path, key: str) -> None:
+        cases.edit_json(folder / "config.json", **{key: 100})
+        with pytest.raises(ModelError, match=rf"config\.json says {key}=100, and gpt_neox\.embed_in\.weight is 2048×64"):
+            headers.check_folder(folder)
 
     def test_no_tokenizer(self, folder: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
