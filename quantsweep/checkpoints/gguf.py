@@ -22,6 +22,7 @@ import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from quantsweep.checkpoints.progress import no_progress_bars
 from quantsweep.errors import ModelError
 from quantsweep.trial.identity import cache_dir, gguf_path, local_content
 
-_CONVERSION = 2
+_CONVERSION = 3
 """Raised when the same file is converted otherwise, or is refused now."""
+_TURNED = "rope.dimension_count"
+"""Units of each head that RoPE turns; transformers takes it for the size of a head, or for nothing."""
 
 
 def converted_folder(path: Path, gguf_file: str) -> Path:
@@ -67,12 +70,15 @@ def _write_safetensors(file: Path, folder: Path) -> None:
     # Declared to return the model alone; with `output_loading_info` it returns a pair.
     from_pretrained: Callable[..., tuple[PreTrainedModel, Mapping[str, Any]]] = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]
     try:
-        if lost := _lost(file):
+        said = _read(file)
+        if lost := _lost(said):
             raise ModelError(_incomplete(file, lost))
         dequantized, info = from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read as a GGUF model: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # the last: tensors that do not fit what was made of the metadata
+        raise ModelError(f"{file} cannot be read as a GGUF model: {error}; use the checkpoint in safetensors") from error
+    if turned := _turned_otherwise(said, dequantized):
+        raise ModelError(_incomplete(file, turned))
     if keys := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
         raise ModelError(_incomplete(file, sorted(map(str, keys))))
     # The loaded model carries marks of its quantized origin and refuses to be saved; a plain one takes its weights over.
@@ -85,24 +91,49 @@ def _write_safetensors(file: Path, folder: Path) -> None:
     (folder / CONTENT_FILE).write_text(local_content(folder))
 
 
-def _lost(file: Path) -> list[str]:
-    """What the file says of the architecture, and tensors that it has, for which the conversion has no place."""
+@dataclass(frozen=True)
+class _Said:
+    """What a file says of its architecture: its name, the values under it, and tables of RoPE that are not all ones."""
+
+    kind: str
+    values: Mapping[str, Any]
+    tables: tuple[str, ...]
+
+
+def _read(file: Path) -> _Said:
     from gguf import GGUFReader
 
     reader = GGUFReader(str(file))
     said = {name: field.contents() for name, field in reader.fields.items()}
     kind = str(said.get("general.architecture"))
-    mapping: dict[str, Any] = GGUF_CONFIG_MAPPING  # not declared more closely
-    carried = mapping.get(kind, {})
     own = {name.removeprefix(f"{kind}."): value for name, value in said.items() if name.startswith(f"{kind}.")}
-    lost = [f"{kind}.{key}={value}" for key, value in own.items() if key not in carried and not _says_nothing(key, value, own)]
     tables = {tensor.name: tensor.data for tensor in reader.tensors if tensor.name.startswith("rope_")}
-    return lost + [name for name, table in tables.items() if not bool((table == 1).all())]
+    return _Said(kind, own, tuple(name for name, table in tables.items() if not bool((table == 1).all())))
+
+
+def _lost(said: _Said) -> list[str]:
+    """What the file says of the architecture, and tensors that it has, for which the conversion has no place."""
+    mapping: dict[str, Any] = GGUF_CONFIG_MAPPING  # not declared more closely
+    known = mapping.get(said.kind, {})
+    # Names that the table maps to nothing are known to it, and carried nowhere.
+    carried = {key for key, place in known.items() if place is not None} - {_TURNED}
+    later = {_TURNED} if known.get(_TURNED) is None else set()  # held against the model itself
+    others = {key: value for key, value in said.values.items() if key not in carried | later}
+    return [f"{said.kind}.{key}={value}" for key, value in others.items() if not _says_nothing(key, value, said.values)] + [*said.tables]
+
+
+def _turned_otherwise(said: _Said, model: PreTrainedModel) -> list[str]:
+    """What the file says of how many units of each head RoPE turns, if the model that was made of it turns another number."""
+    turned = {2 * table.numel() for name, table in model.named_buffers() if name.endswith("inv_freq")}
+    wanted = said.values.get(_TURNED)
+    return [f"{said.kind}.{_TURNED}={wanted}"] if wanted is not None and turned and turned != {wanted} else []
 
 
 def _says_nothing(key: str, value: Any, own: Mapping[str, Any]) -> bool:
     """True for what says what the configuration has by default, and for what no forward pass depends on."""
-    if key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+    if key == _TURNED and value == own.get("attention.key_length"):  # the whole of each head
+        return True
+    if key in ("attention.key_length", "attention.value_length", _TURNED):
         return bool(value * own["attention.head_count"] == own["embedding_length"])
     if key == "attention.sliding_window":
         return bool(value >= own["context_length"])

@@ -259,12 +259,36 @@ class TestGguf:
             (lambda writer: writer.add_uint32("llama.attention.sliding_window", 8), r"llama\.attention\.sliding_window=8"),
             (lambda writer: writer.add_float32("llama.logit_scale", 0.5), r"llama\.logit_scale=0\.5"),
             (lambda writer: writer.add_uint32("llama.attention.key_length", 16), r"llama\.attention\.key_length=16"),
+            (lambda writer: writer.add_uint32("llama.rope.dimension_count", 4), r"llama\.rope\.dimension_count=4"),
         ],
     )
     def test_what_the_conversion_would_lose_is_refused(self, tmp_path: Path, also: Callable[[Any], None], words: str) -> None:
         pytest.importorskip("gguf")
         file = write_tiny_gguf(tmp_path / "tiny.gguf", also=also)
         with pytest.raises(ModelError, match=rf"tiny\.gguf: the installed transformers would drop .*\({words}.*\); use the checkpoint"):
+            gguf.converted_folder(file.parent, file.name)
+
+    @pytest.mark.parametrize(("turned", "is_taken"), [(8, True), (4, False)])
+    def test_rope_that_turns_a_part_of_each_head(self, tmp_path: Path, turned: int, is_taken: bool) -> None:
+        """transformers' table knows the name, and carries it nowhere."""
+        pytest.importorskip("gguf")
+
+        def also(writer: Any) -> None:
+            writer.add_rope_dimension_count(turned)
+            for part in "qkv":
+                writer.add_tensor(f"blk.0.attn_{part}.bias", np.zeros(16, np.float32))
+
+        file = write_tiny_gguf(tmp_path / "tiny.gguf", "qwen2", also=also)
+        if is_taken:
+            assert gguf.converted_folder(file.parent, file.name).is_dir()
+        else:
+            with pytest.raises(ModelError, match=rf"would drop what .* \(qwen2\.rope\.dimension_count={turned}\); use the checkpoint"):
+                gguf.converted_folder(file.parent, file.name)
+
+    def test_tensors_that_do_not_fit_what_the_file_says(self, tmp_path: Path) -> None:
+        pytest.importorskip("gguf")
+        file = write_tiny_gguf(tmp_path / "tiny.gguf", also=lambda writer: writer.add_vocab_size(300))
+        with pytest.raises(ModelError, match=r"tiny\.gguf cannot be read as a GGUF model: .*; use the checkpoint in safetensors"):
             gguf.converted_folder(file.parent, file.name)
 
     def test_what_says_nothing_new_is_taken(self, tmp_path: Path) -> None:
@@ -305,13 +329,13 @@ class TestGguf:
             gguf.converted_folder(tmp_path, "bad.gguf")
 
 
-def write_tiny_gguf(file: Path, *, also: Callable[[Any], None] = lambda writer: None) -> Path:
+def write_tiny_gguf(file: Path, kind: str = "llama", *, also: Callable[[Any], None] = lambda writer: None) -> Path:
     """One decoder block of LLaMA with simple weights and a byte-level tokenizer of 260 tokens; `also` says more of it."""
     import gguf as gguf_package
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     hidden, inner, tokens = 16, 32, [*bytes_to_unicode().values(), "<s>", "</s>", "th", "he"]
-    writer = gguf_package.GGUFWriter(str(file), "llama")
+    writer = gguf_package.GGUFWriter(str(file), kind)
     writer.add_context_length(64)
     writer.add_embedding_length(hidden)
     writer.add_block_count(1)
