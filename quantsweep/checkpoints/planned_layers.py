@@ -62,7 +62,7 @@ def left_out(places: Mapping[ModelSpec, Path]) -> tuple[str, ...]:
     """A sentence for each model whose checkpoint has layers that are none of the model that is scored."""
     found = {model.name: sorted(_left_out(folder)) for model, folder in places.items()}
     return tuple(
-        f"{model}: {len(names)} tensors of its checkpoint ({names[0]}, …) guess tokens beyond the next: they are left out"
+        f"{model}: {len(names)} tensors of its checkpoint ({names[0]}, …) guess tokens beyond the next"
         for model, names in found.items()
         if names
     )

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             "changes": list(plan.expansion.changes),
             "unpinned": list(plan.unpinned),
             "unseen": list(prepared.unseen),
+            "left_out": list(prepared.left_out),
             "layers": _layers(prepared),
             "predicted": _predicted(plan),
             "sweep": plan.sweep,
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(facts, indent=2))
         return 0
-    print(plan_text(prepared.plan, title=prepared.title, folder=prepared.folder.path, unseen=prepared.unseen))
+    print(plan_text(prepared.plan, title=prepared.title, folder=prepared.folder.path, unseen=prepared.unseen, left_out=prepared.left_out))
     for model, layers in _layers(prepared).items():
         print(f"  quantized   {model}: {layers}")
     if arrays:

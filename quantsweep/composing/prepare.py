@@ -47,7 +47,8 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 class Prepared:
     """A plan and where it would run.
 
-    models: where the config.json of each model lies that is here.  unseen: what is to be said of their architectures.
+    models: where the config.json of each model lies that is here.  unseen: what is to be said of their architectures;
+    left_out: of parts of their checkpoints.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class Prepared:
     title: str
     models: Mapping[ModelSpec, Path]
     unseen: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], *, seen: Observation | None = None) -> Prepared:
@@ -97,7 +99,8 @@ def prepare(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[str], 
         workers=workers,
         title=_title(request),
         models=models,
-        unseen=(*planned_layers.unseen(models), *planned_layers.left_out(models)),
+        unseen=planned_layers.unseen(models),
+        left_out=planned_layers.left_out(models),
     )
 
 

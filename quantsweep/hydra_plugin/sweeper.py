@@ -79,7 +79,10 @@ class QuantsweepSweeper(Sweeper):
         """The plan, said; raises ConfigurationError where it cannot be launched."""
         assert self._config is not None
         prepared = prepare(self._config, search_folders(self._config.hydra), arguments, seen=seen)
-        print(plan_text(prepared.plan, title=prepared.title, folder=folder.path, unseen=prepared.unseen), flush=True)
+        print(
+            plan_text(prepared.plan, title=prepared.title, folder=folder.path, unseen=prepared.unseen, left_out=prepared.left_out),
+            flush=True,
+        )
         refuse_unpinned(prepared.plan)
         return prepared
 

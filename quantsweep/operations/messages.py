@@ -45,8 +45,8 @@ STATES = {
 """States of trials, and how they are said: a job has many trials, and runs them one after another."""
 
 
-def plan_text(plan: Plan, *, title: str, folder: Path, unseen: Iterable[str] = ()) -> str:
-    """The plan as `quantsweep plan` and every launch print it; `unseen`: what is to be said of architectures."""
+def plan_text(plan: Plan, *, title: str, folder: Path, unseen: Iterable[str] = (), left_out: Iterable[str] = ()) -> str:
+    """The plan as `quantsweep plan` and launches print it; `unseen`: what is to be said of architectures; `left_out`: of checkpoints."""
     counts = plan.counts()
     merged = f"{count(counts['duplicates'], 'duplicate')} merged, {counts['skipped']:,} skipped"
     left = f"in flight {counts['in_flight']:,}   to run {counts['to_run']:,} ({count(counts['evaluations_to_run'], 'evaluation')})"
@@ -70,6 +70,7 @@ def plan_text(plan: Plan, *, title: str, folder: Path, unseen: Iterable[str] = (
             f"  not pinned  {', '.join(plan.unpinned)}: run `quantsweep prewarm` with the same words, or give model.revision=… or a folder"
         )
     lines += [f"  unseen      {said}" for said in unseen]
+    lines += [f"  left out    {said}" for said in left_out]
     if counts["to_run"] == 0:
         lines.append("  nothing left to run" if counts["in_flight"] == 0 else "  nothing to submit: the rest is in flight")
     return "\n".join(lines)

@@ -73,8 +73,9 @@ def test_a_plan_says_what_it_is_of(tmp_path: Path) -> None:
     def text(*trials: PlannedTrial) -> str:
         expansion = Expansion(trials=trials, duplicates=0, skipped={}, candidates=len(trials))
         plan = build_plan(expansion, sweep="s", done=set(), in_flight=set(), settings=RunSettings(), launch=LaunchSettings(), workers=None)
-        return plan_text(plan, title="t", folder=tmp_path)
+        return plan_text(plan, title="t", folder=tmp_path, left_out=["m: 11 tensors"])
 
+    assert "  left out    m: 11 tensors" in text(trial(4))
     assert f"trial       {trial(4).trial.label}" in text(trial(4))
     assert "m0" in trial(4).trial.label
     assert "models      m0, m1\n" in text(trial(4), trial(3), trial(4, model=1))
