@@ -360,9 +360,10 @@ class TaskSpec:
     @property
     def _replaces_own_answers(self) -> bool:
         """True if some prompt that is scored would hold its own answer in lm-eval, and so is another one here."""
-        if self.fewshot_pool is None or not self.num_fewshot or self.protocol is not None:
+        shots = self.default_num_fewshot if self.num_fewshot is None else self.num_fewshot
+        if self.fewshot_pool is None or not shots or self.protocol is not None:
             return False
-        first = first_own_answer(self.fewshot_pool, self.num_fewshot)
+        first = first_own_answer(self.fewshot_pool, shots)
         return first is not None and (self.limit is None or first < self.limit)
 
 

@@ -157,7 +157,7 @@ def test_hugging_faces_cache_that_cannot_be_made(tmp_path: Path) -> None:
     """In a process of its own: the library reads its variables when it is imported."""
     (tmp_path / "d.jsonl").write_text('{"text": "words"}\n')
     program = (
-        "import datasets\nfrom quantsweep import failures\n"
+        "import datasets\nfrom quantsweep.failures import classes\n"
         f"try:\n    datasets.load_dataset('json', data_files={str(tmp_path / 'd.jsonl')!r})\n"
         "except Exception as error:\n    found = classes.from_exception(error)\n    print(found.failure_class, found.message)\n"
     )

@@ -145,7 +145,7 @@ CROWD = """
 import sys, time
 from pathlib import Path
 from quantsweep.errors import LockedError
-from quantsweep.launching import lock
+from quantsweep.storage import lock
 lock.WATCH_SECONDS = 0.05
 path, inside, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 for _ in range(rounds):

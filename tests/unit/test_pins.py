@@ -55,13 +55,13 @@ class TestConversion:
         assert set(written) == set(original) - {"lm_head.weight"}
         assert all(torch.equal(written[key].view(torch.uint8), original[key].view(torch.uint8)) for key in written)
         assert sorted(path.name for path in (tmp_path / "new").rglob("*")) == [
-            COMMIT, "config.json", "model.safetensors", "tokenizer.json",
+            ".content", COMMIT, "config.json", "model.safetensors", "tokenizer.json",
         ]  # fmt: skip
 
     def test_weights_that_share_memory_and_are_not_tied_are_both_kept(self, checkpoint: Path, tmp_path: Path) -> None:
         shared = torch.arange(6.0).reshape(2, 3)
         pickle_weights(checkpoint, one=shared, two=shared.T)
-        convert(checkpoint, tmp_path / "new", [])
+        convert(checkpoint, tmp_path / "new", ["config.json"])
         written = load_file(tmp_path / "new" / "model.safetensors")
         assert torch.equal(written["one"], shared)
         assert torch.equal(written["two"], shared.T)
@@ -69,7 +69,7 @@ class TestConversion:
     def test_a_head_that_stands_alone_is_kept(self, checkpoint: Path, tmp_path: Path) -> None:
         tensors = pickle_weights(checkpoint)
         torch.save({"lm_head.weight": tensors["lm_head.weight"]}, checkpoint / "pytorch_model.bin")
-        convert(checkpoint, tmp_path / "new", [])
+        convert(checkpoint, tmp_path / "new", ["config.json"])
         assert list(load_file(tmp_path / "new" / "model.safetensors")) == ["lm_head.weight"]
 
     @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ class TestConversion:
     def test_what_is_no_plain_file_of_weights(self, checkpoint: Path, tmp_path: Path, content: bytes) -> None:
         (checkpoint / "pytorch_model.bin").write_bytes(content)
         with pytest.raises(ModelError, match=r"pytorch_model\.bin is not a plain file of weights"):
-            convert(checkpoint, tmp_path / "new", [])
+            convert(checkpoint, tmp_path / "new", ["config.json"])
 
 
 class TestPins:

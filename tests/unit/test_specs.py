@@ -188,8 +188,8 @@ def test_one_more_field_needs_a_default() -> None:
         later(Needy, QUANTIZATION, sites=3).identity()
 
 
-NOT_IN_THE_KEY = {"lm_eval_task", "folder", "primary_metric", "higher_is_better"}
-"""Fields of a task that say where it is found and how it is read."""
+NOT_IN_THE_KEY = {"lm_eval_task", "folder", "primary_metric", "higher_is_better", "default_num_fewshot", "fewshot_pool"}
+"""Where a task is found and how it is read; the last two tell whether a prompt is another than lm-eval's (`+others`)."""
 
 
 @pytest.mark.parametrize(
