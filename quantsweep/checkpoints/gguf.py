@@ -76,7 +76,7 @@ def _write_safetensors(file: Path, folder: Path) -> None:
         dequantized, info = from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except (OSError, ValueError, RuntimeError) as error:  # the last: tensors that do not fit what was made of the metadata
-        raise ModelError(f"{file} cannot be read as a GGUF model: {error}; use the checkpoint in safetensors") from error
+        raise _unreadable(file, error) from error
     if turned := _turned_otherwise(said, dequantized):
         raise ModelError(_incomplete(file, turned))
     if keys := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
@@ -85,10 +85,17 @@ def _write_safetensors(file: Path, folder: Path) -> None:
     if hasattr(dequantized.config, "quantization_config"):
         del dequantized.config.quantization_config
     plain = AutoModelForCausalLM.from_config(dequantized.config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    plain.load_state_dict(dequantized.state_dict())
+    try:
+        plain.load_state_dict(dequantized.state_dict())
+    except RuntimeError as error:  # versions of transformers differ in where they find that sizes do not fit
+        raise _unreadable(file, error) from error
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / CONTENT_FILE).write_text(local_content(folder))
+
+
+def _unreadable(file: Path, error: Exception) -> ModelError:
+    return ModelError(f"{file} cannot be read as a GGUF model: {error}; use the checkpoint in safetensors")
 
 
 @dataclass(frozen=True)
