@@ -274,8 +274,10 @@ def run_settings(base: Mapping[str, Any]) -> RunSettings:
 
 
 def launch_settings(base: Mapping[str, Any], cluster: ClusterSpec) -> LaunchSettings:
-    """Budget, retries, breaker and the length of shards, from the composed configuration."""
+    """Budget, retries, breaker, the length of shards and the launch's tag, from the composed configuration."""
     data = {key: base[key] for key in ("max_retries", "breaker_trials", "shard_minutes")}
+    if base["tag"] is not None:
+        data["tag"] = checks.text("tag", base["tag"], "tag=TEXT, or tag=null for none")
     rest = convert(LaunchSettings, {**data, "gpu_hours": base["budget"]["gpu_hours"]}, "launch")
     return replace(rest, cluster=cluster)
 

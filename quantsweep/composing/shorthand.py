@@ -6,6 +6,7 @@
     bit_width='4'                    bit_width=4
     task.limit=3                     limit=3                  (they mean the same, and a suite has no limit of its own)
     sweep=1e5  cluster.partition=3   sweep='1e5'  cluster.partition='3'
+    +tag=3                           tag='3'
     results_dir=/größe (alt)/x       results_dir='/größe (alt)/x'
     task_path=/my/tasks              the same, and its tasks are options of the group `task`
 
@@ -100,6 +101,8 @@ def _written_out(argument: str) -> list[str]:
         return _written_out(f"{key.removeprefix('task.')}={value}")
     if key in NUMBER_KEYS:
         return [f"{typed}={','.join(unquoted(item) for item in split_list(value))}"]
+    if key == "tag":
+        typed = key  # a plus does no harm, also where a study's file has a tag already
     if key in TEXT_KEYS:
         return [f"{typed}={quoted(value)}"]
     if key == "hydra.searchpath" and value.startswith("[") and value.endswith("]"):

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from quantsweep.failures.classes import Failure
-from quantsweep.planning.plan import read_shard, remaining_tasks
+from quantsweep.planning.plan import read_header, read_shard, remaining_tasks
 from quantsweep.running.environment import Environment
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import WorkerRecord
@@ -27,7 +27,7 @@ class Attempt:
     """What is known of a trial while it runs; becomes its row in `trials`.
 
     environment: what ran it; of a lost worker no more is known than its machine and its job.
-    plan, launch, life: where its rows stand in the order (quantsweep.tables.order).
+    plan, launch, life: where its rows stand in the order (quantsweep.tables.order).  tag: what its launch was told to keep with its rows.
     facts: what the child reported (FACTS, device, driver, code).  sizes: the columns of records.SIZE.
     """
 
@@ -35,6 +35,7 @@ class Attempt:
     attempt: str
     plan: str
     launch: int
+    tag: str | None
     life: int
     shard_id: int | None
     environment: Environment
@@ -60,6 +61,7 @@ class Attempt:
             "shard_id": self.shard_id,
             "plan": self.plan,
             "launch": self.launch,
+            "tag": self.tag,
             "life": self.life,
             "finished_at": now,
             "device": self.facts.get("device"),
@@ -102,6 +104,7 @@ def lost_row(folder: SweepFolder, record: WorkerRecord, planned: PlannedTrial, f
         attempt=content_hash([record.worker, planned.trial.trial_id, record.trial_started]),
         plan=record.plan,
         launch=launch_number(folder.plan, record.plan),
+        tag=_tag(folder.plan / record.plan),
         life=record.restarts,
         shard_id=record.shard_id,
         environment=Environment(host=record.node, slurm_job=record.job, code_commit=None, code_diff=None, versions="{}"),
@@ -110,6 +113,11 @@ def lost_row(folder: SweepFolder, record: WorkerRecord, planned: PlannedTrial, f
         started_at=now if record.trial_started is None else datetime.fromtimestamp(record.trial_started, UTC),
     )
     return attempt.row(failure, now, log_end=record.log_start if not record.log else _size(record.log, record.log_start))
+
+
+def _tag(plan: Path) -> str | None:
+    """The tag of a plan's launch; None where its file is gone."""
+    return read_header(plan).launch.tag if plan.exists() else None
 
 
 def completed_rows(folder: SweepFolder, record: WorkerRecord) -> list[dict[str, Any]]:
@@ -135,7 +143,7 @@ def _completed_row(record: WorkerRecord, planned: PlannedTrial, evaluations: Seq
     last = max(evaluations, key=lambda row: row["finished_at"])
     attempt = Attempt(
         planned=planned,
-        **{name: last[name] for name in ("attempt", "plan", "launch", "life", "shard_id")},
+        **{name: last[name] for name in ("attempt", "plan", "launch", "tag", "life", "shard_id")},
         environment=Environment(**{one.name: last[one.name] for one in fields(Environment)}),
         log=Path(record.log).name,
         log_start=record.log_start,

@@ -326,6 +326,7 @@ class _ShardRun:
             attempt=content_hash([trial_id, self._worker.beat.record.worker, time.time_ns(), threading.get_ident()]),
             plan=self._worker.plan.name,
             launch=self._worker.header.launched,
+            tag=self._worker.header.launch.tag,
             life=self._worker.beat.record.restarts,
             shard_id=self._shard.shard_id,
             environment=self._worker.environment,

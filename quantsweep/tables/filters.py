@@ -36,6 +36,7 @@ RUN_COLUMNS = (
     "attempt",
     "shard_id",
     "plan",
+    "tag",
     "host",
     "device",
     "driver",

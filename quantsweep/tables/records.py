@@ -131,6 +131,7 @@ PROVENANCE = (
     Column("shard_id", _INT, "", "shard of the plan"),
     Column("plan", _TEXT, "file name", "plan of the launch or retry, in plan/; its number only grows"),
     Column("launch", _INT, "", "number of the launch that asked for it (that of its plan, or of the plan that a retry descends from)"),
+    Column("tag", _TEXT, "", "what was typed as tag=… for that launch; null where nothing was, and in older tables"),
     Column("life", _INT, "restarts", "how often Slurm had started the job again"),
     Column("finished_at", _TIME, "UTC", "when the row was made, by its machine's clock; for people: which row counts is not told by it"),
     Column("host", _TEXT, "", "machine"),

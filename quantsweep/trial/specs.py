@@ -615,6 +615,7 @@ class LaunchSettings:
     code: the snapshot that jobs run, a folder under code/ (None: the checkout itself, on this machine).
     sources: hash of the product's Python files at planning (environment.source_digest); what other code would run fails.
     variables: what workers find in their environment (the hub's offline switches, once everything is there or where a person set them).
+    tag: a text of the person's own, kept in every row (None: none, as in plans of earlier versions).
     """
 
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
@@ -625,6 +626,7 @@ class LaunchSettings:
     code: str | None = None
     sources: str | None = None
     variables: tuple[tuple[str, str], ...] = ()
+    tag: str | None = None
 
     def __post_init__(self) -> None:
         positive_number("budget.gpu_hours", self.gpu_hours, otherwise=", or null for none")

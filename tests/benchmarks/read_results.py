@@ -66,6 +66,7 @@ def trial_columns(n: int) -> dict[str, Any]:
         "shard_id": n // 20,
         "plan": "plan-00001-20260101T000000-1a2b3c4d.parquet",
         "launch": 1,
+        "tag": None,
         "life": 0,
         "finished_at": BEGAN + timedelta(seconds=n),
         "host": f"node{n % 40:03d}",

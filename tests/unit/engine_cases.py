@@ -82,11 +82,17 @@ _numbers = itertools.count()
 
 
 def finish(
-    folder: SweepFolder, planned: PlannedTrial, tasks: Sequence[TaskSpec] | None = None, *, plan: str = "p", host: str = "n0"
+    folder: SweepFolder,
+    planned: PlannedTrial,
+    tasks: Sequence[TaskSpec] | None = None,
+    *,
+    plan: str = "p",
+    host: str = "n0",
+    tag: str | None = None,
 ) -> None:
     """The rows of a trial that was done (or of some of its tasks)."""
     done = planned.tasks if tasks is None else tuple(tasks)
-    identity = {**records.identity_columns(planned.trial), "launch": launch_number(folder.plan, plan), "life": 0}
+    identity = {**records.identity_columns(planned.trial), "launch": launch_number(folder.plan, plan), "life": 0, "tag": tag}
     when = datetime.now(UTC)
     rows = [row("metrics", **identity, **records.task_columns(task), plan=plan, finished_at=when) for task in done]
     writer = records.Writer(folder, f"w{next(_numbers)}")

@@ -598,6 +598,8 @@ def planned(*arguments: str, results: Path) -> Prepared:
         ("sweep=null", "sweep must be text that is not empty, got null; write sweep=NAME"),
         ("task_path=", "task_path must be text that is not empty, got ''; write task_path=FOLDER, or task_path=null for none"),
         ("task_path=5", "is not a folder"),
+        ("tag=", "tag must be text that is not empty, got ''; write tag=TEXT, or tag=null for none"),
+        ("tag=true", "got true; write tag=TEXT, or tag=null for none"),
     ],
 )
 def test_values_that_only_pass_for_something_are_refused(tmp_path: Path, typed: str, said: str) -> None:

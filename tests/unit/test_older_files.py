@@ -40,6 +40,7 @@ def test_a_folder_of_an_older_version_is_read_as_it_is(old: SweepFolder) -> None
     assert len(quantsweep.load_samples(old.path)) == 2
     assert len(quantsweep.load_layers(old.path)) == len(pq.read_table(OLD / "layers"))
     assert len(records.read_done(old.path)) == 2
+    assert frame.tag.isna().all(), "neither its plans nor its rows have one"
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,11 @@ def test_plans_of_before_data_were_pinned_are_read() -> None:
     assert RunSettings.from_dict(old) == RunSettings(device="cpu")
 
 
+def test_plans_of_before_launches_had_tags_are_read() -> None:
+    old = {key: value for key, value in dataclasses.asdict(LaunchSettings(tag="mine")).items() if key != "tag"}
+    assert LaunchSettings.from_dict(json.loads(json.dumps(old))) == LaunchSettings()
+
+
 def test_a_plan_file_is_all_that_a_worker_needs(tmp_path: Path) -> None:
     planned = [trial(model, bits) for model in range(3) for bits in (2, 3)]
     tracking = options_tuple({"kind": "wandb", "project": "p"})
@@ -119,6 +125,7 @@ def test_a_plan_file_is_all_that_a_worker_needs(tmp_path: Path) -> None:
         max_retries=1,
         breaker_trials=None,
         code="0123",
+        tag="mine",
     )
     done = frozenset((planned[0].trial.trial_id, t.task_key) for t in TASKS)
     made = plan(planned, settings=settings_, launch=launch, done=done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,8 @@ def test_names_that_become_equal_are_told_apart() -> None:
         ("cluster.partition=3", "cluster.partition='3'"),
         ("+cluster.account=123", "+cluster.account='123'"),
         ("cluster.partition=a,b", "cluster.partition='a,b'"),
+        ("tag=3", "tag='3'"),
+        ("+tag=a,b", "tag='a,b'"),
         ("results_dir=null", "results_dir=null"),
         ("task.limit=null", "task.limit=null"),
         ("bit_width=range(3,9)", "bit_width=range(3,9)"),
@@ -166,6 +169,24 @@ def test_a_name_that_a_file_made_a_number_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationErrors, match=r"sweep must be text; it was read as the number 100000\.0: put it in quotes"):
         planned("+sweeps=own", f"hydra.searchpath=[file://{tmp_path}]", f"results_dir={tmp_path}")
+
+
+@pytest.mark.parametrize("typed", ["tag=7b,night", "+tag=7b,night", "++tag='7b,night'"])
+def test_a_tag_is_kept_with_the_launch_and_is_part_of_no_trial(tmp_path: Path, typed: str) -> None:
+    words = ("model=mini-neox-0.3m", f"results_dir={tmp_path}", "bit_width=3,4")
+    plain, tagged = planned(*words).plan, planned(*words, typed).plan
+    assert (plain.launch.tag, tagged.launch.tag) == (None, "7b,night")
+    assert tagged.trials == plain.trials
+    assert replace(tagged.launch, tag=None) == plain.launch
+
+
+def test_a_tag_of_a_study_is_one_and_what_is_typed_replaces_it(tmp_path: Path) -> None:
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "own.yaml").write_text(
+        "# @package _global_\ntag: first\nstudy: {grids: [{axes: {model: [mini-neox-0.3m], bit_width: [4]}}]}\n"
+    )
+    words = ("+sweeps=own", f"hydra.searchpath=[file://{tmp_path}]", f"results_dir={tmp_path}")
+    assert [planned(*words, *more).plan.launch.tag for more in ((), ("+tag=second",), ("tag=null",))] == ["first", "second", None]
 
 
 def test_a_limit_of_the_task_holds_for_a_suite(tmp_path: Path) -> None:

@@ -132,6 +132,28 @@ def test_all_is_well(sweep: SweepFolder, plan: Path) -> None:
     assert (record(sweep, made).ended, record(sweep, made).trial_id) == ("finished", None)
 
 
+def test_every_row_has_the_tag_of_its_launch_whoever_writes_it(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tagged = write(sweep, [trial(bits) for bits in (2, 3, 4, 5)], shard_minutes=60, tag="mine")
+    retry = write(sweep, [trial(6)], tag="mine", root=tagged.name)
+    for one in TASKS:
+        finish(sweep, trial(2), [one], plan=tagged.name, tag="mine")  # completed by a run that is gone: only its row is missing
+    gone = {"job": "7_0", "plan": tagged.name, "shard_id": 0}
+    engine_cases.worker(sweep, **gone, trial_id=trial(2).trial.trial_id, restarts=0)
+    for restarts in range(1, 4):
+        engine_cases.worker(sweep, **gone, trial_id=trial(3).trial.trial_id, restarts=restarts)
+    monkeypatch.setenv("TEST_JOB", "7_0")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
+    layer = dict.fromkeys(("out_features", "in_features", "bits", "relative_error", "max_abs_error", "num_kept_columns"), 1)
+    quantized = {**QUANTIZED, "layers": [{"layer": "l", **layer}]}
+    for plan in (tagged, retry):
+        made, _ = start(plan, {4: (LOADED, quantized, task("t"), task("u"), DONE), 5: (LOADED, failed(classes.BUG))})
+        made.run(0)
+        made.close()
+    assert len(failed_rows(sweep)) == 2, "one was given up, one failed"
+    for table, count in {"trials": 5, "metrics": 6, "samples": 4, "layers": 1}.items():
+        assert records.read_table(sweep.path, table).column("tag").to_pylist() == ["mine"] * count
+
+
 def test_what_is_done_or_owned_by_a_newer_plan_or_failed_under_this_plan_is_left_out(sweep: SweepFolder, plan: Path) -> None:
     finish(sweep, trial(2))
     fail(sweep, trial(3), classes.BUG, plan=plan.name)
