@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep.errors import ResultsError
-from quantsweep.storage.files import write_text
+from quantsweep.storage.files import checked_file, write_text
 from quantsweep.trial.identity import cache_dir
 from quantsweep.trial.specs import ModelSpec, TaskSpec
 
@@ -108,7 +108,7 @@ def read_pins(results_dir: str | Path) -> Pins:
     """The pins of a results folder, none if there is no file; raises ResultsError for a file that cannot be understood."""
     path = pins_path(results_dir)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(checked_file(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Pins()
     except (OSError, ValueError) as error:

@@ -36,7 +36,7 @@ class Cause:
     remedy: str = ""
 
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 PASSING = frozenset(
     {
@@ -113,7 +113,7 @@ def of(error: BaseException) -> Cause | None:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """True for the errors of a full disk or an exhausted quota."""
+    """True for the errors of a full disk, an exhausted quota or a limit on the size of files."""
     return error.errno in FULL
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 from quantsweep.errors import ResultsError
 from quantsweep.planning.plan import plan_files, plan_sequence
-from quantsweep.storage.files import write_text
+from quantsweep.storage.files import checked_file, write_text
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import filters
 from quantsweep.trial.specs import PlannedTrial
@@ -73,11 +73,11 @@ def read_holds(folder: SweepFolder) -> list[Hold]:
     found = []
     for path in sorted(folder.holds.glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(checked_file(path).read_text())
             found.append(Hold(**{**content, "filters": tuple(content["filters"])}))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE):  # lifted between the listing and now
-                raise
+                raise ResultsError(f"hold {path} cannot be read: {error}. Move it away, or make it readable") from error
         except (ValueError, TypeError, KeyError) as error:
             raise ResultsError(f"hold {path} cannot be read: {error}. Delete it") from error
     return found

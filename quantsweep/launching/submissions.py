@@ -30,7 +30,7 @@ from pathlib import Path
 
 from quantsweep import slurm
 from quantsweep.errors import ResultsError
-from quantsweep.storage.files import filesystem_now, write_text
+from quantsweep.storage.files import checked_file, filesystem_now, write_text
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.trial.specs import Resources
 
@@ -132,7 +132,7 @@ def read_submissions(folder: SweepFolder) -> list[Submission]:
 def read_submission(path: Path) -> Submission:
     """One submission; raises ResultsError for a file that is damaged."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(checked_file(path).read_text())
         return Submission(
             path=path,
             user=content["user"],

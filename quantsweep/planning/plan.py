@@ -26,7 +26,7 @@ from quantsweep.planning.grid import Grid
 from quantsweep.planning.schema import Schema
 from quantsweep.planning.shards import Arithmetic, Forecast, Predictor, cut
 from quantsweep.planning.typed import Typed
-from quantsweep.storage.files import filesystem_now, write_table
+from quantsweep.storage.files import checked_file, filesystem_now, write_table
 from quantsweep.trial.specs import (
     LaunchSettings,
     ModelSpec,
@@ -392,9 +392,9 @@ def write_plan(folder: Path, plan: Plan, *, root: str | None = None, typed: Type
 def read_header(path: Path) -> PlanHeader:
     """What the plan says besides its trials."""
     try:
-        metadata = json.loads(pq.read_schema(path).metadata[b"quantsweep"])
+        metadata = json.loads(pq.read_schema(checked_file(path)).metadata[b"quantsweep"])
     except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise ResultsError(f"{path} is not a plan of quantsweep: {error}") from error
+        raise ResultsError(f"{path} is not a plan of quantsweep: {error}. {_REMEDY}") from error
     typed = metadata.get("typed")
     return PlanHeader(
         name=path.name,
@@ -442,7 +442,7 @@ def read_plan_tasks(path: Path) -> dict[str, tuple[str, ...]]:
 
 def read_minutes(path: Path) -> dict[str, tuple[int, float]]:
     """Trial id to (shard, predicted minutes) of what a plan is to run; minutes are equal where an older plan does not say them."""
-    columns = [name for name in ("trial_id", "shard_id", "minutes") if name in pq.read_schema(path).names]
+    columns: list[str] = [name for name in ("trial_id", "shard_id", "minutes") if name in _names(path)]
     table = _read(path, columns, filters=[("shard_id", ">=", 0)])
     ids, shards = table.column("trial_id").to_pylist(), table.column("shard_id").to_pylist()
     minutes = table.column("minutes").to_pylist() if "minutes" in columns else [None] * len(ids)
@@ -526,11 +526,21 @@ def shard_trials(path: Path, shard_ids: Iterable[int]) -> frozenset[str]:
     return frozenset(table.column("trial_id").to_pylist())
 
 
+_REMEDY = "Move it away; what it alone asked for runs again once its launch is typed again"
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return list(pq.read_schema(checked_file(path)).names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ResultsError(f"plan {path} cannot be read: {error}. {_REMEDY}") from error
+
+
 def _read(path: Path, columns: list[str], filters: Any = None) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns, filters=filters)
+        return pq.read_table(checked_file(path), columns=columns, filters=filters)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ResultsError(f"plan {path} cannot be read: {error}") from error
+        raise ResultsError(f"plan {path} cannot be read: {error}. {_REMEDY}") from error
 
 
 # --- words --------------------------------------------------------------------------------------------------------------

@@ -82,6 +82,13 @@ def filesystem_now(folder: Path) -> float:
         probe.unlink()
 
 
+def checked_file(path: Path) -> Path:
+    """The path, if a file is there; raises OSError for a folder, or a pipe (opening it would wait for whoever writes)."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "a folder or a pipe, not a file", str(path))
+    return path
+
+
 def write_table(path: Path, table: pa.Table, *, row_group_size: int | None = None) -> None:
     """Replace `path` with a Parquet file of `table` (zstd: a third of snappy's size on plans)."""
     write_atomic(path, lambda file: pq.write_table(table, file, compression="zstd", row_group_size=row_group_size))

@@ -22,7 +22,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from quantsweep.storage.files import filesystem_now, write_text
+from quantsweep.storage.files import checked_file, filesystem_now, write_text
 from quantsweep.storage.paths import SweepFolder
 
 BEAT_SECONDS = 30.0
@@ -142,7 +142,7 @@ def read_records(folder: SweepFolder) -> list[Heard]:
     closed = {path.stem for path in folder.workers.glob(f"*{CLOSED}")}
     for path in sorted(folder.workers.glob("*.json")):
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(checked_file(path).read_text())
             content["shard_ids"] = tuple(content["shard_ids"])
             record = WorkerRecord(**content)
             if record.ended in (None, ENDED_BY_SLURM) and path.stem in closed:

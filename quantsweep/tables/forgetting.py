@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from quantsweep.errors import ResultsError
 from quantsweep.planning.plan import next_name, plan_sequence
-from quantsweep.storage.files import write_table
+from quantsweep.storage.files import checked_file, write_table
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables.order import launches
 from quantsweep.trial.specs import PlannedTrial
@@ -197,7 +197,7 @@ def read_forgotten(folder: Path) -> Forgotten:
 def read_fence(path: Path) -> Fence:
     """One file."""
     try:
-        columns = pq.read_table(path, schema=SCHEMA).to_pydict()
+        columns = pq.read_table(checked_file(path), schema=SCHEMA).to_pydict()
     except (OSError, pa.ArrowInvalid) as error:
         raise ResultsError(
             f"{path} cannot be read: {error}. It names results that were forgotten on purpose (quantsweep rerun); "
