@@ -27,7 +27,7 @@ metadata:
   version: 1.0
 """
 CODE = """
-import ctypes, os, time
+import ctypes, os, sys, time
 from pathlib import Path
 import datasets
 
@@ -36,7 +36,7 @@ def documents(**_):
 
 def target(doc):
     flag = Path(__file__).with_name("flag")
-    if flag.exists():
+    if flag.exists() and "quantsweep.evaluation.evaluator" in sys.modules:  # in a trial, not where the task is planned
         flag.unlink()
         FAULT
     return doc["text"]
