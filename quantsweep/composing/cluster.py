@@ -31,7 +31,6 @@ ENGINES_OWN = {
     **dict.fromkeys(("nodes", "ntasks", "ntasks_per_node"), "one job is one task on one node (see cluster.allocation)"),
     "time": "give cluster.minutes",
     "cpus_per_task": "give cluster.cpus",
-    "signal": "give cluster.signal_seconds",
     **{name: f"give cluster.{name}" for name in ("partition", "account", "qos", "constraint", "exclude")},
 }
 """Options of sbatch that `additional_parameters` must not override, and what to do instead."""

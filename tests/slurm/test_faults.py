@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pyarrow.parquet import read_table
 
 import quantsweep
 from quantsweep.failures import classes
@@ -208,7 +209,7 @@ def test_a_damaged_result_file_is_named_and_its_evaluations_run_again(engine: Cl
     study = Study(cluster=engine, root=tmp_path, arguments=SIXTY)
     study.launch()
     study.wait_until_idle()
-    victim = sorted((study.folder.path / "metrics").glob("*.parquet"))[0]
+    victim = next(file for file in sorted((study.folder.path / "metrics").glob("*.parquet")) if read_table(file).num_rows)
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     refused = study.launch(expect=1)
     assert str(victim) in refused.stderr

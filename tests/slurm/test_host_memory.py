@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import quantsweep
+from quantsweep.exit_status import ExitStatus
 from quantsweep.failures import classes
 from tests.conftest import ROOT
 from tests.slurm import ledger
@@ -42,23 +43,24 @@ def test_the_kernel_kills_the_trial_and_the_row_says_so(tmp_path: Path, small_gr
     arguments = ("model=mini-neox-0.3m", "data_type=int,fp", "bit_width=4,8", "task=mini_ppl", "limit=1", "workers=1")
     command = [sys.executable, str(ROOT / "launch.py"), "-m", *arguments, f"results_dir={tmp_path / 'results'}"]
 
-    def run(sweep: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(sweep: str, expect: int = 0, **variables: str) -> None:
         inside = f'echo $$ > {small_group / "cgroup.procs"} && exec "$@"'
-        return subprocess.run(
+        done = subprocess.run(
             ["sh", "-c", inside, "sh", *command, f"sweep={sweep}"],
             capture_output=True,
             text=True,
             cwd=tmp_path,
             timeout=300,
-            check=True,
+            check=False,
             env={**os.environ, **variables},
         )
+        assert done.returncode == expect, done.stdout + done.stderr
 
     run("calm")
     hungry = sorted(quantsweep.load_trials(tmp_path / "results" / "calm").trial_id)[1]
     faults = FaultPlan(faults=(Fault(kind="host_memory", trials=(hungry,), megabytes=4_000),), state=tmp_path / "struck")
     faults.write(tmp_path / "faults")
-    run("memory", **ledger.environment(record=tmp_path / "ledger", faults=tmp_path / "faults"))
+    run("memory", ExitStatus.FAILED, **ledger.environment(record=tmp_path / "ledger", faults=tmp_path / "faults"))
     trials = quantsweep.load_trials(tmp_path / "results" / "memory").set_index("trial_id")
     assert dict(trials[trials.status == "failed"].failure_class) == {hungry: classes.OUT_OF_HOST_MEMORY}
     assert (trials.status == "done").sum() == 3

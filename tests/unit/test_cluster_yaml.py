@@ -128,7 +128,7 @@ def test_a_time_that_is_none() -> None:
     ("key", "instead"),
     [
         ("array", "set by the engine"), ("output", "set by the engine"), ("wrap", "set by the engine"), ("job-name", "set by the"),
-        ("time", "cluster.minutes"), ("--partition", "cluster.partition"), ("signal", "cluster.signal_seconds"), ("ntasks", "allocation"),
+        ("time", "cluster.minutes"), ("--partition", "cluster.partition"), ("ntasks", "allocation"),
     ],
 )  # fmt: skip
 def test_further_parameters_do_not_override_the_engines_own(key: str, instead: str) -> None:
