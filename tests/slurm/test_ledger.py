@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import quantsweep
+from quantsweep.exit_status import ExitStatus
 from quantsweep.failures import classes
 from quantsweep.tables import records
 from tests.conftest import ROOT, Launch
@@ -226,7 +227,7 @@ def test_faults_strike_in_the_child_and_a_retry_succeeds(launch: Launch, tmp_pat
     FaultPlan(faults=faults, state=tmp_path / "state").write(tmp_path / "faults")
     for name, value in ledger.environment(record=tmp_path / "ledger", faults=tmp_path / "faults").items():
         monkeypatch.setenv(name, value)
-    launch(*sweep)
+    launch(*sweep, expect=ExitStatus.FAILED)
     record = ledger.read(tmp_path / "ledger")
     assert record.faults == dict.fromkeys(FAULTS, 1)
     trials = quantsweep.load_trials(tmp_path / "results" / "faulty", attempts=True).set_index("trial_id")
