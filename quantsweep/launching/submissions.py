@@ -126,7 +126,8 @@ def new_submission(folder: SweepFolder, arrays: Iterable[SubmittedArray], known_
 
 def read_submissions(folder: SweepFolder) -> list[Submission]:
     """All submissions of a sweep, oldest first."""
-    return [read_submission(path) for path in sorted(folder.plan.glob("submission-*.json"))]
+    found = [read_submission(path) for path in folder.plan.glob("submission-*.json")]
+    return sorted(found, key=lambda submission: (submission.declared, submission.path.name))  # names count whole seconds
 
 
 def read_submission(path: Path) -> Submission:
