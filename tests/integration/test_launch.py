@@ -248,7 +248,7 @@ def test_a_local_folder_works_wherever_a_hub_id_does(tmp_path: Path, launch: Lau
         (("task_path=/no/such/folder",), "not a folder"),
         (("-m", "device=cpu,cuda"), "is set once a launch"),
         (("bit_width=3,4",), "add -m"),
-        (("tracking=wandb", "+tracking.api_key=secret"), "wandb's own login"),
+        (("tracking=wandb", "+tracking.api_key=secret"), "wandb login, an environment variable"),
         (("data_type.version=2",), "unknown key"),
         (("data_type=fp", "data_type.options.exponent_bits=2.0"), "got 2.0 (float)"),
         (("device=cpuu",), "device 'cpuu' is not one of auto"),
