@@ -8,24 +8,20 @@ nobody waits for it any more either: `status` no longer counts it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from quantsweep import slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
-from quantsweep.errors import ConfigurationError, LockedError
+from quantsweep.errors import ConfigurationError
 from quantsweep.failures.holds import cancelled
-from quantsweep.launching.settle import write_cancelled
-from quantsweep.launching.tasks import Task, observe
-from quantsweep.planning.plan import read_asked, read_numbered_trials, remaining_tasks
-from quantsweep.storage.lock import launch_lock
+from quantsweep.launching.settle import cancel_tasks
+from quantsweep.launching.tasks import Task, idle_tasks, observe
+from quantsweep.planning.plan import read_asked, remaining_tasks
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import filters, records
+from quantsweep.trial.specs import PlannedTrial
 from quantsweep.words import count
-
-LOCK_SECONDS = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = _named(folder, seen.in_flight, chosen) if chosen.terms else list(seen.in_flight)
     # Where everything is cancelled nothing is left to look after either.
     collectors = [] if chosen.terms else [task.job_id for task in seen.collectors]
-    slurm.cancel([*(task.job_id for task in tasks), *collectors])
-    if tasks:
-        # Whoever holds the lock for long (wait=true) writes it down with its own next look.
-        with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose="cancel", wait_seconds=LOCK_SECONDS):
-            write_cancelled(folder, tasks)
+    cancel_tasks(folder, tasks, purpose="cancel", others=collectors)
     if arguments.json:
         print(json.dumps({"sweep": folder.name, "trials": num_named, "jobs": len(tasks), "dropped": arguments.drop}))
         return 0
@@ -90,13 +82,9 @@ def _num_named(folder: SweepFolder, chosen: filters.Filter) -> int:
 def _named(folder: SweepFolder, tasks: Sequence[Task], chosen: filters.Filter) -> list[Task]:
     """Tasks all of whose trials that are left to run are named by the filter."""
     done = records.read_done(folder.path)
-    by_plan: dict[str, set[int]] = {}
-    for task in tasks:
-        by_plan.setdefault(task.plan, set()).update(task.shard_ids)
-    others = {
-        (plan, shard_id)
-        for plan, ids in by_plan.items()
-        for shard_id, planned in read_numbered_trials(folder.plan / plan, ids)
-        if (left := remaining_tasks(planned, done)).tasks and not chosen.matches_planned(left)
-    }
-    return [task for task in tasks if not any((task.plan, shard_id) in others for shard_id in task.shard_ids)]
+
+    def is_another(_: str, planned: PlannedTrial) -> bool:
+        left = remaining_tasks(planned, done)
+        return bool(left.tasks) and not chosen.matches_planned(left)
+
+    return idle_tasks(folder, tasks, is_another)

@@ -31,10 +31,9 @@ from quantsweep import slurm
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.cli.compact import summary_text
 from quantsweep.errors import ConfigurationError, LockedError, ResultsError, SlurmError
-from quantsweep.launching.settle import write_cancelled
-from quantsweep.launching.tasks import Task, observe
-from quantsweep.planning.plan import read_asked, read_headers, read_numbered_trials, remaining_tasks
-from quantsweep.storage.lock import launch_lock
+from quantsweep.launching.settle import cancel_tasks
+from quantsweep.launching.tasks import Task, idle_tasks, observe
+from quantsweep.planning.plan import read_asked, read_headers, remaining_tasks
 from quantsweep.storage.paths import TABLES, SweepFolder
 from quantsweep.tables import records
 from quantsweep.tables.compaction import compact
@@ -42,7 +41,6 @@ from quantsweep.tables.filters import OUTCOME_COLUMNS, PLAN_COLUMNS, TASK_COLUMN
 from quantsweep.tables.forgetting import Fence, Forgotten, Kind, Tombstone, read_forgotten, write_fence
 from quantsweep.words import count
 
-LOCK_SECONDS = 10.0
 NEXT = sys.maxsize
 """For counting: all that was ever asked for lies before what is forgotten now."""
 
@@ -78,6 +76,9 @@ def forget(arguments: argparse.Namespace) -> tuple[int, Selection]:
     if not arguments.yes and not _agreed():
         print("nothing was forgotten")
         return 1, selection
+    if not arguments.yes and (now := select(folder, wanted)) != selection:
+        selection = now
+        print(f"meanwhile it is {selection.text}")
     write_fence(folder, selection.lines)
     print("forgotten, whoever may still write it; the launch command resumes: it runs again what is missing")
     for line in _taken_back(folder):
@@ -206,14 +207,11 @@ def _taken_back(folder: SweepFolder) -> Iterator[str]:
     try:
         seen = observe(folder)
         idle = _idle(folder, seen.in_flight)
-        slurm.cancel([task.job_id for task in idle])
+        cancel_tasks(folder, idle, purpose="rerun")
     except SlurmError as error:
         yield f"{error}. Jobs that would still compute what is forgotten leave it alone by themselves"
         return
     if idle:
-        # Whoever holds the lock for long (wait=true) writes it down with its own next look.
-        with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose="rerun", wait_seconds=LOCK_SECONDS):
-            write_cancelled(folder, idle)
         yield f"{count(len(idle), 'queued job')} had nothing else to do and left the queue"
     if alive := sum(heard.is_alive for heard in seen.records):
         yield f"{count(alive, 'worker is', 'workers are')} at work, and will leave alone what is forgotten, from the next trial on"
@@ -225,16 +223,9 @@ def _idle(folder: SweepFolder, tasks: Iterable[Task]) -> list[Task]:
     if not pending:
         return []
     done, forgotten, headers = records.read_done(folder.path), read_forgotten(folder.path), read_headers(folder.plan)
-    by_plan: dict[str, set[int]] = {}
-    for task in pending:
-        by_plan.setdefault(task.plan, set()).update(task.shard_ids)
-    busy = {
-        (plan, shard_id)
-        for plan, ids in by_plan.items()
-        for shard_id, planned in read_numbered_trials(folder.plan / plan, ids)
-        if forgotten.still_asked(remaining_tasks(planned, done), headers[plan].launched).tasks
-    }
-    return [task for task in pending if not any((task.plan, shard_id) in busy for shard_id in task.shard_ids)]
+    return idle_tasks(
+        folder, pending, lambda plan, planned: bool(forgotten.still_asked(remaining_tasks(planned, done), headers[plan].launched).tasks)
+    )
 
 
 def _agreed() -> bool:

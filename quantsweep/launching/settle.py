@@ -13,6 +13,7 @@ might have looked between an intent and its receipt.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,17 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep import slurm
+from quantsweep.errors import LockedError
 from quantsweep.failures import classes
 from quantsweep.launching.charges import charges
 from quantsweep.launching.submissions import Submission, read_submissions
 from quantsweep.launching.tasks import Observation, Task, observe
 from quantsweep.planning.plan import plan_files, read_numbered_trials, remaining_tasks
 from quantsweep.running.attempts import completed_rows, lost_row
-from quantsweep.storage.lock import check_not_lost
+from quantsweep.storage.lock import check_not_lost, launch_lock
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import ENDED_BY_SLURM, ENDED_WITH_ERROR, Heard, WorkerRecord, close_record
 from quantsweep.tables import records
 from quantsweep.trial.specs import PlannedTrial, content_hash
+
+LOCK_SECONDS = 10.0
+"""How long a command waits for a launch that is at work."""
 
 BLAMELESS = frozenset({"CANCELLED"})
 """Ends that say nothing of a trial: somebody wanted the job gone."""
@@ -55,11 +60,17 @@ def settle(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
     return replace(seen, submissions=tuple(written))
 
 
-def write_cancelled(folder: SweepFolder, tasks: Iterable[Task]) -> None:
-    """Tasks that were cancelled while they were pending never ran: written down at once, before Slurm may forget them.
+def cancel_tasks(folder: SweepFolder, tasks: Sequence[Task], *, purpose: str, others: Iterable[str] = ()) -> None:
+    """Take tasks out of Slurm's queue, and write that down; `others`: ids of further jobs.  Raises SlurmError."""
+    slurm.cancel([*(task.job_id for task in tasks), *others])
+    if tasks:
+        # Whoever holds the lock for long (wait=true) writes it down with its own next look.
+        with contextlib.suppress(LockedError), launch_lock(folder.plan / "launch.lock", purpose=purpose, wait_seconds=LOCK_SECONDS):
+            _write_cancelled(folder, tasks)
 
-    The launch lock must be held.
-    """
+
+def _write_cancelled(folder: SweepFolder, tasks: Iterable[Task]) -> None:
+    """Tasks that were cancelled while they were pending never ran: written down at once, before Slurm may forget them."""
     words: dict[tuple[Path, int], dict[int, str]] = {}
     for task in tasks:
         if task.state is slurm.State.PENDING:

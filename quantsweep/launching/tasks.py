@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from quantsweep.errors import SlurmError
 from quantsweep.failures.holds import holding, read_holds
 from quantsweep.launching.cluster import VISIBLE_SECONDS
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions
-from quantsweep.planning.plan import read_headers, read_shard_trials, shard_trials
+from quantsweep.planning.plan import read_headers, read_numbered_trials, read_shard_trials, shard_trials
 from quantsweep.storage.files import filesystem_now
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import STALE_SECONDS, Heard, read_records
@@ -152,6 +152,17 @@ def in_flight_trials(folder: SweepFolder, tasks: Iterable[Task]) -> frozenset[st
     return frozenset(
         planned.trial.trial_id for plan, planned in _planned(folder, tasks) if forgotten.still_asked(planned, launched[plan]) is planned
     )
+
+
+def idle_tasks(folder: SweepFolder, tasks: Sequence[Task], is_wanted: Callable[[str, PlannedTrial], bool]) -> list[Task]:
+    """Those of some tasks in whose shards no trial is wanted; `is_wanted` is asked with the plan's name and the trial."""
+    wanted = {
+        (plan, shard_id)
+        for plan, ids in _shards(tasks).items()
+        for shard_id, planned in read_numbered_trials(folder.plan / plan, ids)
+        if is_wanted(plan, planned)
+    }
+    return [task for task in tasks if not any((task.plan, shard_id) in wanted for shard_id in task.shard_ids)]
 
 
 def _planned(folder: SweepFolder, tasks: Iterable[Task]) -> Iterator[tuple[str, PlannedTrial]]:

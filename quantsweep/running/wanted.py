@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from quantsweep.errors import ResultsError
+from quantsweep.failures.causes import is_disk_full
 from quantsweep.failures.holds import Hold, hold_files, holding, read_holds
 from quantsweep.planning.plan import PlanHeader, plan_owners, plan_sequence
 from quantsweep.storage.files import filesystem_now
@@ -45,10 +46,22 @@ class Wanted:
         """The word that somebody else wrote for this worker; None while nobody did."""
 
     def look(self) -> None:
-        """Look, unless the last look was a moment ago (LOOK_SHARE)."""
+        """Look, unless the last look was a moment ago (LOOK_SHARE).
+
+        Where the file system fails for a moment, what was seen last holds until the next look; OSError: the disk is full.
+        """
         began = time.monotonic()
         if began < self._next:
             return
+        try:
+            self._see()
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+        ended = time.monotonic()
+        self._next = ended + (ended - began) / LOOK_SHARE
+
+    def _see(self) -> None:
         for room in (self._folder.plan, self._folder.holds, self._folder.workers):
             filesystem_now(room)  # what other hosts have put there is seen now
         names = [path.name for path in self._folder.plan.iterdir()]
@@ -59,8 +72,6 @@ class Wanted:
         if files != self._hold_files:
             self._hold_files, self._holds = files, read_holds(self._folder)
         self.closed = closing_word(self._folder, self._worker)
-        ended = time.monotonic()
-        self._next = ended + (ended - began) / LOOK_SHARE
 
     def superseded(self, planned: PlannedTrial) -> str | None:
         """Why a trial is somebody else's by now, in words; None if it is still this worker's."""

@@ -333,8 +333,11 @@ class _Fold:
             if any(identity_of(self._room / name) != identity for name, identity in originals.items()):
                 raise _ChangedError
             check_held(self._lock)
-            with _claim(place).open("x"):  # of two that think they are alone, one fills it
-                pass
+            with _claim(place).open("x") as claim:  # of two that think they are alone, one fills it
+                claim.write(token)
+            # Who stood still here for so long that others tidied up must not write over what they have filled.
+            if _claim(place).read_text() != token or not (self._room / note.rows).exists():
+                raise _ChangedError
         except (FileNotFoundError, FileExistsError, _ChangedError, LockedError) as error:
             (self._room / note.rows).unlink(missing_ok=True)
             if isinstance(error, LockedError):

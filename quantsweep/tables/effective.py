@@ -3,7 +3,8 @@
     metrics   a pair (trial, task) has the rows of one attempt: the greatest in the order (`quantsweep.tables.order`)
     samples   those of the same attempt; samples whose metrics were never written are left out
     layers    a trial's are those of one attempt, of one whose metrics count if there is any
-    trials    a trial's greatest attempt, but that a failure does not count once all that it was to evaluate has its row
+    trials    a trial's greatest attempt, but that a failure does not count once all that it was to evaluate has its row, and that one
+              that was done is called forgotten while an evaluation of it is (`quantsweep rerun task=…`)
 
 `load_results` and its like, `status`, `logs` and messages all read here, so that they cannot contradict each other.
 """
@@ -19,11 +20,14 @@ import pyarrow.compute as pc
 
 from quantsweep.planning.plan import remaining_tasks
 from quantsweep.tables import order, records
+from quantsweep.tables.forgetting import read_forgotten
 from quantsweep.trial.specs import PlannedTrial
 
 PAIR = ("trial_id", "task_key")
 TRIAL_COLUMNS = ("trial_id", "status", "config", *order.COLUMNS)
 """What `effective` needs of the table of trials."""
+FORGOTTEN = "forgotten"
+"""Status of a trial whose attempt was done, and of which an evaluation was forgotten since."""
 _KEYS = {"metrics": (*PAIR, "metric"), "samples": PAIR, "layers": ("trial_id", "layer"), "trials": ("trial_id",)}
 
 
@@ -78,16 +82,24 @@ def _trials(folder: Path, rows: pa.Table) -> pa.Table:
     chosen = order.best(codes, ranks, count)
     failed = pc.equal(rows.column("status").cast(pa.string()), "failed").to_numpy()
     if failed[chosen[chosen >= 0]].any():
-        moot = _moot(folder, rows, np.flatnonzero(failed & np.isin(codes, codes[chosen[(chosen >= 0) & failed[chosen]]])))
+        moot = _are_whole(folder, rows, np.flatnonzero(failed & np.isin(codes, codes[chosen[(chosen >= 0) & failed[chosen]]])))
         chosen = order.best(codes, ranks - moot.astype(np.int64) * rows.num_rows, count)
-        rows = _called_done(rows, moot)
+        rows = _called(rows, moot, "done")
     kept = np.zeros(rows.num_rows, np.bool_)
     kept[chosen[chosen >= 0]] = True
-    return rows if kept.all() else rows.filter(pa.array(kept))
+    rows = rows if kept.all() else rows.filter(pa.array(kept))
+    in_part = read_forgotten(folder).in_part
+    return _less_what_is_forgotten(folder, rows, in_part) if in_part else rows
 
 
-def _moot(folder: Path, rows: pa.Table, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """One flag a row, True for those of `places` (failures) all of whose evaluations have a row by now."""
+def _less_what_is_forgotten(folder: Path, rows: pa.Table, in_part: frozenset[str]) -> pa.Table:
+    done = pc.equal(rows.column("status").cast(pa.string()), "done").to_numpy()
+    done &= pc.is_in(rows.column("trial_id").cast(pa.string()), value_set=pa.array(sorted(in_part))).to_numpy()
+    return _called(rows, done & ~_are_whole(folder, rows, np.flatnonzero(done)), FORGOTTEN)
+
+
+def _are_whole(folder: Path, rows: pa.Table, places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """One flag a row, True for those of `places` (attempts) all of whose evaluations have a row by now."""
     done = records.read_done(folder)
     with_rows = {trial_id for trial_id, _ in done}
     found = np.zeros(rows.num_rows, np.bool_)
@@ -98,7 +110,8 @@ def _moot(folder: Path, rows: pa.Table, places: npt.NDArray[np.int64]) -> npt.ND
     return found
 
 
-def _called_done(rows: pa.Table, moot: npt.NDArray[np.bool_]) -> pa.Table:
+def _called(rows: pa.Table, which: npt.NDArray[np.bool_], word: str) -> pa.Table:
+    """The rows, of which some have another status."""
     place, column = rows.column_names.index("status"), rows.column("status")
-    texts = pc.if_else(pa.array(moot), "done", column.cast(pa.string()))
+    texts = pc.if_else(pa.array(which), word, column.cast(pa.string()))
     return rows.set_column(place, "status", texts.dictionary_encode() if pa.types.is_dictionary(column.type) else texts)

@@ -143,6 +143,11 @@ class Forgotten:
     def __bool__(self) -> bool:
         return bool(self._fences)
 
+    @property
+    def in_part(self) -> frozenset[str]:
+        """Trials of which single tasks were forgotten."""
+        return frozenset(trial_id for fence in self._fences for trial_id, _ in fence.tasks)
+
     def covers(self, trial_id: str, task_key: str, launch: int) -> bool:
         """True if what a launch asks of a trial and task is forgotten: it is left alone by now, and a later launch plans it."""
         return any(fence.covers(trial_id, task_key, launch) for fence in self._fences)

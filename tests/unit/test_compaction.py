@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -586,3 +587,31 @@ def test_what_a_kill_left_out_of_sight_comes_back(folder: SweepFolder) -> None:
     assert records.read_table(folder.path, "metrics").num_rows == 0
     compact(folder)
     assert numbers(folder) == once(3)
+
+
+def test_who_slept_between_its_claim_and_its_note_writes_over_nothing(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For more than a day: claim and rows were tidied away, and others have filled the place."""
+    for n in range(3):
+        worker(folder, range(n, n + 1), **ENDED)
+    real, slept = compaction._claim, iter([True])
+
+    def claim(place: Path) -> Path:
+        path = real(place)
+        if path.exists() and path.stat().st_size and next(slept, False):
+            for leftover in (path, *place.parent.glob(".*.next")):
+                leftover.unlink()
+            compact_apart(folder)
+        return path
+
+    def compact_apart(folder: SweepFolder) -> None:
+        monkeypatch.setattr(compaction, "_claim", real)
+        with monkeypatch.context() as patch:
+            patch.setattr(compaction, "launch_lock", lambda *_, **__: contextlib.nullcontext())
+            patch.setattr(compaction, "check_held", lambda path: None)
+            compact(folder)
+
+    monkeypatch.setattr(compaction, "_claim", claim)
+    compact(folder)
+    assert next(slept, None) is None, "it did sleep"
+    assert numbers(folder) == numbers(folder, "samples") == once(3)
+    assert plainly(folder) == once(3)

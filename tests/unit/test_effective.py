@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import quantsweep
+from quantsweep.cli.main import main
 from quantsweep.cli.status import sweep_status
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
@@ -150,6 +151,20 @@ def test_a_task_that_was_added_and_failed_is_a_failure(sweep: SweepFolder) -> No
     attempt(sweep, second, 1.0, plan=plans[1].name, launch=2, failed=True, tasks=())
     assert list(quantsweep.load_trials(sweep.path).status) == ["failed"]
     assert sweep_status(sweep)["failed"] == 1
+
+
+def test_a_trial_of_which_a_task_was_forgotten_is_done_for_nobody_until_it_ran_again(sweep: SweepFolder) -> None:
+    planned = trial()
+    plan = write(sweep, [planned], cluster=HERE)
+    attempt(sweep, planned, 1.0, plan=plan.name, launch=1)
+    assert main(["rerun", str(sweep.path), "--yes", "--task", "t"]) == 0
+    assert list(quantsweep.load_trials(sweep.path).status) == ["forgotten"]
+    status = sweep_status(sweep)
+    assert (status["done"], status["to_launch"]) == (0, 1)
+    again = write(sweep, [planned], cluster=HERE)
+    attempt(sweep, trial(tasks=TASKS[:1]), 2.0, plan=again.name, launch=3)
+    assert list(quantsweep.load_trials(sweep.path).status) == ["done"]
+    assert sweep_status(sweep)["done"] == 1
 
 
 def test_an_evaluation_shows_the_rows_of_one_attempt_and_samples_follow(sweep: SweepFolder, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ What is counted comes from the children's own ledger and from the raw files, by 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +22,10 @@ from quantsweep.cli.status import sweep_status
 from quantsweep.launching.advance import advance
 from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import to_leave_alone
-from quantsweep.planning.plan import plan_files
+from quantsweep.planning.plan import plan_files, read_header
 from quantsweep.running.environment import Environment
 from quantsweep.running.stopping import Stop, StoppedError
+from quantsweep.running.wanted import Wanted
 from quantsweep.running.worker import JobContext, ShardSummary, Worker
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import LOST_AND_REQUEUED, close_record, read_records, write_record
@@ -293,3 +296,24 @@ def test_a_new_number_is_greater_than_that_of_every_plan_and_fence(sweep: SweepF
     plan = write(sweep, TRIALS, shard_minutes=60)
     assert run(plan, 2.0, Ledger()).done == 3
     agrees(sweep, 2.0)
+
+
+def test_a_file_system_that_fails_for_a_moment_ends_no_worker(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen last holds until the next look; a full disk is another thing."""
+    plan = write(sweep, TRIALS, shard_minutes=60)
+    looks = Wanted(sweep, read_header(plan), "w")
+    looks.look()
+    holding_back = frozenset(looks._fences)
+    for number, ends in ((errno.EIO, False), (errno.ESTALE, False), (errno.ENOSPC, True)):
+
+        def fails(folder: Path, number: int = number) -> float:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("quantsweep.running.wanted.filesystem_now", fails)
+        looks._next = 0.0
+        if ends:
+            with pytest.raises(OSError, match="No space left"):
+                looks.look()
+        else:
+            looks.look()
+        assert (frozenset(looks._fences), looks.closed) == (holding_back, None)
