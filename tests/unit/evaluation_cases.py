@@ -17,6 +17,16 @@ BUILT_IN = Path(lm_eval.tasks.__file__).parent
 
 SENTENCE = "the king of the sea went down to the house and said to all the people that the day was good"
 WORDS = SENTENCE.split()
+ROLLING: dict[str, Any] = {
+    "dataset_path": "json",
+    "output_type": "loglikelihood_rolling",
+    "test_split": "test",
+    "doc_to_text": "",
+    "doc_to_target": "{{text}}",
+    "metric_list": [{"metric": "bits_per_byte"}],
+    "metadata": {"version": 1.0},
+}
+"""A rolling task over JSON lines with the column `text`, but for its name and its data."""
 # By task: lm-eval's YAML, the split that is scored, and rows in the columns of the original data.
 LOCAL: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     "lambada_openai": ("lambada/lambada_openai.yaml", "test", [{"text": " ".join(WORDS[: 8 + i])} for i in range(8)]),

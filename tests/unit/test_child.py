@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from evaluation_cases import spec_of
+from evaluation_cases import ROLLING, spec_of
 
 from quantsweep.errors import EvaluationError
 from quantsweep.mini import model_path
@@ -28,15 +28,9 @@ def planned(*tasks: TaskSpec) -> PlannedTrial:
 def write(folder: Path, name: str, **changes: Any) -> None:
     (folder / "docs.jsonl").write_text("".join(json.dumps({"text": f"A sentence number {n}."}) + "\n" for n in range(3)))
     config = {
+        **ROLLING,
         "task": name,
-        "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": "docs.jsonl"}},
-        "output_type": "loglikelihood_rolling",
-        "test_split": "test",
-        "doc_to_text": "",
-        "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": "bits_per_byte"}],
-        "metadata": {"version": 1.0},
         **changes,
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(config).replace("RESULTS", "!function code.results"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from datasets.fingerprint import Hasher
-from evaluation_cases import CONF, LOCAL, spec_of, write_local_tasks
+from evaluation_cases import CONF, LOCAL, ROLLING, spec_of, write_local_tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -140,15 +140,9 @@ class TestRefusals:
         (tmp_path / "empty.jsonl").write_text("")
         (tmp_path / "code.py").write_text("def none(docs):\n    return docs.select([])\n")
         config = {
+            **ROLLING,
             "task": "mine",
-            "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": "docs.jsonl"}},
-            "output_type": "loglikelihood_rolling",
-            "test_split": "test",
-            "doc_to_text": "",
-            "doc_to_target": "{{text}}",
-            "metric_list": [{"metric": "bits_per_byte"}],
-            "metadata": {"version": 1.0},
         } | {key: value.format(folder=tmp_path, none="F") if isinstance(value, str) else value for key, value in changes.items()}
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config).replace("process_docs: F", "process_docs: !function code.none"))
         with pytest.raises(EvaluationError, match=rf"(?s)task mine \(.*mine\.yaml\): its data cannot be loaded: .*{said}"):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas
 import pytest
 import yaml
-from evaluation_cases import spec_of
+from evaluation_cases import ROLLING, spec_of
 from lm_eval.tasks import TaskManager
 from PIL import Image
 
@@ -26,15 +26,6 @@ from quantsweep.tasks.documents import hash_values
 from quantsweep.trial.specs import TaskSpec
 from quantsweep.trial.task_identity import read_own_tasks
 
-ROLLING: dict[str, Any] = {
-    "dataset_path": "json",
-    "output_type": "loglikelihood_rolling",
-    "test_split": "test",
-    "doc_to_text": "",
-    "doc_to_target": "{{text}}",
-    "metric_list": [{"metric": "bits_per_byte"}],
-    "metadata": {"version": 1.0},
-}
 PYTHON = """
 import json
 from pathlib import Path

@@ -220,3 +220,17 @@ def test_several_tasks(folder: SweepFolder, options: list[str]) -> None:
 def test_filters_may_follow_options(folder: SweepFolder) -> None:
     assert main(["rerun", str(folder.path), "--yes", "model=a", "--task", "t"]) == 0
     assert standing(folder)[0] == EVERYTHING - {("a1", "t@1")}
+
+
+def test_what_ends_while_the_question_stands_is_not_forgotten_with_the_rest(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def yes() -> bool:
+        attempt(folder, "b", "b2", ["t@1", "u@1"], code_commit="new")
+        return True
+
+    monkeypatch.setattr("quantsweep.cli.rerun._agreed", yes)
+    assert main(["rerun", str(folder.path), "code_commit=old"]) == 0
+    assert {("b2", "t@1"), ("b2", "u@1")} <= standing(folder)[0], "new code made it"
+    assert "b1" not in standing(folder)[1]
+    assert "3 evaluations" in capsys.readouterr().out
