@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from quantsweep.composing.yaml_files import read_mapping
 from quantsweep.errors import ConfigurationError
+from quantsweep.redaction import TOKENS
 from quantsweep.trial.convert import convert
 from quantsweep.trial.specs import ClusterSpec, options_tuple
 
@@ -35,10 +36,9 @@ ENGINES_OWN = {
 }
 """Options of sbatch that `additional_parameters` must not override, and what to do instead."""
 _INTERPOLATION = re.compile(r"(?<!\\)\$\{([^{}]*)\}")
-_KNOWN = r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})"
 _NAMED = r"(?i:(?:\b\w*|--[\w-]*)(?:token|secret|passw(?:or)?d|api[-_]?key|access[-_]?key)\s*(?:=\s*|(?<=--token)\s|(?<=--password)\s))"
 _LITERAL = r"""(?!['"]?[$`/~]|['"]{2}|[\s;]|$|(?:true|false|[01])\b)\S+"""
-_SECRET = re.compile(f"{_KNOWN}|{_NAMED}{_LITERAL}")
+_SECRET = re.compile(f"{TOKENS}|{_NAMED}{_LITERAL}")
 """Tokens by their makers' own beginnings, and values (not variables, commands or files) given to a name that says what it is."""
 
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantsweep.errors import ConfigurationError
+from quantsweep.redaction import TOKENS
 
 _SECRET_KEY = re.compile(r"(?i)(^|[._-])(token|password|passwd|passphrase|secret|credentials?|(api|access|private)_?key)$")
-_SECRET_VALUE = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[A-Z0-9]{16}"
-    r"|://[^/\s:@]+:[^/\s@]+@|(?i:token|password|passwd|secret|api_?key)\s*[=:]\s*[^\s$'\"{}\[\],]{4,}"
-)
+_SECRET_VALUE = re.compile(TOKENS + r"|://[^/\s:@]+:[^/\s@]+@|(?i:token|password|passwd|secret|api_?key)\s*[=:]\s*[^\s$'\"{}\[\],]{4,}")
 
 
 @dataclass(frozen=True)

@@ -183,3 +183,8 @@ def test_how_a_launch_ended_is_told_from_its_tables(sweep: SweepFolder) -> None:
     finish(sweep, trial(4), plan=plan.name)
     assert ending(sweep, asked, has_budget=True) is ExitStatus.DONE
     assert len(plan_files(sweep.plan)) == 1
+
+
+@pytest.mark.parametrize("word", ["model=/data/disk-fast-storage-volume-01/m", "sweep=task-of-a-long-name-and-more", "limit=5"])
+def test_a_word_that_only_holds_the_letters_of_a_token_is_none(word: str) -> None:
+    Typed((word,), "/")
