@@ -112,13 +112,13 @@ def lines(*events: tuple[str, float, int, str]) -> str:
 
 
 def write_rows(folder: Path, rows: list[tuple[str, str, float]]) -> None:
-    """Rows of the table of metrics; a row is (trial, metric, when it was finished)."""
+    """Rows of the table of metrics; a row is (trial, metric, when it was finished).  A trial has one attempt."""
     (folder / "metrics").mkdir(parents=True)
     schema = records.arrow_schema("metrics")
     empty = {**dict.fromkeys(schema.names), "task_key": "ppl@1", "data_type_options": "{}", "method_options": "{}"}
     frame = [
-        {**empty, "trial_id": trial, "metric": metric, "finished_at": datetime.fromtimestamp(when, UTC), "attempt": str(number)}
-        for number, (trial, metric, when) in enumerate(rows)
+        {**empty, "trial_id": trial, "metric": metric, "finished_at": datetime.fromtimestamp(when, UTC), "attempt": trial}
+        for trial, metric, when in rows
     ]
     pq.write_table(pa.Table.from_pylist(frame, schema=schema), folder / "metrics" / "test-000.parquet")
 
