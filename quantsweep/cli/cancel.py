@@ -17,7 +17,8 @@ from quantsweep.errors import ConfigurationError
 from quantsweep.failures.holds import cancelled
 from quantsweep.launching.settle import cancel_tasks
 from quantsweep.launching.tasks import Task, idle_tasks, observe
-from quantsweep.planning.plan import read_asked, remaining_tasks
+from quantsweep.planning.plan import remaining_tasks
+from quantsweep.planning.plan_files import read_asked
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import filters, records
 from quantsweep.trial.specs import PlannedTrial

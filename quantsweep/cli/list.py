@@ -11,7 +11,7 @@ from quantsweep.cli._sweep import add_results_dir, sweep_names
 from quantsweep.errors import QuantsweepError
 from quantsweep.operations.launches import dropped_trials, held_trials, left_of, read_launches
 from quantsweep.operations.messages import sweeps_text
-from quantsweep.planning.plan import read_asked_tasks
+from quantsweep.planning.plan_files import read_asked_tasks
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
 

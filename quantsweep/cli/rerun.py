@@ -33,7 +33,8 @@ from quantsweep.cli.compact import summary_text
 from quantsweep.errors import ConfigurationError, LockedError, ResultsError, SlurmError
 from quantsweep.launching.settle import cancel_tasks
 from quantsweep.launching.tasks import Task, idle_tasks, observe
-from quantsweep.planning.plan import read_asked, read_headers, remaining_tasks
+from quantsweep.planning.plan import remaining_tasks
+from quantsweep.planning.plan_files import read_asked, read_headers
 from quantsweep.storage.paths import TABLES, SweepFolder
 from quantsweep.tables import records
 from quantsweep.tables.compaction import compact

@@ -9,7 +9,8 @@ from typing import Any
 from quantsweep.cli._sweep import add_sweep, find_sweep
 from quantsweep.operations.launches import Launch, read_launches
 from quantsweep.operations.messages import show_text
-from quantsweep.planning.plan import Done, read_asked
+from quantsweep.planning.plan import Done
+from quantsweep.planning.plan_files import read_asked
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
 from quantsweep.tables.filters import planned_rows

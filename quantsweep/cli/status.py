@@ -23,7 +23,7 @@ from quantsweep.launching.tasks import Observation, in_flight_trials, observe
 from quantsweep.operations.launches import dropped_trials, held_trials, left_of
 from quantsweep.operations.messages import status_text
 from quantsweep.operations.time_left import Ended, Running, seconds_left
-from quantsweep.planning.plan import plan_files, read_asked_tasks, read_header, read_headers, read_minutes, shard_trials
+from quantsweep.planning.plan_files import plan_files, read_asked_tasks, read_header, read_headers, read_minutes, shard_trials
 from quantsweep.storage.lock import lock_holder
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import WorkerRecord, read_records

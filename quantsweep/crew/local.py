@@ -21,7 +21,7 @@ from quantsweep.crew.display import Display, Tally, display
 from quantsweep.crew.gpus import num_gpus, visible_gpus
 from quantsweep.launching import budget
 from quantsweep.launching.submissions import read_submissions, spent_by_job
-from quantsweep.planning.plan import read_header, read_minutes, shard_samples
+from quantsweep.planning.plan_files import read_header, read_minutes, shard_samples
 from quantsweep.running.stopping import Allotment, Stop, stopped_by_signals
 from quantsweep.running.worker import JobContext, Worker
 from quantsweep.storage.lock import check_not_lost

@@ -37,7 +37,7 @@ from quantsweep.launching.advance import advance, advance_now_and_then, step_tex
 from quantsweep.launching.cluster import VISIBLE_SECONDS, RefusedError, warning_seconds
 from quantsweep.launching.refill import come_back
 from quantsweep.launching.submissions import SubmittedArray, read_submission
-from quantsweep.planning.plan import read_header
+from quantsweep.planning.plan_files import read_header
 from quantsweep.running import environment
 from quantsweep.running.stopping import Allotment, Stop
 from quantsweep.running.worker import JobContext, Worker

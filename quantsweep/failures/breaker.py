@@ -15,7 +15,7 @@ from typing import Any
 
 from quantsweep.failures import classes
 from quantsweep.failures.holds import Hold, read_holds
-from quantsweep.planning.plan import plan_sequence, read_headers
+from quantsweep.planning.plan_files import plan_sequence, read_headers
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from quantsweep.errors import ResultsError
-from quantsweep.planning.plan import plan_files, plan_sequence
+from quantsweep.planning.plan_files import plan_files, plan_sequence
 from quantsweep.storage.files import checked_file, write_text
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import filters

@@ -34,7 +34,7 @@ from quantsweep.launching.cluster import RefusedError
 from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.operations.messages import local_text, submitted_text
-from quantsweep.planning.plan import read_header
+from quantsweep.planning.plan_files import read_header
 from quantsweep.slurm import SlurmUnavailable
 from quantsweep.storage.files import OTHERS_MAY_WRITE, own_umask
 from quantsweep.storage.paths import SweepFolder

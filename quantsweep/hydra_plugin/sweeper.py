@@ -35,7 +35,8 @@ from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import Observation
 from quantsweep.operations.launches import ending
 from quantsweep.operations.messages import finished_text, plan_text, submitted_text
-from quantsweep.planning.plan import Plan, plan_files, write_plan
+from quantsweep.planning.plan import Plan
+from quantsweep.planning.plan_files import plan_files, write_plan
 from quantsweep.planning.typed import typed
 from quantsweep.running.environment import running_package, source_digest
 from quantsweep.storage.lock import RUN, check_held, launch_lock

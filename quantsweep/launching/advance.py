@@ -25,17 +25,8 @@ from quantsweep.launching.refill import SubmitSummary, submit_waiting
 from quantsweep.launching.settle import NOT_BY_ITSELF, settle
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.launching.tasks import Observation, in_flight_trials
-from quantsweep.planning.plan import (
-    Expansion,
-    Plan,
-    PlanHeader,
-    count_assignments,
-    read_headers,
-    read_owned_tasks,
-    read_shard_trials,
-    remaining_tasks,
-    write_plan,
-)
+from quantsweep.planning.plan import Expansion, Plan, remaining_tasks
+from quantsweep.planning.plan_files import PlanHeader, count_assignments, read_headers, read_owned_tasks, read_shard_trials, write_plan
 from quantsweep.planning.shards import cut
 from quantsweep.slurm import State
 from quantsweep.storage.files import filesystem_now

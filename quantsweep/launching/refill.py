@@ -28,7 +28,7 @@ from quantsweep.launching.cluster import NoRoomError, RefusedError
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, new_submission, spent_by_job
 from quantsweep.launching.tasks import COLLECTOR, Observation
 from quantsweep.operations.prediction import Predictor, sweep_folders
-from quantsweep.planning.plan import (
+from quantsweep.planning.plan_files import (
     PlanHeader,
     plan_files,
     read_header,

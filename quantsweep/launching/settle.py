@@ -26,7 +26,8 @@ from quantsweep.failures import classes
 from quantsweep.launching.charges import charges
 from quantsweep.launching.submissions import Submission, read_submissions
 from quantsweep.launching.tasks import Observation, Task, observe
-from quantsweep.planning.plan import plan_files, read_numbered_trials, remaining_tasks
+from quantsweep.planning.plan import remaining_tasks
+from quantsweep.planning.plan_files import plan_files, read_numbered_trials
 from quantsweep.running.attempts import completed_rows, lost_row
 from quantsweep.storage.lock import check_not_lost, launch_lock
 from quantsweep.storage.paths import SweepFolder

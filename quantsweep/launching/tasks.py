@@ -30,7 +30,7 @@ from quantsweep.errors import SlurmError
 from quantsweep.failures.holds import holding, read_holds
 from quantsweep.launching.cluster import VISIBLE_SECONDS
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions
-from quantsweep.planning.plan import read_headers, read_numbered_trials, read_shard_trials, shard_trials
+from quantsweep.planning.plan_files import read_headers, read_numbered_trials, read_shard_trials, shard_trials
 from quantsweep.storage.files import filesystem_now
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import STALE_SECONDS, Heard, read_records

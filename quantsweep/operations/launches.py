@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 
 from quantsweep.exit_status import ExitStatus, of_trials
 from quantsweep.failures.holds import Hold, holding, read_holds
-from quantsweep.planning.plan import Done, PlanHeader, read_asked, read_headers, read_owners, read_plan_tasks
+from quantsweep.planning.plan import Done
+from quantsweep.planning.plan_files import PlanHeader, read_asked, read_headers, read_owners, read_plan_tasks
 from quantsweep.planning.typed import Typed
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from quantsweep.failures.classes import Failure
-from quantsweep.planning.plan import read_header, read_shard, remaining_tasks
+from quantsweep.planning.plan import remaining_tasks
+from quantsweep.planning.plan_files import read_header, read_shard
 from quantsweep.running.environment import Environment
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import WorkerRecord

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from quantsweep.planning.plan import PlanHeader, read_headers
+from quantsweep.planning.plan_files import PlanHeader, read_headers
 from quantsweep.storage.files import filesystem_now, write_text
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import read_records

@@ -20,7 +20,7 @@ from typing import TypeVar
 from quantsweep.errors import ResultsError
 from quantsweep.failures.causes import is_disk_full
 from quantsweep.failures.holds import Hold, hold_files, holding, read_holds
-from quantsweep.planning.plan import PlanHeader, plan_owners, plan_sequence
+from quantsweep.planning.plan_files import PlanHeader, plan_owners, plan_sequence
 from quantsweep.storage.files import filesystem_now
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import closing_word

@@ -22,7 +22,8 @@ from typing import Any
 from quantsweep.errors import ResultsError
 from quantsweep.failures import breaker, classes
 from quantsweep.failures.classes import Failure
-from quantsweep.planning.plan import PlanHeader, read_header, read_shard, remaining_tasks
+from quantsweep.planning.plan import remaining_tasks
+from quantsweep.planning.plan_files import PlanHeader, read_header, read_shard
 from quantsweep.running import environment
 from quantsweep.running.attempts import Attempt, completed_rows, lost_row
 from quantsweep.running.child import GIVEN_GPUS

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from quantsweep.errors import ResultsError
-from quantsweep.planning.plan import next_name, plan_sequence
+from quantsweep.planning.plan_files import next_name, plan_sequence
 from quantsweep.storage.files import checked_file, write_table
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables.order import launches

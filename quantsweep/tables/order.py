@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quantsweep.errors import ResultsError
-from quantsweep.planning.plan import plan_sequence, read_header
+from quantsweep.planning.plan_files import plan_sequence, read_header
 
 COLUMNS = ("launch", "plan", "life", "attempt")
 """What a row's rank is read from; `status` too, where a table has it."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep.failures.holds import Hold
-from quantsweep.planning.plan import read_header
+from quantsweep.planning.plan_files import read_header
 from quantsweep.running import wanted
 from quantsweep.running.wanted import Wanted
 from quantsweep.storage.paths import SweepFolder

@@ -42,7 +42,7 @@ STEPS = (
     ("what is done", "quantsweep.tables.records", "read_done"),
     ("subtract and cut", "quantsweep.planning.plan", "build_plan"),
     ("say it", "quantsweep.operations.messages", "plan_text"),
-    ("plan file", "quantsweep.planning.plan", "write_plan"),
+    ("plan file", "quantsweep.planning.plan_files", "write_plan"),
     ("code snapshot", "quantsweep.launching.snapshot", "take"),
     ("settle", "quantsweep.launching.settle", "settle"),
     ("submit", "quantsweep.launching.refill", "submit_waiting"),
@@ -142,7 +142,7 @@ def quantsweep_command(*arguments: str) -> list[str]:
 
 def benchmark(size: int, folder: Path, cluster: Cluster, shims: Shims) -> tuple[list[tuple[str, ...]], list[str]]:
     """All commands at one size: rows of the table, and the lines of the breakdown."""
-    from quantsweep.planning.plan import read_asked
+    from quantsweep.planning.plan_files import read_asked
     from quantsweep.storage.paths import SweepFolder
     from tests.benchmarks.synthetic import write_done
 

@@ -10,7 +10,8 @@ import pytest
 
 import quantsweep
 from quantsweep.failures import classes
-from quantsweep.planning.plan import Expansion, build_plan, plan_files, read_asked, read_header, write_plan
+from quantsweep.planning.plan import Expansion, build_plan
+from quantsweep.planning.plan_files import plan_files, read_asked, read_header, write_plan
 from quantsweep.running.environment import running_package, source_digest
 from quantsweep.running.stopping import Stop
 from quantsweep.running.worker import Worker

@@ -21,8 +21,8 @@ SIXTEEN = ("data_type=int,fp", "bit_width=4,8", "block_size=32,64,128,256", "sha
 """16 trials in shards of some four: more than one task an array."""
 
 STEPS = {
-    "before the plan": ("quantsweep.planning.plan", "write_plan", "before", 1),
-    "after the plan": ("quantsweep.planning.plan", "write_plan", "after", 1),
+    "before the plan": ("quantsweep.planning.plan_files", "write_plan", "before", 1),
+    "after the plan": ("quantsweep.planning.plan_files", "write_plan", "after", 1),
     "after the snapshot": ("quantsweep.launching.snapshot", "take", "after", 1),
     "before the intent": ("quantsweep.launching.submissions", "new_submission", "before", 1),
     "after the intent": ("quantsweep.launching.submissions", "new_submission", "after", 1),

@@ -25,7 +25,8 @@ from quantsweep.launching import refill
 from quantsweep.launching.refill import SubmitSummary, submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import SubmittedArray, job_prefix, read_submissions
-from quantsweep.planning.plan import Expansion, build_plan, write_plan
+from quantsweep.planning.plan import Expansion, build_plan
+from quantsweep.planning.plan_files import write_plan
 from quantsweep.storage.lock import launch_lock
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import WorkerRecord, write_record

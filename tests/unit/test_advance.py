@@ -15,7 +15,7 @@ from quantsweep.launching import advance as module
 from quantsweep.launching import budget
 from quantsweep.launching.advance import StepSummary, advance, advance_now_and_then
 from quantsweep.launching.submissions import read_submissions, spent_by_job
-from quantsweep.planning.plan import plan_files, read_header, read_owned_tasks, read_shard_trials
+from quantsweep.planning.plan_files import plan_files, read_header, read_owned_tasks, read_shard_trials
 from quantsweep.storage.lock import launch_lock
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables.forgetting import Kind, Tombstone, write_fence

@@ -49,7 +49,8 @@ def test_the_version_names_the_commit(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("command", ON_A_SWEEP)
 def test_json_is_json(command: str, sweep: SweepFolder, site: Site, capfd: pytest.CaptureFixture[str]) -> None:
-    from quantsweep.planning.plan import Expansion, build_plan, write_plan
+    from quantsweep.planning.plan import Expansion, build_plan
+    from quantsweep.planning.plan_files import write_plan
     from quantsweep.planning.typed import Typed
     from quantsweep.trial.specs import RunSettings
 

@@ -14,7 +14,7 @@ from quantsweep.errors import ResultsError
 from quantsweep.failures.causes import is_disk_full
 from quantsweep.failures.holds import read_holds
 from quantsweep.launching.submissions import read_submissions
-from quantsweep.planning.plan import read_asked_tasks, read_headers, read_minutes
+from quantsweep.planning.plan_files import read_asked_tasks, read_headers, read_minutes
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import read_records
 from quantsweep.tables.forgetting import read_forgotten

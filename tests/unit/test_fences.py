@@ -22,7 +22,7 @@ from quantsweep.cli.status import sweep_status
 from quantsweep.launching.advance import advance
 from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import to_leave_alone
-from quantsweep.planning.plan import plan_files, read_header
+from quantsweep.planning.plan_files import plan_files, read_header
 from quantsweep.running.environment import Environment
 from quantsweep.running.stopping import Stop, StoppedError
 from quantsweep.running.wanted import Wanted

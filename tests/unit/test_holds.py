@@ -9,7 +9,7 @@ import pytest
 
 from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.failures.holds import Hold, cancelled, holding, read_holds
-from quantsweep.planning.plan import read_header
+from quantsweep.planning.plan_files import read_header
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.trial.specs import QuantizationSpec
 from tests.unit.engine_cases import trial, write

@@ -17,7 +17,8 @@ from quantsweep.exit_status import ExitStatus
 from quantsweep.failures import classes
 from quantsweep.failures.holds import cancelled
 from quantsweep.operations.launches import KEEP_DROPPED, ending, read_launches, without_dropped
-from quantsweep.planning.plan import Expansion, build_plan, plan_files, read_header, read_plan_tasks, write_plan
+from quantsweep.planning.plan import Expansion, build_plan
+from quantsweep.planning.plan_files import plan_files, read_header, read_plan_tasks, write_plan
 from quantsweep.planning.typed import Typed, looks_secret
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.trial.specs import ClusterSpec, PlannedTrial, RunSettings

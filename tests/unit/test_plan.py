@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantsweep.errors import ResultsError
-from quantsweep.planning.plan import (
-    Expansion,
-    Plan,
-    build_plan,
+from quantsweep.planning.plan import Expansion, Plan, build_plan
+from quantsweep.planning.plan_files import (
     count_assignments,
     plan_files,
     plan_owners,

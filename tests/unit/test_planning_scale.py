@@ -16,7 +16,8 @@ import pytest
 
 from quantsweep.composing.composition import compose_base, make_request, search_folders
 from quantsweep.operations.prediction import Predictor
-from quantsweep.planning.plan import Expansion, Plan, build_plan, expand, read_asked, write_plan
+from quantsweep.planning.plan import Expansion, Plan, build_plan, expand
+from quantsweep.planning.plan_files import read_asked, write_plan
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
 from quantsweep.trial.specs import PlannedTrial, RunSettings

@@ -24,7 +24,7 @@ from quantsweep.launching.refill import array_size, room, submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import SubmittedArray, read_submissions
 from quantsweep.launching.tasks import observe
-from quantsweep.planning.plan import read_owners, shard_trials
+from quantsweep.planning.plan_files import read_owners, shard_trials
 from quantsweep.slurm import Limits
 from quantsweep.storage.files import write_text
 from quantsweep.storage.lock import launch_lock

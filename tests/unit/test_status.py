@@ -22,7 +22,7 @@ from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.launching.tasks import to_leave_alone
 from quantsweep.operations.messages import status_text
-from quantsweep.planning.plan import plan_files, read_header, read_shard_trials
+from quantsweep.planning.plan_files import plan_files, read_header, read_shard_trials
 from quantsweep.storage.lock import launch_lock
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.trial.specs import ClusterSpec

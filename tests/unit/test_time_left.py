@@ -18,7 +18,7 @@ from quantsweep.crew.display import Tally, display
 from quantsweep.evaluation.share import Share
 from quantsweep.operations.messages import status_text
 from quantsweep.operations.time_left import Ended, Running, expected_seconds, seconds_left
-from quantsweep.planning.plan import read_minutes
+from quantsweep.planning.plan_files import read_minutes
 from quantsweep.planning.shards import cut, predicted_minutes
 from quantsweep.running.worker import Worker
 from quantsweep.storage.lock import RUN, launch_lock

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from quantsweep.planning.plan import read_header
+from quantsweep.planning.plan_files import read_header
 from quantsweep.running import tracking
 from quantsweep.running.tracking import NoTracker, WandbTracker, make_tracker, what_lacks
 from quantsweep.storage.paths import SweepFolder

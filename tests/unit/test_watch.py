@@ -21,7 +21,7 @@ from quantsweep.cli.watch import is_over
 from quantsweep.composing.composition import compose_base, search_folders
 from quantsweep.composing.prepare import prepare
 from quantsweep.composing.shorthand import expand_shorthand
-from quantsweep.planning.plan import write_plan
+from quantsweep.planning.plan_files import write_plan
 from tests.conftest import Launch
 
 WORDS = ["model=mini-neox-0.3m", "task=mini_cloze", "limit=2", "sweep=watched"]

@@ -28,7 +28,7 @@ from quantsweep.failures.holds import cancelled, read_holds
 from quantsweep.launching.cluster import NoRoomError, RefusedError
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import read_submissions
-from quantsweep.planning.plan import read_owners
+from quantsweep.planning.plan_files import read_owners
 from quantsweep.running.child_process import Child, ChildDiedError
 from quantsweep.running.environment import NOT_RUN, Environment, RunningCode, source_digest
 from quantsweep.running.stopping import Allotment, Stop, StoppedError
@@ -818,7 +818,7 @@ def test_a_whole_node_runs_workers_side_by_side_each_with_its_gpus(
 
 
 def _on_gpus(path: Path) -> Any:
-    from quantsweep.planning.plan import read_header
+    from quantsweep.planning.plan_files import read_header
 
     header = read_header(path)
     return dataclasses.replace(header, settings=dataclasses.replace(header.settings, device="auto"))

@@ -1,0 +1,285 @@
+"""Plan files: one Parquet file a launch or retry, written once and never changed, which is all that a worker needs.
+
+    plan/plan-<number>-<time>-<id>.parquet      a row a trial (PLAN_SCHEMA); what else it says is its header (PlanHeader)
+
+A worker reads the rows of its shard and asks nobody else.  Trials that are already done stay in the file, without a shard.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from quantsweep.errors import ResultsError
+from quantsweep.planning.plan import Plan, with_tasks
+from quantsweep.planning.typed import Typed
+from quantsweep.storage.files import checked_file, filesystem_now, write_table
+from quantsweep.trial.specs import LaunchSettings, PlannedTrial, RunSettings, Shard, canonical_json
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("trial_id", pa.string()),
+        ("shard_id", pa.int32()),
+        ("label", pa.string()),
+        ("tasks", pa.list_(pa.string())),
+        ("planned", pa.string()),
+        ("to_run", pa.string()),
+        ("minutes", pa.float32()),
+    ]
+)
+"""trial_id; shard that runs it (null: nothing left to do); label; all task keys; PlannedTrial as JSON: whole, and what is left;
+predicted minutes of what is left (null with the shard; older plans lack the column)."""
+
+_NUMBERED = re.compile(r"(plan|fence)-(\d{5,})-[0-9T]+-[0-9a-f]+\.parquet")
+ROWS_A_GROUP = 2_000
+"""Rows of one Parquet row group: a worker reads the groups that hold its shard, not the whole plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanHeader:
+    """What a plan's file says besides its trials.
+
+    sequence: plans of a sweep are numbered; a trial belongs to the newest plan that gave it a shard.
+    root: the plan of the launch that a retry plan descends from (its own name for a launch).
+    typed: the words of the launch; None for retries, and for launches of versions that did not keep them.
+    """
+
+    name: str
+    sweep: str
+    root: str
+    settings: RunSettings
+    launch: LaunchSettings
+    typed: Typed | None = None
+
+    @property
+    def sequence(self) -> int:
+        """The plan's number."""
+        return plan_sequence(self.name)
+
+    @property
+    def launched(self) -> int:
+        """The number of the launch that it descends from."""
+        return plan_sequence(self.root)
+
+
+def plan_sequence(name: str) -> int:
+    """The number in a plan's name.
+
+    >>> plan_sequence("plan-00007-20260101T000000-1a2b3c4d.parquet")
+    7
+    """
+    match = _NUMBERED.fullmatch(name)
+    if match is None:
+        raise ResultsError(f"{name} is not the name of a plan, plan-<number>-<time>-<id>.parquet. Move it away, or give another sweep=…")
+    return int(match[2])
+
+
+def next_name(folder: Path, kind: Literal["plan", "fence"]) -> str:
+    """A name with the next number: greater than that of every plan and every fence (`quantsweep.tables.forgetting`) so far.
+
+    Plans are named under the launch lock.  A fence named at the same moment may get the same number: it is in force for that plan.
+    """
+    filesystem_now(folder)  # what other hosts have named is seen now
+    numbers = (int(match[2]) for match in (_NUMBERED.fullmatch(path.name) for path in folder.iterdir()) if match)
+    return f"{kind}-{1 + max(numbers, default=0):05d}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.parquet"
+
+
+def plan_files(folder: Path) -> list[Path]:
+    """All plans of a sweep, oldest first."""
+    return sorted(folder.glob("plan-*.parquet"), key=lambda path: (plan_sequence(path.name), path.name))
+
+
+def write_plan(folder: Path, plan: Plan, *, root: str | None = None, typed: Typed | None = None) -> Path:
+    """Write the plan as `plan-<number>-<time>-<id>.parquet`, durably; returns its path.  root, typed: see PlanHeader."""
+    shard_of = {p.trial.trial_id: (shard.shard_id, p) for shard in plan.shards for p in shard.trials}
+    rows = []
+    for planned in plan.trials:
+        shard_id, left = shard_of.get(planned.trial.trial_id, (None, None))
+        rows.append(
+            {
+                "trial_id": planned.trial.trial_id,
+                "shard_id": shard_id,
+                "label": planned.trial.label,
+                "tasks": [task.task_key for task in planned.tasks],
+                "planned": (text := planned.to_json()),
+                "to_run": None if left is None else text if left == planned else left.to_json(),
+                "minutes": None if left is None else plan.minutes.get(planned.trial.trial_id),
+            }
+        )
+    rows.sort(key=lambda row: -1 if row["shard_id"] is None else row["shard_id"])
+    name = next_name(folder, "plan")
+    metadata = {
+        "sweep": plan.sweep,
+        "root": root or name,
+        "settings": asdict(plan.settings),
+        "launch": asdict(plan.launch),
+        "counts": plan.counts(),
+        "typed": None if typed is None else asdict(typed),
+    }
+    table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA).replace_schema_metadata({"quantsweep": canonical_json(metadata)})
+    write_table(folder / name, table, row_group_size=ROWS_A_GROUP)
+    return folder / name
+
+
+def read_header(path: Path) -> PlanHeader:
+    """What the plan says besides its trials."""
+    try:
+        metadata = json.loads(pq.read_schema(checked_file(path)).metadata[b"quantsweep"])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is not a plan of quantsweep: {error}. {_REMEDY}") from error
+    typed = metadata.get("typed")
+    return PlanHeader(
+        name=path.name,
+        sweep=metadata["sweep"],
+        root=metadata["root"],
+        settings=RunSettings.from_dict(metadata["settings"]),
+        launch=LaunchSettings.from_dict(metadata["launch"]),
+        typed=None if typed is None else Typed(tuple(typed["words"]), typed["folder"]),
+    )
+
+
+def read_headers(folder: Path) -> dict[str, PlanHeader]:
+    """All plans' headers by name, oldest first."""
+    return {path.name: read_header(path) for path in plan_files(folder)}
+
+
+def read_asked(folder: Path) -> list[PlannedTrial]:
+    """Everything that was ever asked of a sweep: the union of its plans, tasks of equal trials together."""
+    asked: dict[str, PlannedTrial] = {}
+    for path in plan_files(folder):
+        table = _read(path, ["trial_id", "planned"])
+        for trial_id, text in zip(table.column("trial_id").to_pylist(), table.column("planned").to_pylist(), strict=True):
+            planned = PlannedTrial.from_json(text)
+            asked[trial_id] = with_tasks(asked[trial_id], planned) if trial_id in asked else planned
+    return list(asked.values())
+
+
+def read_asked_tasks(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Trial id to task keys of everything that was ever asked: `read_asked` without building any trial."""
+    asked: dict[str, tuple[str, ...]] = {}
+    for path in plan_files(folder):
+        for trial_id, tasks in read_plan_tasks(path).items():
+            known = asked.get(trial_id)
+            asked[trial_id] = tasks if known is None else tuple(dict.fromkeys((*known, *tasks)))
+    return asked
+
+
+def read_plan_tasks(path: Path) -> dict[str, tuple[str, ...]]:
+    """Trial id to task keys of one plan, done or not."""
+    table = _read(path, ["trial_id", "tasks"])
+    return {
+        trial_id: tuple(tasks) for trial_id, tasks in zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
+    }
+
+
+def read_minutes(path: Path) -> dict[str, tuple[int, float]]:
+    """Trial id to (shard, predicted minutes) of what a plan is to run; minutes are equal where an older plan does not say them."""
+    columns: list[str] = [name for name in ("trial_id", "shard_id", "minutes") if name in _names(path)]
+    table = _read(path, columns, filters=[("shard_id", ">=", 0)])
+    ids, shards = table.column("trial_id").to_pylist(), table.column("shard_id").to_pylist()
+    minutes = table.column("minutes").to_pylist() if "minutes" in columns else [None] * len(ids)
+    return {trial_id: (shard, 1.0 if m is None else m) for trial_id, shard, m in zip(ids, shards, minutes, strict=True)}
+
+
+def read_owned_tasks(folder: Path) -> dict[str, tuple[tuple[str, int], tuple[str, ...]]]:
+    """Trial id to ((plan, shard), task keys): the newest plan that gave the trial a shard, and all that it asks of it."""
+    owned: dict[str, tuple[tuple[str, int], tuple[str, ...]]] = {}
+    for path in plan_files(folder):
+        table = _read(path, ["trial_id", "shard_id", "tasks"], filters=[("shard_id", ">=", 0)])
+        columns = (table.column(name).to_pylist() for name in ("trial_id", "shard_id", "tasks"))
+        for trial_id, shard_id, tasks in zip(*columns, strict=True):
+            owned[trial_id] = ((path.name, shard_id), tuple(tasks))
+    return owned
+
+
+def read_owners(folder: Path) -> dict[str, tuple[str, int]]:
+    """Trial id to (plan, shard): the newest plan that gave the trial a shard."""
+    owners: dict[str, tuple[str, int]] = {}
+    for path in plan_files(folder):
+        table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", ">=", 0)])
+        pairs = zip(table.column("trial_id").to_pylist(), table.column("shard_id").to_pylist(), strict=True)
+        owners.update((trial_id, (path.name, shard_id)) for trial_id, shard_id in pairs)
+    return owners
+
+
+def plan_owners(path: Path) -> frozenset[str]:
+    """The trials that one plan gave a shard."""
+    return frozenset(_read(path, ["trial_id"], filters=[("shard_id", ">=", 0)]).column("trial_id").to_pylist())
+
+
+def count_assignments(folder: Path) -> dict[tuple[str, str], int]:
+    """(trial id, root of the plan) to how many plans of that root have given the trial a shard."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for path in plan_files(folder):
+        root = read_header(path).root
+        table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", ">=", 0)])
+        counts.update((trial_id, root) for trial_id in table.column("trial_id").to_pylist())
+    return dict(counts)
+
+
+def read_shard(path: Path, shard_id: int) -> Shard:
+    """The trials of one shard, with those tasks that were left when the plan was made."""
+    trials = read_shard_trials(path, [shard_id])
+    if not trials:
+        raise ResultsError(f"{path} has no shard {shard_id}")
+    return Shard(shard_id=shard_id, resources=trials[0].trial.model.resources, trials=tuple(trials))
+
+
+def read_shard_trials(path: Path, shard_ids: Iterable[int]) -> list[PlannedTrial]:
+    """The trials of some shards, each with those tasks that were left when the plan was made."""
+    return [planned for _, planned in read_numbered_trials(path, shard_ids)]
+
+
+def read_numbered_trials(path: Path, shard_ids: Iterable[int]) -> list[tuple[int, PlannedTrial]]:
+    """The same with the shard of each; nothing is read for no shards."""
+    wanted = list(shard_ids)
+    if not wanted:
+        return []
+    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", "in", wanted)])
+    pairs = zip(table.column("shard_id").to_pylist(), table.column("to_run").to_pylist(), strict=True)
+    return [(shard_id, PlannedTrial.from_json(text)) for shard_id, text in pairs]
+
+
+def shard_sizes(path: Path) -> dict[int, int]:
+    """How many trials each shard has."""
+    return dict(Counter(number for number in _read(path, ["shard_id"]).column("shard_id").to_pylist() if number is not None))
+
+
+def shard_samples(path: Path) -> dict[int, PlannedTrial]:
+    """One trial of each shard, which tells what the shard needs: all of them have one model."""
+    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", ">=", 0)])
+    last = dict(zip(table.column("shard_id").to_pylist(), table.column("to_run").to_pylist(), strict=True))
+    return {shard_id: PlannedTrial.from_json(text) for shard_id, text in sorted(last.items())}
+
+
+def shard_trials(path: Path, shard_ids: Iterable[int]) -> frozenset[str]:
+    """The trial ids of some shards."""
+    table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", "in", list(shard_ids))])
+    return frozenset(table.column("trial_id").to_pylist())
+
+
+_REMEDY = "Move it away; what it alone asked for runs again once its launch is typed again"
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return list(pq.read_schema(checked_file(path)).names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ResultsError(f"plan {path} cannot be read: {error}. {_REMEDY}") from error
+
+
+def _read(path: Path, columns: list[str], filters: Any = None) -> pa.Table:
+    try:
+        return pq.read_table(checked_file(path), columns=columns, filters=filters)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ResultsError(f"plan {path} cannot be read: {error}. {_REMEDY}") from error
