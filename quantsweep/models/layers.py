@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from quantsweep.errors import ModelError, QuantizationError
+from quantsweep.models.anatomy import Source
 from quantsweep.models.checksums import checksum
-from quantsweep.models.walk import Source
 
 Sources = Callable[[], Mapping[str, Source]]
 """Where the inputs of layers come from, by name of the layer."""
@@ -35,7 +35,7 @@ class LinearLayer:
     original: the original weight as the module stores it, on the host, in a dtype that casts to the
     compute dtype without loss of bits (checked when the model was loaded); in parts, one above the
     other, where the file has it so.
-    sources: asked for `inputs_from` only when that is looked at (`quantsweep.models.walk.predecessors`).
+    sources: asked for `inputs_from` only when that is looked at (`quantsweep.models.anatomy.predecessors`).
     """
 
     def __init__(

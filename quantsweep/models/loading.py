@@ -37,13 +37,13 @@ from quantsweep.checkpoints.gguf import converted_folder as gguf_folder
 from quantsweep.checkpoints.pins import converted_folder
 from quantsweep.checkpoints.progress import no_progress_bars
 from quantsweep.errors import ModelError
+from quantsweep.models.anatomy import predecessors
 from quantsweep.models.blocks import Place, quantizable_linears
 from quantsweep.models.checksums import differing, state_checksums
 from quantsweep.models.dropped import check_nothing_dropped, noted_unplaced, some
 from quantsweep.models.layers import LinearLayer, Sources
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
 from quantsweep.models.planting import plant_outliers
-from quantsweep.models.walk import predecessors
 from quantsweep.signs import OnProgress
 from quantsweep.trial.identity import resolve_path
 from quantsweep.trial.specs import ModelSpec

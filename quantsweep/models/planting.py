@@ -19,13 +19,10 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from quantsweep.errors import ModelError
-from quantsweep.models.anatomy import anatomy_of
-from quantsweep.models.blocks import decoder_blocks
+from quantsweep.models.folding import Pair, obstacle, pairs, rescaled
 from quantsweep.trial.specs import PlantedOutliers
 
 
@@ -47,42 +44,19 @@ def plant_outliers(model: PreTrainedModel, planted: PlantedOutliers) -> None:
     Raises ModelError for an architecture that is not described (`anatomy.py`), for one in which something
     besides linear layers reads the norms, and for gains that do not fit the dtype.
     """
-    anatomy = anatomy_of(model)
-    if anatomy.keeps_norm is not None:
-        raise ModelError(f"outliers cannot be planted in this {model.config.model_type} model: {anatomy.keeps_norm}")
-    for block in decoder_blocks(model)[1]:
-        for norm, readers in anatomy.norms:
-            _plant(block, norm, readers, planted)
+    if (reason := obstacle(model, "norm")) is not None:
+        raise ModelError(f"outliers cannot be planted in this {model.config.model_type} model: {reason}")
+    for pair in pairs(model, "norm"):
+        _plant(model, pair, planted)
 
 
 @torch.no_grad()
-def _plant(block: nn.Module, norm: str, readers: tuple[str, ...], planted: PlantedOutliers) -> None:
-    module = block.get_submodule(norm)
-    gain = getattr(module, "weight", None)
-    if gain is None:
-        raise ModelError(f"outliers cannot be planted: the norm {norm} has no gain that could grow")
-    channels = torch.tensor(planted_channels(planted, len(gain)), device=gain.device)
-    for parameter in module.parameters():
-        _multiply(parameter, channels, planted.scale)
-        if not parameter.isfinite().all():
-            raise ModelError(
-                f"outliers cannot be planted: the norm {norm} times {planted.scale:g} does not fit {parameter.dtype}; plant a smaller scale"
-            )
-    for reader in readers:
-        _multiply(_columns_last(block, reader), channels, 1 / planted.scale)
-
-
-def _columns_last(block: nn.Module, reader: str) -> Tensor:
-    """The weight (… × in) of a layer, of all experts together, or of a router; a view where it is stored in×out."""
-    parent, _, name = reader.rpartition(".")
-    module = block.get_submodule(parent)
-    if isinstance(fused := getattr(module, name), nn.Parameter):
-        return fused
-    layer = module.get_submodule(name)
-    weight = layer.get_parameter("weight")
-    return weight.T if isinstance(layer, Conv1D) else weight
-
-
-def _multiply(tensor: Tensor, channels: Tensor, factor: float) -> None:
-    """In float64, and rounded once: the same on every device."""
-    tensor[..., channels] = (tensor[..., channels].double() * factor).to(tensor.dtype)
+def _plant(model: PreTrainedModel, pair: Pair, planted: PlantedOutliers) -> None:
+    channels = list(planted_channels(planted, len(pair.unit_of_column)))
+    grown_I, shrunk_I = torch.ones(2, len(pair.unit_of_column), dtype=torch.float64)
+    grown_I[channels], shrunk_I[channels] = planted.scale, 1 / planted.scale
+    for name, value in rescaled(model, pair, source_I=grown_I, readers_I=shrunk_I).items():
+        if not value.isfinite().all():
+            limits = f"{planted.scale:g} does not fit {value.dtype}; plant a smaller scale"
+            raise ModelError(f"outliers cannot be planted: the norm {pair.source} times {limits}")
+        model.get_parameter(name).copy_(value)

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from quantsweep.errors import ModelError
 from quantsweep.mini import model_path
+from quantsweep.models.anatomy import predecessors
 from quantsweep.models.blocks import Place, decoder_blocks, quantizable_linears
 from quantsweep.models.loading import load_model
-from quantsweep.models.walk import predecessors
 from quantsweep.trial.registry import METHODS
 from quantsweep.trial.specs import ModelSpec, QuantizationSpec
 from tests.contract.architectures import CONFIGS, LAYERS_OF_A_BLOCK, random_model
