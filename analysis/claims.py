@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis.scores import SIGN
 from analysis.uncertainty import LEVEL, Scoreboard, Weights, half_width
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough evidence"
@@ -94,7 +93,7 @@ class Case:
         elif stderr == 0:  # all examples agree: too few to say how rarely they would not
             self.missing.append(f"more examples (no answer differs): {text}")
         else:
-            estimate = SIGN[self.board.score] * self.board.value(weights) + constant
+            estimate = self.board.sign * self.board.value(weights) + constant
             degrees = self.board.degrees(weights)
             self.statements.append(Statement(text=text, estimate=estimate, stderr=stderr, degrees=degrees, trials=frozenset(weights)))
 

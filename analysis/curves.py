@@ -20,7 +20,7 @@ from typing import cast
 
 import numpy as np
 
-from analysis.scores import SIGN, SIZES
+from analysis.scores import SIZES
 from analysis.selection import BASELINE
 from analysis.uncertainty import Scoreboard, Vector, Weights
 from quantsweep.errors import ConfigurationError, did_you_mean
@@ -30,11 +30,11 @@ from quantsweep.errors import ConfigurationError, did_you_mean
 class Curve:
     """One configuration over the models of a family, by size.
 
-    bits: bit width, 16 for the baseline.  x: log2 of total model bits, ascending.  y: the score, NaN at a gap.
+    bits: bit width (1.58 is one), 16 for the baseline.  x: log2 of total model bits, ascending.  y: the score, NaN at a gap.
     """
 
     family: str
-    bits: int
+    bits: float
     label: str
     block: str
     models: tuple[str, ...]
@@ -66,7 +66,7 @@ def curves(board: Scoreboard, *, size: str = SIZES[0]) -> list[Curve]:
     table = board.table.assign(x=np.log2(board.table[size]), y=[board.value({trial: 1.0}) for trial in board.table.index])
     found = []
     for key, rows in table.groupby(["family", "bits", "label", "block"]):
-        family, bits, label, block = cast("tuple[str, int, str, str]", key)
+        family, bits, label, block = cast("tuple[str, float, str, str]", key)
         rows = rows.sort_values("x")
         if rows["x"].duplicated().any():
             twins = rows.loc[rows["x"].duplicated(keep=False), "model"].iloc[:2]
@@ -76,7 +76,9 @@ def curves(board: Scoreboard, *, size: str = SIZES[0]) -> list[Curve]:
             )
         points = {name: tuple(rows[name]) for name in ("x", "y")}
         found.append(
-            Curve(family=family, bits=int(bits), label=label, block=block, models=tuple(rows["model"]), trials=tuple(rows.index), **points)
+            Curve(
+                family=family, bits=whole(bits), label=label, block=block, models=tuple(rows["model"]), trials=tuple(rows.index), **points
+            )
         )
     return found
 
@@ -94,18 +96,21 @@ def plain_curves(found: Iterable[Curve]) -> list[Curve]:
     return [curve for curve in found if " " not in curve.label]
 
 
-def contenders(found: Sequence[Curve], score: str, *, family: str, block: str | None = "64", label: str | None = None) -> dict[int, Curve]:
+def contenders(
+    found: Sequence[Curve], sign: float, *, family: str, block: str | None = "64", label: str | None = None
+) -> dict[float, Curve]:
     """The curve of each bit width: that of `block` and `label`, or the best of them where that is None.
 
+    sign: of the score, `Scoreboard.sign`.
     The best has the best mean score, of the curves with the most models, over the models that all of these have.  It is chosen
     on the examples that then judge it, which flatters each bit width a little; widths are chosen alike.  Widths without such
     a curve are left out.
     """
-    by_bits: dict[int, list[Curve]] = defaultdict(list)
+    by_bits: dict[float, list[Curve]] = defaultdict(list)
     for curve in found:
         if curve.family == family and (curve.label == BASELINE or (block in (None, curve.block) and label in (None, curve.label))):
             by_bits[curve.bits].append(curve)
-    best = {bits: _best(candidates, SIGN[score]) for bits, candidates in sorted(by_bits.items())}
+    best = {bits: _best(candidates, sign) for bits, candidates in sorted(by_bits.items())}
     return {bits: curve for bits, curve in best.items() if curve is not None}
 
 
@@ -138,6 +143,11 @@ def mean_lead(curve: Curve, over: Curve, points: int) -> Weights:
         if a and b:
             differences.append(combine((a, 1.0), (b, -1.0)))
     return combine(*((difference, 1.0 / len(differences)) for difference in differences))
+
+
+def whole(bits: float) -> float:
+    """A number of bits as an int where it is one."""
+    return int(bits) if bits == int(bits) else float(bits)
 
 
 def combine(*terms: tuple[Weights, float]) -> Weights:

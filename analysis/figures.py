@@ -98,7 +98,7 @@ def _curve(of_family: pd.DataFrame, bits: int, label: str) -> pd.DataFrame:
     return points.assign(x=np.log2(points["total_model_bits"].astype(float)))
 
 
-def draw_curve(axis: Axes, bits: int, x: Vector, y: Vector, *, place: int | None = None) -> None:
+def draw_curve(axis: Axes, bits: float, x: Vector, y: Vector, *, place: int | None = None) -> None:
     """One curve of a bit width, in the colour that it has in all figures.
 
     x: log2 of total model bits.  place: of its data type in the legend.
@@ -115,12 +115,12 @@ def _marker(place: int | None) -> dict[str, Any]:
     return {"marker": MARKERS[place % len(MARKERS)], "markersize": 5, "fillstyle": "none" if place < len(MARKERS) else "full"}
 
 
-def bit_width_name(bits: int) -> str:
+def bit_width_name(bits: float) -> str:
     """A bit width as legends call it."""
-    return "16-bit baseline" if bits == BASELINE_BITS else f"{bits}-bit"
+    return "16-bit baseline" if bits == BASELINE_BITS else f"{bits:g}-bit"
 
 
-def legend(figure: Figure, widths: Iterable[int], labels: Sequence[str] = ()) -> None:
+def legend(figure: Figure, widths: Iterable[float], labels: Sequence[str] = ()) -> None:
     """The legend of all panels, beside them: one line a bit width, and a marker for each of `labels`."""
     shown = sorted(widths)
     colors = [Line2D([], [], color=_color(bits), linestyle=_line(bits)) for bits in shown]
@@ -129,11 +129,11 @@ def legend(figure: Figure, widths: Iterable[int], labels: Sequence[str] = ()) ->
     figure.legend(handles=[*colors, *markers], labels=names, loc="outside right center", frameon=False)
 
 
-def _color(bits: int) -> str:
-    return "black" if bits == BASELINE_BITS else f"C{bits - 2}"
+def _color(bits: float) -> str:
+    return "black" if bits == BASELINE_BITS else f"C{(round(bits) - 2) % 10}"
 
 
-def _line(bits: int) -> Literal["--", "-"]:
+def _line(bits: float) -> Literal["--", "-"]:
     return "--" if bits == BASELINE_BITS else "-"
 
 

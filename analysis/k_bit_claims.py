@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.claims import CONTRADICTED, OPEN, SUPPORTED, Case, Claim, Finding, decide, scope
+from analysis.correlation import LEAST_MODELS, correlation
 from analysis.curves import Curve, combine, contenders, curves, mean_lead
-from analysis.k_bit_inference import GRID_POINTS, LEAST_MODELS, Setting, contrast, correlation, paired
+from analysis.effects import Setting, contrast, paired
+from analysis.equal_bits import GRID_POINTS
 from analysis.scores import ACCURACY, BITS_PER_BYTE, scores
 from analysis.selection import BASELINE, BASELINE_BITS, PLAIN_METHOD, PROXY_METHOD, one_variant
 from analysis.uncertainty import Scoreboard, Weights
@@ -140,7 +142,7 @@ def _four_bit_wins(claim: Claim, case: _KBitCase) -> Finding:
     found = case.curves(case.plain)
     with_four = 0
     for family in sorted({curve.family for curve in found}):
-        best = contenders(found, case.board.score, family=family, block=SMALL_BLOCK)
+        best = contenders(found, case.board.sign, family=family, block=SMALL_BLOCK)
         if 4 not in best:
             continue
         with_four += 1
@@ -207,7 +209,9 @@ def _proxy_mends_three_bit_only(claim: Claim, case: _KBitCase) -> Finding:
     _state_mended(case)
     proxy, plain = case.proxy, case.plain
     found = case.curves(pd.concat([proxy[proxy["bits"] == 3], plain[plain["bits"] == 4]]))
-    families = [contenders(found, ACCURACY, family=family, block=SMALL_BLOCK) for family in sorted({curve.family for curve in found})]
+    families = [
+        contenders(found, case.board.sign, family=family, block=SMALL_BLOCK) for family in sorted({curve.family for curve in found})
+    ]
     both = [best for best in families if {3, 4} <= set(best)]
     for best in both or [{}]:
         lead = mean_lead(best[4], best[3], GRID_POINTS) if best else {}

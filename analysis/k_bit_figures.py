@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from analysis.curves import Curve, contenders, curves, plain_curves
+from analysis.effects import Setting, paired
 from analysis.figures import HEIGHT_INCHES, LEGEND_INCHES, PANEL_INCHES, PANELS_A_ROW, bit_width_name, draw_curve, legend
-from analysis.k_bit_inference import Setting, paired
 from analysis.scores import ACCURACY, BITS_PER_BYTE
 from analysis.selection import BASELINE, block_order
 from analysis.uncertainty import Scoreboard
@@ -34,7 +34,7 @@ def curves_at_equal_bits(board: Scoreboard, *, block: str | None = "64") -> Figu
     """
     found = plain_curves(curves(board))
     families = sorted({curve.family for curve in found})
-    compared = {family: contenders(found, board.score, family=family, block=block) for family in families}
+    compared = {family: contenders(found, board.sign, family=family, block=block) for family in families}
     drawn = {family: list(best.values()) for family, best in compared.items() if any(curve.label != BASELINE for curve in best.values())}
     if not drawn:
         there = sorted({curve.block for curve in found if curve.label != BASELINE}, key=block_order)

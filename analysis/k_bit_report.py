@@ -18,11 +18,13 @@ import pandas as pd
 import quantsweep
 from analysis.claims import Finding
 from analysis.command import sweep_folder
+from analysis.correlation import Correlation, correlation
 from analysis.curves import curves, plain_curves
+from analysis.equal_bits import best_bit_width, shares
 from analysis.figures import save
 from analysis.k_bit_claims import claims
 from analysis.k_bit_figures import NAMES, curves_at_equal_bits, effects_of_type_and_block
-from analysis.k_bit_inference import Correlation, best_bit_width, block_size_effects, correlation, data_type_effects, shares
+from analysis.k_bit_inference import block_size_effects, data_type_effects
 from analysis.scores import SIGN, SIZES, scores
 from analysis.selection import PLAIN_MODELS, variants
 from analysis.uncertainty import Scoreboard

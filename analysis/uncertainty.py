@@ -38,7 +38,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from analysis.scores import ACCURACY
+from analysis.scores import ACCURACY, SIGN
 from quantsweep.errors import ResultsError
 
 Weights = Mapping[str, float]
@@ -55,13 +55,14 @@ class Scoreboard:
     """The scores of trials, and sums of them with their standard errors.
 
     table: from `analysis.scores.scores`.  score: `accuracy` or `bits_per_byte`.  samples: as `quantsweep.load_samples` gives
-    them, of the same trials; None to treat trials as independent.
+    them, of the same trials; None to treat trials as independent.  sign: × score, more is better; needed for a score of another name.
     Raises ResultsError where the samples of one task are of different examples.
     """
 
-    def __init__(self, table: pd.DataFrame, score: str, samples: pd.DataFrame | None = None) -> None:
+    def __init__(self, table: pd.DataFrame, score: str, samples: pd.DataFrame | None = None, *, sign: float | None = None) -> None:
         self.table = table
         self.score = score
+        self.sign = SIGN[score] if sign is None else sign
         finite = np.isfinite(table[score])
         self._values = _by_trial(table[score].where(finite))
         self._stderrs = _by_trial(table[f"{score}_stderr"].where(finite))

@@ -18,10 +18,13 @@ import quantsweep
 from analysis import k_bit_claims
 from analysis.__main__ import main
 from analysis.claims import CONTRADICTED, OPEN, SUPPORTED, Finding
+from analysis.correlation import correlation
 from analysis.curves import contenders, curves, interpolate, mean_lead, plain_curves
+from analysis.effects import Setting, paired
+from analysis.equal_bits import best_bit_width, shares
 from analysis.k_bit_claims import CLAIMS, claims
 from analysis.k_bit_figures import curves_at_equal_bits, effects_of_type_and_block
-from analysis.k_bit_inference import Setting, best_bit_width, block_size_effects, correlation, data_type_effects, paired, shares
+from analysis.k_bit_inference import block_size_effects, data_type_effects
 from analysis.k_bit_report import correlation_in_words
 from analysis.scores import scores
 from analysis.selection import block_order, select, variants
@@ -312,7 +315,7 @@ def test_the_best_data_type_is_taken_or_the_one_that_was_asked_for() -> None:
 
 def test_a_data_type_of_one_model_is_no_contender_however_good() -> None:
     rows = line(4, 0.2, 0.4) + Trial(model="small", log2_bits=20, data_type="fp").measured({"t": (0.9, 0.01)})
-    assert contenders(curves(board_of(rows)), "accuracy", family="f")[4].label == "int"
+    assert contenders(curves(board_of(rows)), 1.0, family="f")[4].label == "int"
 
 
 def test_gaps_have_no_winner_and_curves_that_share_no_size_no_rows() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.curves import curves, plain_curves
-from analysis.k_bit_inference import best_bit_width, shares
+from analysis.equal_bits import best_bit_width, shares
 from analysis.scores import scores
 from analysis.selection import BASELINE, labelled, planted_apart
 from analysis.uncertainty import Scoreboard
