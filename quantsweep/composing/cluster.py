@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from quantsweep.composing.yaml_files import read_mapping
 from quantsweep.errors import ConfigurationError
+from quantsweep.planning.convert import convert
 from quantsweep.redaction import TOKENS
-from quantsweep.trial.convert import convert
 from quantsweep.trial.specs import ClusterSpec, options_tuple
 
 TEXTS = frozenset({"partition", "account", "qos", "constraint", "exclude", "python"})

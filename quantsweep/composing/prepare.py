@@ -26,13 +26,13 @@ from quantsweep.errors import ConfigurationError, ConfigurationErrors, Quantswee
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
 from quantsweep.operations.launches import without_dropped
 from quantsweep.operations.prediction import Predictor, sweep_folders
+from quantsweep.planning.convert import convert
 from quantsweep.planning.inapplicable import refuse_inapplicable
 from quantsweep.planning.plan import Expansion, Plan, build_plan, expand
 from quantsweep.running.environment import running_package, source_digest
 from quantsweep.running.tracking import what_lacks
 from quantsweep.storage.paths import SweepFolder, is_folder, sweep_folder
 from quantsweep.tables import records
-from quantsweep.trial.convert import convert
 from quantsweep.trial.registry import DATA_TYPES, METHODS, is_codebook
 from quantsweep.trial.specs import ClusterSpec, LaunchSettings, ModelSpec, RunSettings, TaskSpec, options_tuple
 from quantsweep.trial.task_identity import read_own_tasks
@@ -190,7 +190,7 @@ def _refuse_borrowed_name(cfg: DictConfig, request: Request, folders: Sequence[P
 def _refuse_without_code(expansion: Expansion) -> None:
     """A yaml of one's own names a method or data type that no Python file is there for: each of its trials would fail."""
     quantizations = {id(planned.trial.quantization): planned.trial.quantization for planned in expansion.trials}.values()
-    methods = {quantization.method for quantization in quantizations} - set(METHODS.names())
+    methods = {quantization.rounding.name for quantization in quantizations} - set(METHODS.names())
     types = {q.data_type for q in quantizations if q.data_type is not None and not is_codebook(q)} - set(DATA_TYPES.names())
     missing = [*(("method", name) for name in sorted(methods)), *(("data_type", name) for name in sorted(types))]
     if missing:

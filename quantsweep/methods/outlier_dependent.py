@@ -110,7 +110,7 @@ def _stored(columns: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fraction(spec: QuantizationSpec) -> float:
-    fraction = dict(spec.method_options).get("fraction")
+    fraction = dict(spec.rounding.options).get("fraction")
     if not isinstance(fraction, float) or not 0 < fraction < 1:
         raise ConfigurationError(f"method {spec.method}: method.options.fraction must be a number between 0 and 1, got {fraction!r}")
     return fraction

@@ -52,7 +52,7 @@ def facts_of(trial: TrialSpec) -> dict[str, Any]:
     planted = model.plant_outliers
     facts: dict[str, Any] = {f"model.{field.name}": getattr(model, field.name) for field in fields(model)}
     facts |= {"model": model.name, "method": quantization.method, "model.plant_outliers.scale": 1}
-    facts |= {f"method.options.{key}": value for key, value in quantization.method_options}
+    facts |= {f"method.options.{key}": value for key, value in quantization.rounding.options}
     if planted is not None:
         facts |= {f"model.plant_outliers.{field.name}": getattr(planted, field.name) for field in fields(planted)}
     if quantization.is_baseline:

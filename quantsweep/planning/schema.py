@@ -26,9 +26,9 @@ from quantsweep.checkpoints.pins import Pins
 from quantsweep.checkpoints.sources import plain_name
 from quantsweep.checks import whole_seed
 from quantsweep.errors import ConfigurationError, EvaluationError, ModelError
+from quantsweep.planning.convert import Config, T, convert, convert_value
 from quantsweep.trial import identity
 from quantsweep.trial.constraints import problem_of_levels, reason_to_skip
-from quantsweep.trial.convert import Config, T, convert, convert_value
 from quantsweep.trial.declared import CAPABILITIES, check_component
 from quantsweep.trial.specs import (
     BASELINE,
@@ -42,6 +42,7 @@ from quantsweep.trial.specs import (
     ModelSpec,
     PlantedOutliers,
     QuantizationSpec,
+    StepSpec,
     TaskSpec,
     TrialSpec,
     options_tuple,
@@ -285,22 +286,20 @@ def build_quantization(method: Config, data_type: Config, scalars: Config, none:
     if bit_width >= BASELINE_BITS and not bit_width == BASELINE_BITS:
         raise ConfigurationError(f"bit_width must be at most {BASELINE_BITS} (the unquantized baseline), got {bit_width}")
     if method["name"] == BASELINE:
-        return QuantizationSpec(method=BASELINE, method_version=none["version"]), None
+        return QuantizationSpec(rounding=StepSpec(BASELINE, none["version"])), None
     if not method["capabilities"]["needs_data_type"]:
-        alone = QuantizationSpec(method=method["name"], method_version=method["version"], method_options=options_tuple(method["options"]))
+        alone = QuantizationSpec(rounding=_step(method))
         return alone, reason_to_skip(alone, {}, method["capabilities"])
     caps = data_type["capabilities"]
     if bit_width == BASELINE_BITS and method["name"] == ROUND_TO_NEAREST and BASELINE_BITS not in caps["bit_widths"]:
-        return QuantizationSpec(method=BASELINE, method_version=none["version"]), None
+        return QuantizationSpec(rounding=StepSpec(BASELINE, none["version"])), None
     block_size = caps["block_size"] if scalars["block_size"] == AUTO else _block_size(scalars["block_size"])
     axis = caps["block_axis"] if scalars["block_axis"] is None else convert_value(BlockAxis, scalars["block_axis"], "block_axis")
     if block_size is None and axis == "flat":  # a combination that means nothing, like any other: what it would be, and why not
         described, _ = build_quantization(method, data_type, {**scalars, "block_axis": "input"}, none)
         return described, CHANNEL_NEEDS_INPUT
     spec = QuantizationSpec(
-        method=method["name"],
-        method_version=method["version"],
-        method_options=options_tuple(method["options"]),
+        rounding=_step(method),
         data_type=data_type["name"],
         data_type_version=data_type["version"],
         data_type_options=options_tuple(_option_defaults(data_type, bit_width)),
@@ -312,6 +311,10 @@ def build_quantization(method: Config, data_type: Config, scalars: Config, none:
         scale_dtype=caps["scale_dtype"] if scalars["scale_dtype"] is None else convert_value(str, scalars["scale_dtype"], "scale_dtype"),
     )
     return spec, reason_to_skip(spec, caps, method["capabilities"])
+
+
+def _step(config: Config) -> StepSpec:
+    return StepSpec(config["name"], config["version"], options_tuple(config["options"]))
 
 
 def _block_size(value: Any) -> BlockSize:

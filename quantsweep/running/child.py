@@ -146,7 +146,7 @@ class TrialRunner:
         """Report what was quantized, and return the state that is to be scored."""
         started = time.perf_counter()
         quantization = planned.trial.quantization
-        method, trial = METHODS[quantization.method], planned.trial
+        method, trial = METHODS[quantization.rounding.name], planned.trial
         heard = Heard(loaded.layers, self._progress)
         layers = method.quantize(heard, quantization, calibration=trial.calibration, seed=trial.seed)
         refuse_unrecorded(loaded, quantization, layers)

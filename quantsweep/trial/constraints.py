@@ -62,8 +62,8 @@ def problem_of_levels(levels: object, bit_width: int | None = None) -> str | Non
 
 
 def _method_reason(quantization: QuantizationSpec, capabilities: Capabilities) -> str | None:
-    whom = f"method '{quantization.method}'"
-    options = dict(quantization.method_options)
+    whom = f"method '{quantization.rounding.name}'"
+    options = dict(quantization.rounding.options)
     for option, (low, high) in (capabilities.get("ranges") or {}).items():
         value = options[option]
         if not _is_number(value) or not low < value < high:

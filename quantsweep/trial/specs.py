@@ -6,131 +6,57 @@
 Identity.  `TrialSpec.trial_id` is a hash of the canonical JSON of everything that can change a
 number, and of nothing else: model content (pinned commit or hash of the weight files), compute
 dtype, the quantization spec with every default written out, calibration, seed (only where
-something is random), and the hand-raised `version` of each method and data type.  Not in it: code
+something is random), and the hand-raised `version` of each step and data type.  Not in it: code
 commit, library versions, hardware, batch size, paths, resources, labels.  Fields that come later
 enter where they are set (`set_fields`): one more option leaves the ids of all trials without it.
 `TaskSpec.task_key` identifies a task the same way: name, version, few-shot count, limit.
 
-Every class validates itself; errors name the thing, the value, the choices and the remedy.
-Options of methods and data types are mappings held as sorted tuples, so that specs are hashable.
+Every class validates itself; errors name the thing, the value, the choices and the remedy.  This module is the door to all of them:
+what quantizes, the calibration and the settings of a launch have modules of their own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from quantsweep.checks import LARGEST_LONG, positive_number, whole_number, whole_seed
+from quantsweep.checks import LARGEST_LONG, whole_number, whole_seed
 from quantsweep.errors import ConfigurationError
-
-Option = bool | int | float | str | None | tuple[Any, ...]
-Options = tuple[tuple[str, Option], ...]
-BlockSize = int | Literal["tensor"] | None
-"""Weights that share a scale: a count, "tensor" (all of them), or None (one scale an output channel)."""
-
-DTYPES = ("float16", "bfloat16", "float32")
-SCALE_DTYPES = (*DTYPES, "e8m0", "e4m3")
-"""What scales may be stored in: a dtype, or one of the 8-bit types of MX (powers of two) and NVFP4."""
-LEVELS = "levels"
-"""The option that makes a data type a codebook: see `quantsweep.trial.registry.data_type_of`."""
-BlockAxis = Literal["flat", "input"]
-"""The direction in which blocks run."""
-BLOCK_AXES = get_args(BlockAxis)
-
-CHANNEL_NEEDS_INPUT = (
-    "block_size=null means one scale an output channel, which needs block_axis=input; with block_axis=flat give a number or 'tensor'"
+from quantsweep.trial.calibration import CalibrationSpec
+from quantsweep.trial.canonical import (
+    Option,
+    canonical_json,
+    check_name,
+    content_hash,
+    is_plain,
+    options_tuple,
+    set_fields,
 )
-BASELINE_BITS = 16
-"""The bit width that means the baseline, and that is counted for what is not quantized."""
+from quantsweep.trial.quantization import (
+    BASELINE,
+    BASELINE_BITS,
+    CHANNEL_NEEDS_INPUT,
+    DTYPES,
+    LEVELS,
+    ROUND_TO_NEAREST,
+    SCALE_DTYPES,
+    ActivationSpec,
+    BlockAxis,
+    BlockSize,
+    QuantizationSpec,
+    StepSpec,
+)
+from quantsweep.trial.settings import MEMORY, ClusterSpec, LaunchSettings, Resources, RunSettings
+
 LM_EVAL_FEWSHOT_SEED = 1234
 """lm-eval draws few-shot examples with this seed."""
-BASELINE = "none"
-"""The method that changes nothing: the 16-bit baseline."""
-ROUND_TO_NEAREST = "round_to_nearest"
-"""The method that changes nothing either once its codes have 16 bits: there it is the baseline."""
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-
-
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text, on every machine."""
-    return _ENCODER.encode(value)
-
-
-def content_hash(value: Any, length: int = 16) -> str:
-    """The first `length` hexadecimal digits of the SHA-256 of `canonical_json(value)`."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
-
-
-def options_tuple(options: Mapping[str, Any] | None) -> Options:
-    """A mapping as a sorted, hashable tuple; lists become tuples."""
-    frozen = ((key, tuple(value) if isinstance(value, list) else value) for key, value in (options or {}).items())
-    return tuple(sorted(frozen))
-
-
-def set_fields(spec: Any, always: frozenset[str], never: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The fields of a dataclass that enter an identity: those of `always`, and of others (but `never`) those not at their default.
-
-    Raises ConfigurationError for a field of neither kind that has no default, which would enter every id.
-    """
-    values, kind = vars(spec), cast("Any", type(spec))
-    return {name: values[name] for name, default in _defaults(kind, always, never) if name in always or values[name] != default}
-
-
-@lru_cache(maxsize=64)
-def _defaults(cls: Any, always: frozenset[str], never: frozenset[str]) -> tuple[tuple[str, Any], ...]:
-    found = tuple((each.name, each.default) for each in fields(cls) if each.name not in never)
-    if needless := [name for name, default in found if default is MISSING and name not in always]:
-        raise ConfigurationError(f"{cls.__name__}.{needless[0]} needs a default that leaves the ids of earlier trials as they are")
-    return found
-
-
-def is_plain(name: str) -> bool:
-    """True for a name that cannot leave its folder or confuse a file system."""
-    return _NAME.fullmatch(name) is not None
-
-
-def check_name(kind: str, name: str) -> None:
-    """Refuse a name that could leave its folder or confuse a file system."""
-    if not is_plain(name):
-        raise ConfigurationError(
-            f"{kind} {name!r} is not a plain name: use letters, digits, '.', '_', '+', '-', and begin with a letter or digit"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What one shard of this model needs from a cluster; equal resources share a Slurm array.
-
-    gpus: GPUs for one worker; cpus: cores; memory_gb: host memory; minutes: time limit.
-    raised: a retry asked for more than the model's yaml says, so the cluster's own numbers are no upper bound.
-    """
-
-    gpus: int = 0
-    cpus: int = 1
-    memory_gb: int = 4
-    minutes: int = 240
-    raised: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("gpus", 0), ("cpus", 1), ("memory_gb", 1), ("minutes", 1)):
-            whole_number(f"resources.{name}", getattr(self, name), least)
-
-    @property
-    def name(self) -> str:
-        """A short label such as `1gpu-8cpu-64G`."""
-        return f"{self.gpus}gpu-{self.cpus}cpu-{self.memory_gb}G-{self.minutes}min"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,89 +153,6 @@ class ModelSpec:
     def label(self) -> str:
         """The name, and what was planted: `mini-neox-6.0m`, `mini-neox-6.0m planted 4×16`."""
         return self.name if self.plant_outliers is None else f"{self.name} {self.plant_outliers.label}"
-
-
-_QUANTIZATION_ALWAYS = frozenset(
-    {
-        *("method", "method_version", "method_options", "data_type", "data_type_version", "data_type_options"),
-        *("bit_width", "block_size", "block_axis", "symmetric", "scale_dtype"),
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizationSpec:
-    """How weights are quantized; `method="none"` is the baseline and leaves everything else None, as methods without a data type do.
-
-    bit_width: bits of one code.  block_size, block_axis: see the module `quantsweep.numerics.blocks`.
-    scale_dtype: what scales are stored in (and rounded to before use).
-    method_options, data_type_options: everything else that the component's yaml declares, with
-    defaults written out.  method_version, data_type_version: raised by hand when numbers change.
-    """
-
-    method: str
-    method_version: int
-    method_options: Options = ()
-    data_type: str | None = None
-    data_type_version: int | None = None
-    data_type_options: Options = ()
-    bit_width: int | None = None
-    block_size: BlockSize = None
-    block_axis: str | None = None
-    symmetric: bool | None = None
-    scale_dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.is_baseline or self.data_type is None:
-            if any(
-                v is not None for v in (self.data_type, self.bit_width, self.block_size, self.block_axis, self.symmetric, self.scale_dtype)
-            ):
-                whom = "is the unquantized baseline" if self.is_baseline else "needs a data_type, or is one that has none"
-                raise ConfigurationError(
-                    f"method {self.method} {whom}: without one there is no bit_width, block_size, block_axis, symmetric or scale_dtype"
-                )
-            return
-        if self.bit_width is None:
-            raise ConfigurationError(f"method {self.method} needs a bit_width beside its data_type")
-        if self.bit_width < 1:
-            raise ConfigurationError(f"bit_width must be at least 1, got {self.bit_width}")
-        if self.block_axis not in BLOCK_AXES:
-            raise ConfigurationError(f"block_axis {self.block_axis!r} is not one of {', '.join(BLOCK_AXES)}")
-        if self.scale_dtype not in SCALE_DTYPES:
-            raise ConfigurationError(f"scale_dtype {self.scale_dtype!r} is not one of {', '.join(SCALE_DTYPES)}")
-        if isinstance(self.block_size, int):
-            whole_number("block_size", self.block_size, 2, otherwise=", or 'tensor', or null (one scale an output channel)")
-        if isinstance(self.block_size, str) and self.block_size != "tensor":
-            raise ConfigurationError(f"block_size {self.block_size!r} is neither a number, nor 'tensor', nor null")
-        if self.block_size is None and self.block_axis == "flat":
-            raise ConfigurationError(CHANNEL_NEEDS_INPUT)
-
-    @property
-    def is_baseline(self) -> bool:
-        """True for the unquantized baseline."""
-        return self.method == BASELINE
-
-    def identity(self) -> dict[str, Any]:
-        """All of it: how weights become codes is numbers and nothing else."""
-        return set_fields(self, _QUANTIZATION_ALWAYS)
-
-
-_CALIBRATION_ALWAYS = frozenset({"name", "dataset", "num_samples", "sequence_length", "seed"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationSpec:
-    """Text that a calibrated method may look at; None where the method looks at none."""
-
-    name: str
-    dataset: str
-    num_samples: int
-    sequence_length: int
-    seed: int = 0
-
-    def identity(self) -> dict[str, Any]:
-        """All of it: other text gives other numbers."""
-        return set_fields(self, _CALIBRATION_ALWAYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,15 +261,7 @@ class TrialSpec:
     @property
     def label(self) -> str:
         """A short text for people: `mini-neox-6.0m round_to_nearest int 4-bit block 64 convention=kbit`."""
-        q = self.quantization
-        if q.is_baseline:
-            return f"{self.model.label} baseline"
-        method = q.method + "".join(f" {key}={value}" for key, value in q.method_options if value is not None)
-        if q.data_type is None:
-            return f"{self.model.label} {method}"
-        block = "channel" if q.block_size is None else q.block_size
-        options = "".join(f" {key}={value}" for key, value in q.data_type_options if value is not None and key != LEVELS)
-        return f"{self.model.label} {method} {q.data_type} {q.bit_width}-bit block {block}{options}"
+        return f"{self.model.label} {self.quantization.label}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -438,50 +273,43 @@ class PlannedTrial:
 
     def to_json(self) -> str:
         """Text from which `from_json` makes an equal object; the form in which plans travel."""
-        trial = self.trial
-        planted = trial.model.plant_outliers
-        data = {
-            "model": {
-                **vars(trial.model),
-                "resources": vars(trial.model.resources),
-                "plant_outliers": None if planted is None else vars(planted),
-            },
-            "quantization": vars(trial.quantization),
-            "calibration": None if trial.calibration is None else vars(trial.calibration),
-            "seed": trial.seed,
-        }
-        return canonical_json({"trial": data, "tasks": [vars(task) for task in self.tasks]})
+        return canonical_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> PlannedTrial:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`, for plans of earlier versions too."""
         data = json.loads(text)
-        trial, tasks = data["trial"], data["tasks"]
-        model, quantization, calibration = trial["model"], trial["quantization"], trial["calibration"]
-        options = {key: options_tuple(dict(quantization[key])) for key in ("method_options", "data_type_options")}
+        trial = data["trial"]
+        calibration = trial["calibration"]
         return cls(
             trial=TrialSpec(
-                model=_model_from(_frozen(model)),
-                quantization=QuantizationSpec(**{**quantization, **options}),
+                model=_model_from(_frozen(trial["model"])),
+                quantization=_quantization_from(canonical_json(trial["quantization"])),
                 calibration=None if calibration is None else CalibrationSpec(**calibration),
                 seed=trial["seed"],
             ),
-            tasks=tuple(_task_from(_frozen(task)) for task in tasks),
+            tasks=tuple(_task_from(_frozen(task)) for task in data["tasks"]),
         )
 
 
-# A plan of 43,000 trials has a dozen models and tasks: each is built once, and equal ones are the same object.
+# A plan of 43,000 trials has a dozen models and tasks, and far fewer ways to quantize than trials: each is built once.
+
+Frozen = tuple[tuple[str, Any], ...]
+"""A mapping of JSON as something that can be hashed, keys in the order of the file."""
 
 
-def _frozen(data: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(
-        (key, tuple(value) if isinstance(value, list) else tuple(value.items()) if isinstance(value, dict) else value)
-        for key, value in data.items()
-    )
+def _frozen(data: Mapping[str, Any]) -> Frozen:
+    return tuple((key, _frozen_value(value)) for key, value in data.items())
+
+
+def _frozen_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_frozen_value, value))
+    return _frozen(value) if isinstance(value, dict) else value
 
 
 @lru_cache(maxsize=4096)
-def _model_from(items: tuple[tuple[str, Any], ...]) -> ModelSpec:
+def _model_from(items: Frozen) -> ModelSpec:
     data = dict(items)
     planted = data.get("plant_outliers")  # plans from before there was such a thing lack it
     return ModelSpec(
@@ -494,153 +322,27 @@ def _model_from(items: tuple[tuple[str, Any], ...]) -> ModelSpec:
 
 
 @lru_cache(maxsize=4096)
-def _task_from(items: tuple[tuple[str, Any], ...]) -> TaskSpec:
+def _quantization_from(text: str) -> QuantizationSpec:
+    data = dict(_frozen(json.loads(text)))  # keyed by text: as keys, options of 1, 1.0 and true would be one
+    if "rounding" not in data:  # plans from before a trial had factors: the method was its rounding
+        rounding = StepSpec(data["method"], data.pop("method_version"), data.pop("method_options"))
+        return QuantizationSpec(**{**data, "rounding": rounding})
+    steps = {key: _step_from(data[key]) for key in ("rounding", "clipping", "correction", "tuning", "compensation")}
+    activations = {key: _activation_from(data[key]) for key in ("activation", "kv_cache")}
+    return QuantizationSpec(**{**data, **steps, **activations, "transforms": tuple(map(_step_from, data["transforms"]))})
+
+
+def _step_from(items: Frozen | None) -> Any:
+    return None if items is None else StepSpec(**dict(items))
+
+
+def _activation_from(items: Frozen | None) -> ActivationSpec | None:
+    return None if items is None else ActivationSpec(**{**dict(items), "step": _step_from(dict(items)["step"])})
+
+
+@lru_cache(maxsize=4096)
+def _task_from(items: Frozen) -> TaskSpec:
     return TaskSpec(**dict(items))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How trials are run; never part of their identity.
-
-    device: "auto" (a GPU if there is one), "cpu" or "cuda".  batch_size: sequences a forward pass, or
-    None for a choice by the evaluator.  task_path: a folder of lm-eval YAMLs searched first.
-    trial_timeout_minutes: how long a trial may be silent before it is killed, or None for the
-    rule (10: everything long gives signs of life).  tracking: the configuration of the tracking service.
-    data_revisions: (task, revision of its data) as `quantsweep prewarm` pinned them; other data are refused.
-    """
-
-    device: str = "auto"
-    batch_size: int | None = None
-    task_path: str | None = None
-    trial_timeout_minutes: float | None = None
-    tracking: Options = ()
-    data_revisions: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigurationError(f"device {self.device!r} is not one of auto, cpu, cuda")
-        whole_number("batch_size", self.batch_size, otherwise=", or null")
-        positive_number("trial_timeout_minutes", self.trial_timeout_minutes, otherwise=", or null for the rule")
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> RunSettings:
-        """The inverse of `dataclasses.asdict` after JSON; plans of earlier versions have no data_revisions."""
-        revisions = tuple((str(name), str(revision)) for name, revision in data.get("data_revisions", ()))
-        return cls(**{**data, "tracking": options_tuple(dict(data["tracking"])), "data_revisions": revisions})
-
-
-_CLUSTER_NUMBERS = (
-    *("minutes", "memory_gb", "cpus", "node_gpus", "node_cpus", "max_gpus", "max_memory_gb", "max_minutes"),
-    *("max_array_size", "max_parallel", "max_submitted", "signal_seconds"),
-)
-
-
-MEMORY = frozenset({"mem", "mem_per_cpu", "mem_per_gpu"})
-"""Options of sbatch that exclude each other; where one is in additional_parameters, jobs are not told memory_gb."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterSpec:
-    """Where shards run: this machine (`kind="local"`) or a Slurm cluster; the fields are those of conf/cluster/slurm.yaml.
-
-    allocation: "gpu" gives each shard a job of its own; "node" takes whole nodes and runs node_gpus / resources.gpus workers
-    (node_cpus / resources.cpus for models without GPU) side by side in one job.
-    max_gpus, max_memory_gb, max_minutes: how far a retry after a lack of them may go.
-    submit_from_nodes: whether sbatch works on the nodes: then the running sweep submits what is left and what may be retried.
-    signal_seconds: how long before the time limit Slurm warns a job.
-    """
-
-    kind: Literal["local", "slurm"] = "local"
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
-    gpu_option: Literal["gres", "gpus"] = "gres"
-    setup: tuple[str, ...] = ()
-    python: str | None = None
-    minutes: int | None = None
-    memory_gb: int | None = None
-    cpus: int | None = None
-    allocation: Literal["gpu", "node"] = "gpu"
-    node_gpus: int | None = None
-    node_cpus: int | None = None
-    max_gpus: int = 8
-    max_memory_gb: int = 512
-    max_minutes: int = 2880
-    max_array_size: int | None = None
-    max_parallel: int | None = None
-    max_submitted: int | None = None
-    submit_from_nodes: bool = True
-    signal_seconds: int = 120
-    additional_parameters: Options = ()
-
-    def __post_init__(self) -> None:
-        if self.allocation == "node" and not (self.node_gpus or self.node_cpus):
-            raise ConfigurationError("cluster.allocation=node needs cluster.node_gpus (or cluster.node_cpus for nodes without GPUs)")
-        for name in _CLUSTER_NUMBERS:
-            whole_number(f"cluster.{name}", getattr(self, name))
-
-    @property
-    def asks_for_memory(self) -> bool:
-        """False where the site's own option says how much memory a job gets, or that it must not say."""
-        return not MEMORY & dict(self.additional_parameters).keys()
-
-    def resources(self, model: Resources) -> Resources:
-        """What a shard asks for here: the model's resources, unless the cluster's configuration says otherwise."""
-        return Resources(
-            gpus=model.gpus,
-            cpus=self.cpus or model.cpus,
-            memory_gb=max(model.memory_gb, self.memory_gb or model.memory_gb) if model.raised else self.memory_gb or model.memory_gb,
-            minutes=max(model.minutes, self.minutes or model.minutes) if model.raised else self.minutes or model.minutes,
-            raised=model.raised,
-        )
-
-    def workers(self, needs: Resources) -> int:
-        """How many workers one job runs side by side."""
-        if self.allocation == "gpu":
-            return 1
-        if needs.gpus:
-            return max(1, (self.node_gpus or needs.gpus) // needs.gpus)
-        return max(1, (self.node_cpus or needs.cpus) // needs.cpus)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchSettings:
-    """What one launch decided beside its trials; the retries that follow from it inherit it.
-
-    gpu_hours: the budget, None for none.  max_retries: at most so many retries a trial and cause (None: each cause's own number).
-    breaker_trials: so many trials failing in one place hold those that share the cause (None: never).
-    shard_minutes: predicted bound of a shard.
-    code: the snapshot that jobs run, a folder under code/ (None: the checkout itself, on this machine).
-    sources: hash of the product's Python files at planning (environment.source_digest); what other code would run fails.
-    variables: what workers find in their environment (the hub's offline switches, once everything is there or where a person set them).
-    tag: a text of the person's own, kept in every row (None: none, as in plans of earlier versions).
-    """
-
-    cluster: ClusterSpec = field(default_factory=ClusterSpec)
-    gpu_hours: float | None = None
-    max_retries: int | None = None
-    breaker_trials: int | None = 10
-    shard_minutes: float = 60.0
-    code: str | None = None
-    sources: str | None = None
-    variables: tuple[tuple[str, str], ...] = ()
-    tag: str | None = None
-
-    def __post_init__(self) -> None:
-        positive_number("budget.gpu_hours", self.gpu_hours, otherwise=", or null for none")
-        positive_number("shard_minutes", self.shard_minutes)
-        whole_number("max_retries", self.max_retries, 0, otherwise=", or null for each cause's own number")
-        whole_number("breaker_trials", self.breaker_trials, 2, otherwise=", or null for never")
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LaunchSettings:
-        """The inverse of `dataclasses.asdict` after JSON."""
-        cluster = dict(data["cluster"])
-        cluster |= {"setup": tuple(cluster["setup"]), "additional_parameters": options_tuple(dict(cluster["additional_parameters"]))}
-        variables = tuple((str(key), str(value)) for key, value in data["variables"])
-        return cls(**{**data, "cluster": ClusterSpec(**cluster), "variables": variables})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -650,3 +352,41 @@ class Shard:
     shard_id: int
     resources: Resources
     trials: tuple[PlannedTrial, ...]
+
+
+__all__ = [
+    "BASELINE",
+    "BASELINE_BITS",
+    "CHANNEL_NEEDS_INPUT",
+    "DTYPES",
+    "LEVELS",
+    "LM_EVAL_FEWSHOT_SEED",
+    "MEMORY",
+    "ROUND_TO_NEAREST",
+    "SCALE_DTYPES",
+    "ActivationSpec",
+    "BlockAxis",
+    "BlockSize",
+    "CalibrationSpec",
+    "ClusterSpec",
+    "LaunchSettings",
+    "ModelSpec",
+    "Option",
+    "PlannedTrial",
+    "PlantedOutliers",
+    "QuantizationSpec",
+    "Resources",
+    "RunSettings",
+    "Shard",
+    "StepSpec",
+    "TaskSpec",
+    "TrialSpec",
+    "asked_otherwise",
+    "canonical_json",
+    "check_name",
+    "content_hash",
+    "first_own_answer",
+    "is_plain",
+    "options_tuple",
+    "other_key",
+]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from quantsweep.trial.registry import data_type_of
-from quantsweep.trial.specs import LEVELS, SCALE_DTYPES, QuantizationSpec, options_tuple
+from quantsweep.trial.specs import LEVELS, SCALE_DTYPES, QuantizationSpec, StepSpec, options_tuple
 
 CONF = Path(__file__).parents[2] / "conf"
 Component = Mapping[str, Any]
@@ -31,8 +31,7 @@ def spec_of(data_type: Component, bit_width: int, **changes: Any) -> Quantizatio
     capabilities = data_type["capabilities"]
     options = {key: changes.pop(key, value) for key, value in data_type["options"].items()}
     fields = {
-        "method": "round_to_nearest",
-        "method_version": 1,
+        "rounding": StepSpec("round_to_nearest", 1),
         "data_type": data_type["name"],
         "data_type_version": data_type["version"],
         "data_type_options": options_tuple(options),

@@ -8,7 +8,7 @@ import pytest
 from component_cases import component, spec_of
 
 from quantsweep.trial.constraints import reason_to_skip
-from quantsweep.trial.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec, StepSpec
 
 INT, FP, MXFP, AF4 = (component("data_type", name) for name in ("int", "fp", "mxfp", "af4"))
 METHOD = component("method", "round_to_nearest")["capabilities"]
@@ -43,7 +43,7 @@ METHOD = component("method", "round_to_nearest")["capabilities"]
             spec_of(MXFP, 6, exponent_bits=4),
             "data_type 'mxfp' with bit_width=6 supports exponent_bits null, 2 or 3; got 4: the 6-bit elements are E2M3 and E3M2",
         ),
-        (QuantizationSpec(method="none", method_version=1), None),
+        (QuantizationSpec(rounding=StepSpec("none", 1)), None),
     ],
 )
 def test_reasons(spec: QuantizationSpec, reason: str | None) -> None:
@@ -67,9 +67,9 @@ def test_an_option_without_a_list_is_left_to_the_code() -> None:
 @pytest.mark.parametrize("value", [0, 1, -0.5, "much", None, True])
 def test_methods_bound_their_options(value: object) -> None:
     """ranges: both ends excluded, numbers only."""
-    spec = replace(spec_of(INT, 4), method_options=(("fraction", value),))
+    spec = replace(spec_of(INT, 4), rounding=StepSpec("round_to_nearest", 1, (("fraction", value),)))
     reason = reason_to_skip(spec, INT["capabilities"], {**METHOD, "ranges": {"fraction": [0, 1]}})
     assert reason is not None
     assert reason.startswith("method 'round_to_nearest' needs method.options.fraction above 0 and below 1; got")
-    fine = replace(spec, method_options=(("fraction", 0.5),))
+    fine = replace(spec, rounding=StepSpec("round_to_nearest", 1, (("fraction", 0.5),)))
     assert reason_to_skip(fine, INT["capabilities"], {**METHOD, "ranges": {"fraction": [0, 1]}}) is None

@@ -17,12 +17,12 @@ from quantsweep.errors import ConfigurationError, QuantizationError
 from quantsweep.methods._base import LayerRecord, Method
 from quantsweep.numerics.error import weight_error
 from quantsweep.trial.registry import DATA_TYPES, METHODS
-from quantsweep.trial.specs import QuantizationSpec, options_tuple
+from quantsweep.trial.specs import QuantizationSpec, StepSpec, options_tuple
 
 NAMES = METHODS.names()
 every_method = pytest.mark.parametrize("name", NAMES)
 data_free = pytest.mark.parametrize("name", [n for n in NAMES if not component("method", n)["capabilities"]["needs_calibration"]])
-BASELINE = QuantizationSpec(method="none", method_version=1)
+BASELINE = QuantizationSpec(rounding=StepSpec("none", 1))
 BITS = 4
 """Of a code, in the spec that the contract is checked with."""
 
@@ -69,9 +69,9 @@ def spec_for(name: str, bit_width: int = 4) -> QuantizationSpec:
     allowed = component("method", name)["capabilities"]["data_types"]
     options = options_tuple(component("method", name)["options"])
     if not component("method", name)["capabilities"]["needs_data_type"]:
-        return QuantizationSpec(method=name, method_version=1, method_options=options)
+        return QuantizationSpec(rounding=StepSpec(name, 1, options))
     return replace(
-        spec_of(component("data_type", "int" if allowed is None else allowed[0]), bit_width), method=name, method_options=options
+        spec_of(component("data_type", "int" if allowed is None else allowed[0]), bit_width), rounding=StepSpec(name, 1, options)
     )
 
 
@@ -187,9 +187,9 @@ class Nonsense:
 def test_nonsense_fails_the_contract(broken: str, said: str, with_data_type: bool) -> None:
     """Also where a method claims to need no data type, which once excused it from everything."""
     spec = (
-        replace(spec_for("round_to_nearest"), method="nonsense")
+        replace(spec_for("round_to_nearest"), rounding=StepSpec("nonsense", 1))
         if with_data_type
-        else QuantizationSpec(method="nonsense", method_version=1)
+        else QuantizationSpec(rounding=StepSpec("nonsense", 1))
     )
     with pytest.raises(AssertionError, match=said):
         check_contract(Nonsense(broken), spec)
@@ -197,7 +197,7 @@ def test_nonsense_fails_the_contract(broken: str, said: str, with_data_type: boo
 
 def test_a_method_without_a_data_type_may_keep_the_contract() -> None:
     """The same method, with nothing broken."""
-    check_contract(Nonsense("nothing"), QuantizationSpec(method="own", method_version=1))
+    check_contract(Nonsense("nothing"), QuantizationSpec(rounding=StepSpec("own", 1)))
 
 
 @data_free
@@ -307,7 +307,7 @@ def chain(fraction: float, dtype: torch.dtype = torch.float32) -> tuple[dict[str
     first[2] *= 20
     layers = {"first": FakeLayer(first, dtype), "second": FakeLayer(torch.randn(24, 50, generator=generator), dtype)}
     layers["second"].inputs_from = Source("first", torch.arange(50).flip(0))
-    return layers, replace(spec_for("outlier_dependent"), method_options=(("fraction", fraction),))
+    return layers, replace(spec_for("outlier_dependent"), rounding=StepSpec("outlier_dependent", 1, (("fraction", fraction),)))
 
 
 def test_columns_of_the_units_that_vary_most_stay_at_16_bit() -> None:
@@ -358,4 +358,4 @@ def test_outlier_dependent_refuses_what_it_cannot_do() -> None:
         method.quantize(layers, spec)
     for fraction in (0.0, 1.0, None, "most"):
         with pytest.raises(ConfigurationError, match="between 0 and 1"):
-            method.quantize(layers, replace(spec, method_options=(("fraction", fraction),)))
+            method.quantize(layers, replace(spec, rounding=StepSpec("outlier_dependent", 1, (("fraction", fraction),))))

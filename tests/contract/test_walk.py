@@ -17,7 +17,7 @@ from quantsweep.models.anatomy import predecessors
 from quantsweep.models.blocks import Place, decoder_blocks, quantizable_linears
 from quantsweep.models.loading import load_model
 from quantsweep.trial.registry import METHODS
-from quantsweep.trial.specs import ModelSpec, QuantizationSpec
+from quantsweep.trial.specs import ModelSpec, QuantizationSpec, StepSpec
 from tests.contract.architectures import CONFIGS, LAYERS_OF_A_BLOCK, random_model
 
 TOKENS = torch.arange(1, 33)[None]
@@ -227,7 +227,7 @@ def test_a_loaded_layer_knows_where_its_inputs_come_from() -> None:
 def test_outlier_dependent_quantization_keeps_columns_in_every_layer_but_the_first_ones() -> None:
     loaded = load_model(ModelSpec(name="m", family="f", path=str(model_path("mini-neox-0.9m")), dtype="float32"), "cpu")
     spec = QuantizationSpec(
-        method="outlier_dependent", method_version=1, method_options=(("fraction", 0.02),), data_type="int", data_type_version=1,
+        rounding=StepSpec("outlier_dependent", 1, (("fraction", 0.02),)), data_type="int", data_type_version=1,
         data_type_options=(("convention", "kbit"),), bit_width=3, block_size=64, block_axis="flat", symmetric=True, scale_dtype="float16",
     )  # fmt: skip
     records = METHODS["outlier_dependent"].quantize(loaded.layers, spec)

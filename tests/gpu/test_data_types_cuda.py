@@ -18,7 +18,7 @@ from quantsweep.numerics import blocks
 from quantsweep.numerics.blocks import TILE
 from quantsweep.storage.paths import product_root
 from quantsweep.trial.registry import data_type_of
-from quantsweep.trial.specs import QuantizationSpec, options_tuple
+from quantsweep.trial.specs import QuantizationSpec, StepSpec, options_tuple
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -49,8 +49,7 @@ def test_gpu_equals_cpu(
     monkeypatch.setattr(blocks, "GPU_TILE", TILE)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     spec = QuantizationSpec(
-        method="round_to_nearest",
-        method_version=1,
+        rounding=StepSpec("round_to_nearest", 1),
         data_type=data_type,
         data_type_version=1,
         data_type_options=options_tuple(options),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantsweep.trial.specs import BlockSize, QuantizationSpec, options_tuple
+from quantsweep.trial.specs import BlockSize, QuantizationSpec, StepSpec, options_tuple
 
 
 def make_spec(
@@ -19,8 +19,7 @@ def make_spec(
 ) -> QuantizationSpec:
     """`make_spec("fp", 4, 64, subnormal="ieee")`: round to nearest, everything else as usual."""
     return QuantizationSpec(
-        method="round_to_nearest",
-        method_version=1,
+        rounding=StepSpec("round_to_nearest", 1),
         data_type=data_type,
         data_type_version=1,
         data_type_options=options_tuple(options),

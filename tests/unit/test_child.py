@@ -15,14 +15,14 @@ from quantsweep.errors import EvaluationError
 from quantsweep.mini import model_path
 from quantsweep.running.child import TrialRunner
 from quantsweep.trial.identity import local_content
-from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec, TrialSpec
+from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, StepSpec, TaskSpec, TrialSpec
 from quantsweep.trial.task_identity import read_own_tasks
 
 
 def planned(*tasks: TaskSpec) -> PlannedTrial:
     path = model_path("mini-neox-0.3m")
     model = ModelSpec(name="m", family="f", path=str(path), dtype="float32", content=local_content(path))
-    return PlannedTrial(trial=TrialSpec(model=model, quantization=QuantizationSpec(method="none", method_version=1)), tasks=tasks)
+    return PlannedTrial(trial=TrialSpec(model=model, quantization=QuantizationSpec(rounding=StepSpec("none", 1))), tasks=tasks)
 
 
 def write(folder: Path, name: str, **changes: Any) -> None:

@@ -547,7 +547,7 @@ def test_a_typed_value_that_leads_nowhere_in_a_study_is_a_mistake(typed: list[st
 @pytest.mark.parametrize("plus", ["", "+"])
 def test_one_value_of_an_option_reaches_the_methods_that_have_it(plus: str) -> None:
     specs = quantizations("method=round_to_nearest,outlier_dependent", f"{plus}method.options.fraction=0.05")
-    assert [dict(spec.method_options) for spec in specs] == [{}, {"fraction": 0.05}]
+    assert [dict(spec.rounding.options) for spec in specs] == [{}, {"fraction": 0.05}]
 
 
 def test_channels_need_an_axis_and_are_skipped_without_it() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quantsweep.errors import ConfigurationError
 from quantsweep.tables.filters import PLAN_COLUMNS, ROW_COLUMNS, parse
-from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, TaskSpec, TrialSpec
+from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, StepSpec, TaskSpec, TrialSpec
 
 ROW = {
     "trial_id": "3f9c0123456789ab",
@@ -84,8 +84,7 @@ def test_a_plan_knows_no_outcomes() -> None:
 
 def planned(bit_width: int = 4) -> PlannedTrial:
     quantization = QuantizationSpec(
-        method="round_to_nearest",
-        method_version=1,
+        rounding=StepSpec("round_to_nearest", 1),
         data_type="int",
         data_type_version=1,
         bit_width=bit_width,

@@ -11,7 +11,7 @@ from quantsweep.errors import ConfigurationError, ResultsError
 from quantsweep.failures.holds import Hold, cancelled, holding, read_holds
 from quantsweep.planning.plan_files import read_header
 from quantsweep.storage.paths import SweepFolder
-from quantsweep.trial.specs import QuantizationSpec
+from quantsweep.trial.specs import QuantizationSpec, StepSpec
 from tests.unit.engine_cases import trial, write
 
 
@@ -64,7 +64,7 @@ def test_what_is_cancelled_before_anything_was_launched_holds_no_launch(sweep: S
 
 def test_a_baseline_is_held_by_null(sweep: SweepFolder) -> None:
     baseline = dataclasses.replace(
-        trial(2), trial=dataclasses.replace(trial(2).trial, quantization=QuantizationSpec(method="none", method_version=1))
+        trial(2), trial=dataclasses.replace(trial(2).trial, quantization=QuantizationSpec(rounding=StepSpec("none", 1)))
     )
     assert cancelled(["bit_width=null", "data_type=null"], sweep).names(baseline)
 

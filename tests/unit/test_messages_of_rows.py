@@ -11,12 +11,12 @@ import pytest
 from quantsweep.operations.messages import results_text
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
-from quantsweep.trial.specs import ModelSpec, PlantedOutliers, QuantizationSpec, TrialSpec
+from quantsweep.trial.specs import ModelSpec, PlantedOutliers, QuantizationSpec, StepSpec, TrialSpec
 from tests.unit.test_records import row
 
-BASELINE = QuantizationSpec(method="none", method_version=1)
+BASELINE = QuantizationSpec(rounding=StepSpec("none", 1))
 INT = QuantizationSpec(
-    method="round_to_nearest", method_version=1, data_type="int", data_type_version=1, bit_width=3, block_size=64,
+    rounding=StepSpec("round_to_nearest", 1), data_type="int", data_type_version=1, bit_width=3, block_size=64,
     block_axis="flat", symmetric=True, scale_dtype="float16")  # fmt: skip
 
 
@@ -27,7 +27,7 @@ INT = QuantizationSpec(
         (None, INT, "m int 3-bit block 64 "),
         (
             None,
-            replace(INT, method="outlier_dependent", method_options=(("fraction", 0.05),)),
+            replace(INT, method="outlier_dependent", rounding=StepSpec("outlier_dependent", 1, (("fraction", 0.05),))),
             "m outlier_dependent fraction=0.05 int 3-bit",
         ),
         (PlantedOutliers(channels=4, scale=16.0), BASELINE, "m planted 4×16 baseline "),

@@ -27,7 +27,7 @@ from quantsweep.models.loading import load_model
 from quantsweep.running import child
 from quantsweep.trial import identity
 from quantsweep.trial.registry import METHODS
-from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TrialSpec, options_tuple
+from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, StepSpec, TrialSpec, options_tuple
 from tests import model_cases as cases
 from tests.conftest import ROOT
 
@@ -202,7 +202,7 @@ class TestUnchanged:
 
         monkeypatch.setattr(Evaluator, "evaluate", spoiling)
         events: list[Any] = []
-        trial = TrialSpec(model=spec_of(folder), quantization=QuantizationSpec(method="none", method_version=1))
+        trial = TrialSpec(model=spec_of(folder), quantization=QuantizationSpec(rounding=StepSpec("none", 1)))
         planned = PlannedTrial(trial=trial, tasks=(cases.mini_task("mini_ppl", 2),))
         with pytest.raises(ModelError, match=r"model m: 1 parameters or buffers changed while it was evaluated"):
             child.TrialRunner(events.append).run(planned, RunSettings(device="cpu"))
@@ -686,7 +686,7 @@ def int_quantization(bits: int) -> QuantizationSpec:
     """What `data_type=int block_size=64` comes to."""
     options = yaml.safe_load((ROOT / "conf" / "data_type" / "int.yaml").read_text())["options"]
     return QuantizationSpec(
-        **{"method": "round_to_nearest", "method_version": 1, "data_type": "int", "data_type_version": 1, "bit_width": bits},
+        **{"rounding": StepSpec("round_to_nearest", 1), "data_type": "int", "data_type_version": 1, "bit_width": bits},
         **{"block_size": 64, "block_axis": "flat", "symmetric": True, "scale_dtype": "float16"},
         data_type_options=options_tuple(options),
     )

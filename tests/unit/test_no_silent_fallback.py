@@ -18,7 +18,7 @@ from quantsweep.planning.plan import Expansion, expand
 from quantsweep.running import child
 from quantsweep.tables.records import identity_columns
 from quantsweep.trial.registry import METHODS
-from quantsweep.trial.specs import PlannedTrial, QuantizationSpec, RunSettings, TrialSpec
+from quantsweep.trial.specs import PlannedTrial, QuantizationSpec, RunSettings, StepSpec, TrialSpec
 
 METHOD = """\
 name: {name}
@@ -61,8 +61,8 @@ def planned(results: Path, *words: str) -> Prepared:
 
 def test_a_method_without_a_data_type_is_a_trial_of_its_own(own: str) -> None:
     alone, baseline = trials(own, "method=smoothing,none")
-    assert (alone.quantization.method, alone.quantization.method_version, alone.quantization.data_type) == ("smoothing", 3, None)
-    assert dict(alone.quantization.method_options) == {"strength": 0.5}
+    assert (alone.quantization.rounding.name, alone.quantization.rounding.version, alone.quantization.data_type) == ("smoothing", 3, None)
+    assert dict(alone.quantization.rounding.options) == {"strength": 0.5}
     assert not alone.quantization.is_baseline
     assert alone.trial_id != baseline.trial_id
     assert "smoothing strength=0.5" in alone.label
@@ -195,7 +195,7 @@ class Own:
 def run_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: Own) -> list[Mapping[str, Any]]:
     """The messages of a child that runs this method on the smallest bundled model."""
     trial = planned(tmp_path, "task=mini_ppl", "limit=1").plan.trials[0]
-    quantization = QuantizationSpec(method="own", method_version=1)
+    quantization = QuantizationSpec(rounding=StepSpec("own", 1))
     sent: list[Mapping[str, Any]] = []
     monkeypatch.setattr(child, "METHODS", {"own": method})
     runner = child.TrialRunner(sent.append)
@@ -228,9 +228,9 @@ def test_the_bundled_methods_record_all_that_they_write(monkeypatch: pytest.Monk
     for name in METHODS.names():
         options = (("fraction", 0.1),) if name == "outlier_dependent" else ()
         quantization = (
-            QuantizationSpec(method="none", method_version=1)
+            QuantizationSpec(rounding=StepSpec("none", 1))
             if name == "none"
-            else replace(trial.quantization, method=name, method_options=options)
+            else replace(trial.quantization, rounding=StepSpec(name, 1, options))
         )
         runner.run(PlannedTrial(trial=replace(trial, quantization=quantization), tasks=()), RunSettings(device="cpu"))
     assert len([message for message in sent if message["event"] == "done"]) == len(METHODS.names())

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from quantsweep.errors import ConfigurationError
 from quantsweep.trial.specs import (
+    ActivationSpec,
     CalibrationSpec,
     ModelSpec,
     PlannedTrial,
     PlantedOutliers,
     QuantizationSpec,
     Resources,
+    StepSpec,
     TaskSpec,
     TrialSpec,
     canonical_json,
@@ -27,8 +29,7 @@ from quantsweep.trial.specs import (
 
 MODEL = ModelSpec(name="m", family="f", path="/a", content="sha256:1", parameters=10)
 QUANTIZATION = QuantizationSpec(
-    method="round_to_nearest",
-    method_version=1,
+    rounding=StepSpec("round_to_nearest", 1),
     data_type="fp",
     data_type_version=1,
     data_type_options=(("exponent_bits", 2),),
@@ -66,9 +67,9 @@ def changed(**changes: object) -> str:
         {"scale_dtype": "float32"},
         {"data_type": "int"},
         {"data_type_version": 2},
-        {"method_version": 2},
+        {"rounding": StepSpec("round_to_nearest", 2)},
         {"data_type_options": (("exponent_bits", 3),)},
-        {"method_options": (("a", 1),)},
+        {"rounding": StepSpec("round_to_nearest", 1, (("a", 1),))},
         {"seed": 1},
         {"calibration": CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)},
     ],
@@ -138,7 +139,7 @@ class LaterModel(ModelSpec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaterQuantization(QuantizationSpec):
-    clipping: str = "absmax"
+    order: str = "natural"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ CALIBRATION = CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_len
     ("part", "cls", "values"),
     [
         ("model", LaterModel, {"context": 5}),
-        ("quantization", LaterQuantization, {"clipping": "mse"}),
+        ("quantization", LaterQuantization, {"order": "magnitude"}),
         ("calibration", LaterCalibration, {"split": "train"}),
     ],
 )
@@ -213,7 +214,9 @@ def test_task_keys() -> None:
     planted=st.none() | st.builds(PlantedOutliers, channels=st.integers(1, 9), scale=st.floats(1.5, 1e3), seed=st.integers(0, 9)),
 )
 def test_json_round_trip(seed: int | None, limit: int | None, block: int | str, option: object, planted: PlantedOutliers | None) -> None:
-    quantization = dataclasses.replace(QUANTIZATION, block_size=block, method_options=options_tuple({"x": option}))  # type: ignore[arg-type]
+    quantization = dataclasses.replace(
+        QUANTIZATION, block_size=block, rounding=StepSpec("round_to_nearest", 1, options_tuple({"x": option}))
+    )  # type: ignore[arg-type]
     calibration = CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)
     planned = PlannedTrial(
         trial=TrialSpec(
@@ -233,6 +236,77 @@ def test_a_plan_from_before_outliers_could_be_planted_is_read() -> None:
     planned = PlannedTrial(trial=TRIAL, tasks=(TASK,))
     data = json.loads(planned.to_json())
     del data["trial"]["model"]["plant_outliers"]
+    assert PlannedTrial.from_json(json.dumps(data)) == planned
+
+
+# --- factors ----------------------------------------------------------------------------------------------------------------
+
+STEP = StepSpec("smooth", 1, (("alpha", 0.5),))
+ACTIVATION = ActivationSpec(
+    step=StepSpec("per_token", 1), data_type="int", data_type_version=1, bit_width=8, symmetric=True, data_type_options=(("x", 1),)
+)
+UNTOUCHED = QuantizationSpec(rounding=StepSpec("none", 1))
+FACTORS_SET: list[dict[str, Any]] = [
+    {"transforms": (STEP,)},
+    {"transforms": (STEP, StepSpec("awq_scale", 1))},
+    {"transforms": (StepSpec("awq_scale", 1), STEP)},
+    {"transforms": (StepSpec("smooth", 2, STEP.options),)},
+    {"clipping": StepSpec("mse", 1)},
+    {"correction": StepSpec("qep", 1)},
+    {"tuning": StepSpec("lkd", 1)},
+    {"compensation": StepSpec("lorc", 1, (("rank", 8),))},
+    {"activation": ACTIVATION},
+    {"activation": dataclasses.replace(ACTIVATION, bit_width=4)},
+    {"activation": dataclasses.replace(ACTIVATION, sites=("linear", "q"))},
+    {"activation": dataclasses.replace(ACTIVATION, clip_percentile=99.9)},
+    {"kv_cache": ACTIVATION},
+    {"scope": (("lm_head", "none"),)},
+]
+
+
+def test_each_factor_is_part_of_the_id_where_it_is_set() -> None:
+    ids = [changed(**factors) for factors in ({}, *FACTORS_SET)]
+    assert len(set(ids)) == len(ids)
+    assert ids[0] == "4bc07d0501712459", "factors at none leave no trace"
+
+
+@pytest.mark.parametrize("factors", FACTORS_SET, ids=lambda factors: next(iter(factors)))
+def test_factors_travel_in_plans(factors: dict[str, Any]) -> None:
+    trial = dataclasses.replace(TRIAL, quantization=dataclasses.replace(QUANTIZATION, **factors))
+    again = PlannedTrial.from_json(PlannedTrial(trial=trial, tasks=(TASK,)).to_json())
+    assert again.trial == trial
+    assert again.trial.trial_id == trial.trial_id
+
+
+def test_the_name_is_a_label() -> None:
+    named = dataclasses.replace(QUANTIZATION, method="rtn+clipping=mse", clipping=StepSpec("mse", 1))
+    assert changed(method="other") == TRIAL.trial_id
+    assert named.label == "rtn+clipping=mse fp 4-bit block 64 exponent_bits=2, clipping mse"
+    assert dataclasses.replace(UNTOUCHED, activation=ACTIVATION).label == "none, activation per_token int 8-bit"
+
+
+def test_the_baseline_is_every_factor_at_none() -> None:
+    assert UNTOUCHED.is_baseline
+    assert not dataclasses.replace(UNTOUCHED, activation=ACTIVATION).is_baseline, "W16A8"
+    assert not dataclasses.replace(UNTOUCHED, transforms=(STEP,)).is_baseline
+    with pytest.raises(ConfigurationError, match="nothing for compensation to do"):
+        dataclasses.replace(UNTOUCHED, compensation=StepSpec("lorc", 1))
+
+
+def test_a_step_tells_its_options() -> None:
+    assert STEP.option("alpha") == 0.5
+    with pytest.raises(ConfigurationError, match="step smooth has no option beta; it has alpha"):
+        STEP.option("beta")
+
+
+def test_a_plan_from_before_there_were_factors_is_read() -> None:
+    planned = PlannedTrial(trial=TRIAL, tasks=(TASK,))
+    data = json.loads(planned.to_json())
+    of = data["trial"]["quantization"]
+    for key in ("transforms", "clipping", "correction", "tuning", "compensation", "activation", "kv_cache", "scope"):
+        del of[key]
+    rounding = of.pop("rounding")
+    of |= {"method_version": rounding["version"], "method_options": rounding["options"]}
     assert PlannedTrial.from_json(json.dumps(data)) == planned
 
 
@@ -257,7 +331,7 @@ def test_names_cannot_leave_their_folder(name: str) -> None:
         ({"bit_width": 0}, "at least 1"),
         ({"data_type": None}, "needs a data_type"),
         ({"bit_width": None}, "needs a bit_width"),
-        ({"method": "none"}, "unquantized baseline"),
+        ({"rounding": StepSpec("none", 1)}, "unquantized baseline"),
     ],
 )
 def test_impossible_quantization_is_refused(changes: dict[str, object], said: str) -> None:
