@@ -8,6 +8,7 @@
     ├── SlurmError              Slurm was asked and did not answer, or said no
     ├── ModelError              a model cannot be loaded, or is not what the configuration says
     ├── EvaluationError         a task cannot be loaded or scored, or is not the version that was asked for
+    │   └── TextError           a text, for calibration or a perplexity, cannot be read or is not the one that was planned
     └── QuantizationError       weights cannot be quantized as asked (NaN, Inf, a shape the method cannot do)
 
 Messages are written for the person who typed the command: they name the thing, the value, the
@@ -57,6 +58,10 @@ class ModelError(QuantsweepError):
 
 class EvaluationError(QuantsweepError):
     """A task cannot be loaded or scored, or is not the version that the trial asked for."""
+
+
+class TextError(EvaluationError):
+    """A text cannot be read, is too short for what is cut out of it, or is not the one that was planned."""
 
 
 class QuantizationError(QuantsweepError):

@@ -1,6 +1,6 @@
 """Which commit a name of the hub stands for: decided once, written down, read at each planning.
 
-    <results_dir>/pins.json      {"models": {"EleutherAI/pythia-70m": {"revision": "<40 hex>", "files": {…}, …}}, "tasks": {…}}
+    <results_dir>/pins.json      {"models": {"EleutherAI/pythia-70m": {"revision": "<40 hex>", "files": {…}}}, "tasks": {…}, "texts": {…}}
 
 A branch of the hub may move tomorrow, and a trial's identity may not.  `quantsweep prewarm` resolves
 a name, downloads what it stands for and writes the commit here; planning fills it in where a model's
@@ -19,14 +19,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from quantsweep.errors import ResultsError
 from quantsweep.storage.files import checked_file, write_text
 from quantsweep.trial.identity import cache_dir
-from quantsweep.trial.specs import ModelSpec, TaskSpec
+from quantsweep.trial.specs import PERPLEXITY, ModelSpec, TaskSpec, TextSource
 
 PINS_FILE = "pins.json"
 BUNDLED_TASKS = "mini"
@@ -74,14 +74,35 @@ class TaskPin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextPin:
+    """The files of a text (calibration, perplexities) at one commit of a data set on the hub."""
+
+    revision: str
+    files: Mapping[str, FileFact]
+    resolved_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pins:
     """Everything that is written down in one results folder.
 
     models: by hub id for heads of default branches, by `hub_id@commit` where a yaml names the commit itself.
+    texts: by data set and files, with the commit or branch that a yaml names (`text_key`).
     """
 
     models: Mapping[str, ModelPin] = field(default_factory=dict)
     tasks: Mapping[str, TaskPin] = field(default_factory=dict)
+    texts: Mapping[str, TextPin] = field(default_factory=dict)
+
+    def text_revision(self, source: TextSource) -> str | None:
+        """The commit that a text's data set stands for; None if nobody has decided."""
+        pin = self.texts.get(text_key(source))
+        return None if pin is None else pin.revision
+
+    def of_text(self, source: TextSource) -> TextPin | None:
+        """What is known of a text at exactly the commit of its spec."""
+        candidates = (self.texts.get(text_key(replace(source, revision=None))), self.texts.get(text_key(source)))
+        return next((pin for pin in candidates if pin is not None and source.revision in (None, pin.revision)), None)
 
     def revision(self, hub_id: str) -> str | None:
         """The commit that a model's name stands for; None if nobody has decided."""
@@ -97,6 +118,12 @@ class Pins:
         """What is known of a task's data, if it was looked at under the same definition."""
         pin = self.tasks.get(spec.name)
         return pin if pin is not None and pin.own_content == spec.own_content else None
+
+
+def text_key(source: TextSource) -> str:
+    """What a text is pinned under: `allenai/c4/en/c4-train.00000-of-01024.json.gz`."""
+    place = source.revision or source.branch
+    return f"{source.hub_id}{f'@{place}' if place else ''}/{source.files}"
 
 
 def pins_path(results_dir: str | Path) -> Path:
@@ -118,9 +145,10 @@ def read_pins(results_dir: str | Path) -> Pins:
             raise ResultsError(f"{path} has format {content['format']}, this version of quantsweep reads format {_FORMAT}")
         models = {name: _model_pin(pin) for name, pin in content["models"].items()}
         tasks = {name: TaskPin(**{**pin, "cached": tuple(pin["cached"])}) for name, pin in content["tasks"].items()}
+        texts = {name: _text_pin(pin) for name, pin in content.get("texts", {}).items()}  # earlier versions knew none
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ResultsError(_unreadable(path, error)) from error
-    return Pins(models=models, tasks=tasks)
+    return Pins(models=models, tasks=tasks, texts=texts)
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -137,7 +165,22 @@ def _model_pin(content: Mapping[str, Any]) -> ModelPin:
     return pin
 
 
-def add_pins(results_dir: str | Path, *, models: Mapping[str, ModelPin] | None = None, tasks: Mapping[str, TaskPin] | None = None) -> None:
+def _text_pin(content: Mapping[str, Any]) -> TextPin:
+    pin = TextPin(**{**content, "files": {name: FileFact(**fact) for name, fact in content["files"].items()}})
+    if not _COMMIT.fullmatch(pin.revision):
+        raise ValueError(f"revision {pin.revision!r} is not a commit of 40 hexadecimal digits")
+    if bad := [name for name in pin.files if name.startswith("/") or ".." in Path(name).parts]:
+        raise ValueError(f"file {bad[0]!r} leaves its data set")
+    return pin
+
+
+def add_pins(
+    results_dir: str | Path,
+    *,
+    models: Mapping[str, ModelPin] | None = None,
+    tasks: Mapping[str, TaskPin] | None = None,
+    texts: Mapping[str, TextPin] | None = None,
+) -> None:
     """Write pins down, beside those that are there; the file is replaced in one step.
 
     It is read again right before, so that another prewarm's pins stay.  Raises ResultsError when it cannot be written.
@@ -147,6 +190,7 @@ def add_pins(results_dir: str | Path, *, models: Mapping[str, ModelPin] | None =
         "format": _FORMAT,
         "models": {name: asdict(pin, dict_factory=_told) for name, pin in {**known.models, **(models or {})}.items()},
         "tasks": {name: asdict(pin) for name, pin in {**known.tasks, **(tasks or {})}.items()},
+        "texts": {name: asdict(pin, dict_factory=_told) for name, pin in {**known.texts, **(texts or {})}.items()},
     }
     path = pins_path(results_dir)
     try:
@@ -185,6 +229,20 @@ def is_model_here(hub_id: str, pin: ModelPin) -> bool:
     return all(_size(folder / name) == fact.size for name, fact in pin.files.items())
 
 
+def text_folder(hub_id: str, revision: str) -> Path:
+    """Where the files of a data set of the hub lie at one commit, once they are fetched."""
+    from huggingface_hub import constants  # its import costs what a plan need not pay
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id, repo_type="dataset") / "snapshots" / revision
+
+
+def is_text_here(hub_id: str, pin: TextPin) -> bool:
+    """True if every file of a pinned text is in the cache, whole."""
+    folder = text_folder(hub_id, pin.revision)
+    return all(_size(folder / name) == fact.size for name, fact in pin.files.items())
+
+
 def is_task_here(pin: TaskPin) -> bool:
     """True if the data of a task is in the cache of `datasets` (or needs none)."""
     return all((datasets_cache() / place).is_dir() for place in pin.cached)
@@ -204,8 +262,10 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def offline_environment(models: Iterable[ModelSpec], tasks: Iterable[TaskSpec], results_dir: str | Path) -> dict[str, str]:
-    """Variables that switch the hub off for workers, if these models and tasks need nothing from it; else none.
+def offline_environment(
+    models: Iterable[ModelSpec], tasks: Iterable[TaskSpec], results_dir: str | Path, texts: Iterable[TextSource] = ()
+) -> dict[str, str]:
+    """Variables that switch the hub off for workers, if these models, tasks and calibration texts need nothing from it; else none.
 
     That is so when each model of the hub is pinned and whole in the cache, and the data of each task was
     fetched.  Call it once a launch, on a machine that shares the cache with the nodes.
@@ -213,9 +273,15 @@ def offline_environment(models: Iterable[ModelSpec], tasks: Iterable[TaskSpec], 
     pins = read_pins(results_dir)
     wanted = [spec for spec in models if spec.path is None and spec.unavailable is None]
     hub_ids = [(str(spec.hub_id), pins.of_model(spec)) for spec in wanted]
-    data = [pins.of_task(spec) for spec in tasks if spec.own_content is not None or spec.folder != BUNDLED_TASKS]
-    ready = all(pin is not None and is_model_here(hub_id, pin) for hub_id, pin in hub_ids) and all(
-        pin is not None and is_task_here(pin) for pin in data
+    asked = list(tasks)
+    of_lm_eval = [spec for spec in asked if spec.kind != PERPLEXITY]
+    data = [pins.of_task(spec) for spec in of_lm_eval if spec.own_content is not None or spec.folder != BUNDLED_TASKS]
+    sources = [source for source in (*texts, *(spec for spec in asked if spec.kind == PERPLEXITY)) if source.path is None]
+    files = [(str(source.hub_id), pins.of_text(source)) for source in sources]
+    ready = (
+        all(pin is not None and is_model_here(hub_id, pin) for hub_id, pin in hub_ids)
+        and all(pin is not None and is_task_here(pin) for pin in data)
+        and all(pin is not None and is_text_here(hub_id, pin) for hub_id, pin in files)
     )
     return dict.fromkeys(OFFLINE, "1") if ready else {}
 

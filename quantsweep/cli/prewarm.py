@@ -8,16 +8,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 
 from rich.console import Console
 
-from quantsweep.checkpoints.pins import pins_path
+from quantsweep.checkpoints.pins import Pins, pins_path
 from quantsweep.composing.composition import Request, compose_base, make_request, search_folders
 from quantsweep.composing.prepare import results_dir, task_path
 from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.operations.prewarm import Outcome, prewarm
-from quantsweep.planning.schema import TASK_KEYS, build_model
-from quantsweep.trial.specs import ModelSpec, TaskSpec
+from quantsweep.planning.schema import NO_CALIBRATION, TASK_KEYS, build_calibration, build_model
+from quantsweep.trial.specs import CalibrationSpec, ModelSpec, TaskSpec
 
 _WORDS = {"here": "here already", "fetched": "fetched", "skipped": "cannot be had", "failed": "FAILED"}
 
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = expand_shorthand(arguments.overrides)
     cfg = compose_base(overrides)
     request = make_request(cfg, search_folders(cfg.hydra), overrides)
-    models, tasks = wanted(request)
+    models, tasks, calibrations = wanted(request)
     folder, own_tasks = results_dir(request.base), task_path(request.base)
     console = Console(stderr=True)
     counts: Counter[str] = Counter()
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         def report(text: str) -> None:
             status.update(text) if console.is_terminal else print(f"  … {text}", flush=True, file=words)
 
-        for outcome in prewarm(models, tasks, folder, task_path=own_tasks, update=arguments.update, report=report):
+        outcomes_of = partial(prewarm, models, tasks, folder, calibrations=calibrations, task_path=own_tasks)
+        for outcome in outcomes_of(update=arguments.update, report=report):
             outcomes.append(outcome)
             print(outcome_text(outcome), flush=True, file=words)
             counts[outcome.state] += 1
@@ -60,28 +62,34 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """One line for one model or task."""
+    """One line for one model, task or calibration text."""
     return f"{outcome.kind:<6} {outcome.name:<24} {_WORDS[outcome.state]}: {outcome.text}"
 
 
-def wanted(request: Request) -> tuple[list[ModelSpec], list[TaskSpec]]:
-    """Each model (its revision as the yaml has it, not as it is pinned) and each task of a request, once.
+def wanted(request: Request) -> tuple[list[ModelSpec], list[TaskSpec], list[CalibrationSpec]]:
+    """Each model (its revision as the yaml has it, not as it is pinned), task and calibration text of a request, once.
 
     Raises ConfigurationError for values that cannot be.
     """
     models: dict[ModelSpec, None] = {}
     tasks: dict[TaskSpec, None] = {}
+    calibrations: dict[str, CalibrationSpec] = {}
     for candidate in _narrowed(request):
         models[build_model(request.schema.section("model", candidate))] = None
         tasks |= dict.fromkeys(request.schema.tasks(candidate))
+        calibration = request.schema.section("calibration", candidate)
+        if calibration["name"] != NO_CALIBRATION:
+            spec = build_calibration(calibration, Pins())
+            calibrations.setdefault(spec.text_source, spec)  # samples, lengths and seeds share their text
     named: dict[str, TaskSpec] = {}
-    for spec in tasks:  # limits and few-shot counts share their data
-        named.setdefault(spec.name, spec)
-    return list({(spec.hub_id, spec.revision, spec.path, spec.name): spec for spec in models}.values()), list(named.values())
+    for task in tasks:  # limits and few-shot counts share their data
+        named.setdefault(task.name, task)
+    distinct = {(model.hub_id, model.revision, model.path, model.name): model for model in models}
+    return list(distinct.values()), list(named.values()), list(calibrations.values())
 
 
 def _narrowed(request: Request) -> Iterator[dict[str, object]]:
-    """Candidates of the grids, reduced to the axes that say which model and which tasks."""
+    """Candidates of the grids, reduced to the axes that say which model, which tasks and which text."""
     for grid in request.grids:
-        axes = tuple(axis for axis in grid.axes if axis.key.split(".")[0] in ("model", "task", *TASK_KEYS))
+        axes = tuple(axis for axis in grid.axes if axis.key.split(".")[0] in ("model", "task", "calibration", *TASK_KEYS))
         yield from replace(grid, axes=axes).candidates()

@@ -34,7 +34,7 @@ from quantsweep.running.tracking import what_lacks
 from quantsweep.storage.paths import SweepFolder, is_folder, sweep_folder
 from quantsweep.tables import records
 from quantsweep.trial.registry import DATA_TYPES, METHODS, is_codebook
-from quantsweep.trial.specs import ClusterSpec, LaunchSettings, ModelSpec, RunSettings, TaskSpec, options_tuple
+from quantsweep.trial.specs import CalibrationSpec, ClusterSpec, LaunchSettings, ModelSpec, RunSettings, TaskSpec, options_tuple
 from quantsweep.trial.task_identity import read_own_tasks
 
 T = TypeVar("T")
@@ -116,12 +116,12 @@ def _expanded(request: Request) -> Expansion:
 
 
 def refuse_unpinned(plan: Plan) -> None:
-    """A plan may count models whose weights are not identified; nothing is run or submitted with them."""
+    """A plan may count models and texts that are not identified; nothing is run or submitted with them."""
     if plan.unpinned:
         raise ConfigurationError(
-            f"not submitted: it is not known which weights {', '.join(plan.unpinned)} would be (a name on the hub may move). "
+            f"not submitted: it is not known which weights or text {', '.join(plan.unpinned)} would be (a name on the hub may move). "
             "Run `quantsweep prewarm` with the same words, which fetches and pins them; or give the exact commit "
-            "(model.revision=<40 hexadecimal digits>), or the folder of a copy (model=/folder)"
+            "(model.revision=<40 hexadecimal digits>), or a copy on disk (model=/folder, calibration.path=FILE, task.path=FILE)"
         )
 
 
@@ -151,11 +151,17 @@ def _plan(
 
 def _offline_switches(expansion: Expansion, base: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Workers leave the hub alone if nothing of this plan needs it (see `quantsweep prewarm`)."""
-    return tuple(sorted(offline_environment(_models(expansion), _tasks(expansion), str(base["results_dir"])).items()))
+    needed = _models(expansion), _tasks(expansion), str(base["results_dir"]), calibrations(expansion)
+    return tuple(sorted(offline_environment(*needed).items()))
 
 
 def _models(expansion: Expansion) -> list[ModelSpec]:
     return list({id(planned.trial.model): planned.trial.model for planned in expansion.trials}.values())
+
+
+def calibrations(expansion: Expansion) -> set[CalibrationSpec]:
+    """The calibration texts of a study."""
+    return {c for planned in expansion.trials if (c := planned.trial.calibration) is not None}
 
 
 def _tasks(expansion: Expansion) -> set[TaskSpec]:

@@ -4,7 +4,8 @@
                     → files: safetensors, config, tokenizer, nothing else → hub's cache → pins.json
 
 A checkpoint that has pickled weights only is converted to safetensors, once, by a process that does
-nothing else (`quantsweep.operations.prewarm_child`).  Data of tasks are fetched by loading each task as a worker would.
+nothing else (`quantsweep.operations.prewarm_child`).  Data of tasks are fetched by loading each task as a worker would;
+texts (calibration, perplexities) are files of a data set, which workers read out of the hub's cache at the pinned commit.
 
 What is here already is not asked for again, so the command may be repeated after an interruption.
 Access to gated models is the hub library's own business (`hf auth login` and its token file): no
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
@@ -35,17 +36,20 @@ from quantsweep.checkpoints.pins import (
     ModelPin,
     Pins,
     TaskPin,
+    TextPin,
     add_pins,
     converted_folder,
     is_model_here,
     is_task_here,
+    is_text_here,
     offline_switches,
     read_pins,
+    text_key,
 )
 from quantsweep.errors import QuantsweepError
 from quantsweep.running.environment import module_command, module_variables
 from quantsweep.trial.identity import OTHER_TOKENIZER_FILES, TOKENIZER_FILES
-from quantsweep.trial.specs import ModelSpec, TaskSpec
+from quantsweep.trial.specs import PERPLEXITY, CalibrationSpec, ModelSpec, TaskSpec, TextSource
 
 COMPANIONS = ("config.json", "generation_config.json", "chat_template.jinja", *TOKENIZER_FILES)
 """What stands beside the weights and is fetched with them, where a repository has it; no code."""
@@ -56,22 +60,24 @@ SPARE_BYTES = 2**30
 """Free space that a download leaves."""
 _TIMEOUT = 30
 
+Kind = Literal["model", "task", "text"]
+Repository = Literal["model", "dataset"]
 State = Literal["here", "fetched", "skipped", "failed"]
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one model or task: `here` (it was), `fetched`, `skipped` (it cannot be had by anybody), `failed`."""
+    """What became of one model, task or calibration text: `here` (it was), `fetched`, `skipped` (it cannot be had by anybody), `failed`."""
 
-    kind: Literal["model", "task"]
+    kind: Kind
     name: str
     state: State
     text: str
 
 
 class _FetchError(QuantsweepError):
-    """One model or task could not be had; the others go on."""
+    """One model, task or text could not be had; the others go on."""
 
 
 def prewarm(
@@ -79,11 +85,12 @@ def prewarm(
     tasks: Iterable[TaskSpec],
     results_dir: str | Path,
     *,
+    calibrations: Iterable[CalibrationSpec] = (),
     task_path: str | None = None,
     update: bool = False,
     report: Report = lambda _text: None,
 ) -> Iterator[Outcome]:
-    """Fetch and pin models and data of tasks; yields an outcome as each is known.
+    """Fetch and pin models, data of tasks and calibration texts; yields an outcome as each is known.
 
     update: ask the hub again what its default branches are now (ids of trials change where they have moved).
     report: told what is being done, for a display.  Raises ResultsError when pins cannot be read or written.
@@ -91,10 +98,16 @@ def prewarm(
     pins = read_pins(results_dir)
     for spec in models:
         yield _guarded("model", spec.name, partial(_model, spec, pins, results_dir, update=update, report=report))
-    yield from _tasks(list(tasks), pins, results_dir, task_path=task_path, update=update, report=report)
+    asked = list(tasks)
+    of_lm_eval = [spec for spec in asked if spec.kind != PERPLEXITY]
+    yield from _tasks(of_lm_eval, pins, results_dir, task_path=task_path, update=update, report=report)
+    texts: list[tuple[Kind, str, TextSource]] = [("task", spec.name, spec) for spec in asked if spec.kind == PERPLEXITY]
+    texts += [("text", spec.name, spec) for spec in calibrations]
+    for kind, name, source in texts:
+        yield _guarded(kind, name, partial(_text, source, read_pins(results_dir), results_dir, update=update, report=report))
 
 
-def _guarded(kind: Literal["model", "task"], name: str, step: Callable[[], tuple[State, str]]) -> Outcome:
+def _guarded(kind: Kind, name: str, step: Callable[[], tuple[State, str]]) -> Outcome:
     try:
         state, text = step()
     except _FetchError as error:
@@ -130,23 +143,24 @@ def _model(spec: ModelSpec, pins: Pins, results_dir: str | Path, *, update: bool
 
 @dataclass(frozen=True, kw_only=True)
 class _Remote:
-    """A repository at one commit, as the hub describes it: the files of its top folder."""
+    """A repository at one commit, as the hub describes it: of a model the files of its top folder, of a data set all."""
 
     commit: str
     files: Mapping[str, FileFact]
 
 
-def _resolve(hub_id: str, revision: str | None) -> _Remote:
+def _resolve(hub_id: str, revision: str | None, kind: Repository = "model") -> _Remote:
     from huggingface_hub import HfApi  # half a second that `prewarm` of bundled models need not pay
 
     with _hub_errors(hub_id):
-        info = HfApi().model_info(hub_id, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        info = ask(hub_id, revision=revision, files_metadata=True, timeout=_TIMEOUT)
     if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
         raise _FetchError(f"{hub_id}: the hub names no commit for it")
     files = {
         file.rfilename: FileFact(size=file.size or 0, sha256=file.lfs.sha256 if file.lfs else None, blob=file.blob_id)
         for file in info.siblings or ()
-        if "/" not in file.rfilename
+        if kind == "dataset" or "/" not in file.rfilename
     }
     return _Remote(commit=str(info.sha), files=files)
 
@@ -189,29 +203,29 @@ def _weights(hub_id: str, remote: _Remote, name: str, report: Report) -> list[st
     return [index, *shards]
 
 
-def _download(hub_id: str, remote: _Remote, names: list[str], report: Report) -> Path:
-    """Fetch files of one commit into the hub's cache; what lies there is not fetched again."""
+def _download(hub_id: str, remote: _Remote, names: list[str], report: Report, kind: Repository = "model") -> Path:
+    """Fetch files of one commit into the hub's cache, and the folder of the last; what lies there is not fetched again."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     need = sum(remote.files[name].size for name in names)
-    _check_space(hub_id, Path(constants.HF_HUB_CACHE), need)
+    _check_space(hub_id, Path(constants.HF_HUB_CACHE), need, kind)
     if not sys.stderr.isatty():
         disable_progress_bars()
     for number, name in enumerate(names, 1):
         report(f"{hub_id}: {name} ({number} of {len(names)}, {_size(remote.files[name].size)})")
         with _hub_errors(hub_id):
-            path = Path(hf_hub_download(hub_id, name, revision=remote.commit))
+            path = Path(hf_hub_download(hub_id, name, repo_type=kind, revision=remote.commit))
         if path.stat().st_size != remote.files[name].size:
             raise _FetchError(f"{hub_id}: {name} is {path.stat().st_size} bytes, the hub says {remote.files[name].size}; remove {path}")
     return path.parent
 
 
-def _check_space(hub_id: str, cache: Path, need: int) -> None:
+def _check_space(hub_id: str, cache: Path, need: int, kind: Repository = "model") -> None:
     place = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     # What is cached already is counted too, so only a download that cannot end well is refused.
-    if need > SPARE_BYTES and need + SPARE_BYTES > free and not cache.joinpath(f"models--{hub_id.replace('/', '--')}").is_dir():
+    if need > SPARE_BYTES and need + SPARE_BYTES > free and not cache.joinpath(f"{kind}s--{hub_id.replace('/', '--')}").is_dir():
         raise _FetchError(f"{hub_id} needs {_size(need)}, {place} has {_size(free)} free. Give the cache another place with HF_HOME")
 
 
@@ -261,6 +275,31 @@ def _task(spec: TaskSpec, pins: Pins, results_dir: str | Path, *, task_path: str
 
 def _data_text(pin: TaskPin) -> str:
     return f"{pin.dataset}{f'/{pin.config}' if pin.config else ''} {(pin.revision or 'of unknown revision')[:20]}"
+
+
+# --- texts -------------------------------------------------------------------------------------------------------------------
+
+
+def _text(source: TextSource, pins: Pins, results_dir: str | Path, *, update: bool, report: Report) -> tuple[State, str]:
+    """Fetch the files of one text; planning may have filled its revision in, out of the pin of a branch."""
+    if source.path is not None:
+        return "here", f"on disk: {source.path}"
+    hub_id, pattern, branch = str(source.hub_id), str(source.files), replace(source, revision=None)
+    moves = source.revision in (None, pins.text_revision(branch))
+    known = pins.of_text(source)
+    if known is not None and not (update and moves) and is_text_here(hub_id, known):
+        return "here", f"{hub_id}@{known.revision[:12]}: {', '.join(known.files)}"
+    _refuse_offline(hub_id)
+    report(f"{hub_id}: asking the hub")
+    wanted = source.branch if update and moves else (known.revision if known else source.revision or source.branch)
+    remote = _resolve(hub_id, wanted, "dataset")
+    names = sorted(name for name in remote.files if fnmatchcase(name, pattern))
+    if not names:
+        raise _FetchError(f"data set {hub_id} has no files like {pattern}; it holds: {_some(remote.files)}")
+    _download(hub_id, remote, names, report, "dataset")
+    pin = TextPin(revision=remote.commit, files={name: remote.files[name] for name in names}, resolved_at=_now())
+    add_pins(results_dir, texts={text_key(branch if moves else source): pin})
+    return "fetched", f"{hub_id}@{pin.revision[:12]}: {', '.join(names)}, {_size(sum(fact.size for fact in pin.files.values()))}"
 
 
 # --- the outside ---------------------------------------------------------------------------------------------------------------

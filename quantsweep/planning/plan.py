@@ -16,6 +16,7 @@ from quantsweep.planning.grid import Grid
 from quantsweep.planning.schema import Schema
 from quantsweep.planning.shards import Arithmetic, Forecast, Predictor, cut
 from quantsweep.trial.specs import (
+    PERPLEXITY,
     LaunchSettings,
     ModelSpec,
     PlannedTrial,
@@ -78,8 +79,12 @@ class Plan:
 
     @property
     def unpinned(self) -> tuple[str, ...]:
-        """Names of models with trials to run whose content identity is not known."""
-        names = {p.trial.model.name for shard in self.shards for p in shard.trials if p.trial.model.content is None}
+        """Models, and texts of the hub, that trials to run need and whose content identity is not known."""
+        planned = [p for shard in self.shards for p in shard.trials]
+        names = {p.trial.model.name for p in planned if p.trial.model.content is None}
+        names |= {f"calibration {c.name}" for p in planned if (c := p.trial.calibration) is not None and c.content is None}
+        suites = {p.tasks for p in planned}
+        names |= {f"task {t.name}" for tasks in suites for t in tasks if t.kind == PERPLEXITY and t.content is None}
         return tuple(sorted(names))
 
     def is_done(self, planned: PlannedTrial) -> bool:

@@ -16,7 +16,7 @@ import copy
 import difflib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from quantsweep.checkpoints import headers
 from quantsweep.checkpoints.pins import Pins
 from quantsweep.checkpoints.sources import plain_name
 from quantsweep.checks import whole_seed
-from quantsweep.errors import ConfigurationError, EvaluationError, ModelError
+from quantsweep.errors import ConfigurationError, EvaluationError, ModelError, TextError
 from quantsweep.planning.convert import Config, T, convert, convert_value
 from quantsweep.trial import identity
 from quantsweep.trial.constraints import problem_of_levels, reason_to_skip
@@ -35,6 +35,7 @@ from quantsweep.trial.specs import (
     BASELINE_BITS,
     CHANNEL_NEEDS_INPUT,
     LEVELS,
+    PERPLEXITY,
     ROUND_TO_NEAREST,
     BlockAxis,
     BlockSize,
@@ -44,10 +45,14 @@ from quantsweep.trial.specs import (
     QuantizationSpec,
     StepSpec,
     TaskSpec,
+    TextSource,
     TrialSpec,
+    content_hash,
     options_tuple,
 )
 from quantsweep.trial.task_identity import read_own_tasks
+
+Text = typing.TypeVar("Text", bound=TextSource)
 
 SECTIONS = ("model", "method", "data_type", "calibration", "task")
 """Groups that make up a trial and its tasks; each may be an axis."""
@@ -161,7 +166,7 @@ class Schema:
         config = self.section("calibration", candidate)
         if config.get("name") == NO_CALIBRATION:
             raise ConfigurationError(f"method {method} needs calibration text, got calibration={NO_CALIBRATION}; give calibration=…")
-        return self._memoised(("calibration", id(config)), lambda: convert(CalibrationSpec, config, f"calibration {config.get('name')}"))
+        return self._memoised(("calibration", id(config)), lambda: build_calibration(config, self._pins))
 
     def tasks(self, candidate: Config) -> tuple[TaskSpec, ...]:
         """The tasks of a candidate: one, or those of a suite, with the run's limit and few-shot count."""
@@ -183,7 +188,7 @@ class Schema:
         """The tasks of a suite, each once, or the one that `config` is."""
         members = [self._options["task"][name] for name in suite_members(config)] or [config]
         own = self._own_contents()
-        tasks = [build_task(member, overrides, own.get(str(member.get("lm_eval_task")))) for member in members]
+        tasks = [build_task(member, overrides, own.get(str(member.get("lm_eval_task"))), self._pins) for member in members]
         return tuple({task.task_key: task for task in tasks}.values())
 
     def _own_contents(self) -> dict[str, str]:
@@ -191,7 +196,7 @@ class Schema:
         if not self._base["task_path"]:
             return {}
         asked = [
-            str(config.get("lm_eval_task")) for config in (self._base["task"], *self._options["task"].values()) if "suite" not in config
+            str(config["lm_eval_task"]) for config in (self._base["task"], *self._options["task"].values()) if config.get("lm_eval_task")
         ]
         folder = Path(str(self._base["task_path"])).expanduser()
 
@@ -363,10 +368,38 @@ def suite_members(config: Config) -> Sequence[str]:
     return typing.cast("list[str]", config["suite"])
 
 
-def build_task(config: Config, overrides: Config, own_content: str | None) -> TaskSpec:
+def build_task(config: Config, overrides: Config, own_content: str | None, pins: Pins) -> TaskSpec:
     """A TaskSpec from a task yaml; `limit` and `num_fewshot` of the run win over the yaml's where they are set."""
     data = {**config, **{key: value for key, value in overrides.items() if value is not None}}
-    return convert(TaskSpec, {**data, "own_content": own_content}, f"task {config.get('name')}")
+    spec = convert(TaskSpec, {**data, "own_content": own_content}, f"task {config.get('name')}")
+    if spec.kind != PERPLEXITY:
+        return spec
+    known = with_text(spec, pins)
+    bundled = spec.path is None or spec.path.startswith(identity.PACKAGE_SCHEME)
+    return known if bundled else replace(known, own_content=content_hash([known.content, known.column], 8))
+
+
+def build_calibration(config: Config, pins: Pins) -> CalibrationSpec:
+    """A CalibrationSpec from a yaml, with the identity of its text where that is known."""
+    return with_text(convert(CalibrationSpec, config, f"calibration {config.get('name')}"), pins)
+
+
+def with_text(spec: Text, pins: Pins) -> Text:
+    """The spec with the identity of its text: the hash of a file (remembered between runs), or the commit that is pinned for a data set."""
+    if spec.path is not None:
+        return replace(spec, path=_anywhere(spec.path), content=_text_content(spec.path))
+    revision = spec.revision or pins.text_revision(spec)
+    return replace(spec, revision=revision, content=identity.hub_text_content(str(spec.hub_id), revision, str(spec.files)))
+
+
+@cache
+def _text_content(path: str) -> str:
+    try:
+        return identity.text_content(path)
+    except TextError as error:
+        raise ConfigurationError(str(error)) from error
+    except OSError as error:
+        raise ConfigurationError(f"text {path} cannot be read: {error}") from error
 
 
 def unknown_key(key: str, known: typing.Iterable[str]) -> str:

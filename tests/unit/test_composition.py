@@ -74,7 +74,7 @@ version: 3
 options: {damping: 0.01, order: null}
 capabilities: {needs_data_type: true, needs_calibration: true, uses_seed: true, data_types: null}
 """
-CALIBRATION = "name: {name}\ndataset: d/{name}\nnum_samples: 128\nsequence_length: 2048\nseed: 0\n"
+CALIBRATION = "name: {name}\nhub_id: d/{name}\nfiles: a.parquet\nnum_samples: 128\nsequence_length: 2048\nseed: 0\n"
 VALUES: dict[str, list[Any]] = {
     "model": ["mini-neox-0.3m", "mini-opt-0.4m", "opt-125m", "mini-neox-6.0m", "opt-175b"],
     "method": ["none", "round_to_nearest", "calibrated"],

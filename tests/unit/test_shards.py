@@ -63,7 +63,7 @@ def test_a_difference_that_must_be_loaded_is_never_in_the_middle_of_a_shard() ->
 
 
 def test_calibrations_come_one_after_the_other() -> None:
-    a = CalibrationSpec(name="a", dataset="d", num_samples=8, sequence_length=64)
+    a = CalibrationSpec(name="a", path="/d.txt", num_samples=8, sequence_length=64)
     calibrations = [dataclasses.replace(a, seed=1), None, a]
     planned = [
         dataclasses.replace(trial(bits), trial=dataclasses.replace(trial(bits).trial, calibration=calibration))

@@ -21,6 +21,7 @@ from quantsweep.trial.specs import (
     Resources,
     StepSpec,
     TaskSpec,
+    TextSource,
     TrialSpec,
     canonical_json,
     check_name,
@@ -71,7 +72,7 @@ def changed(**changes: object) -> str:
         {"data_type_options": (("exponent_bits", 3),)},
         {"rounding": StepSpec("round_to_nearest", 1, (("a", 1),))},
         {"seed": 1},
-        {"calibration": CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)},
+        {"calibration": CalibrationSpec(name="c", path="/d.txt", num_samples=1, sequence_length=2)},
     ],
     ids=lambda c: next(iter(c)),
 )
@@ -157,7 +158,7 @@ def later(cls: type[Any], spec: Any, **values: object) -> Any:
     return cls(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}, **values)
 
 
-CALIBRATION = CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)
+CALIBRATION = CalibrationSpec(name="c", path="/d.txt", num_samples=1, sequence_length=2)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,8 @@ def test_one_more_field_needs_a_default() -> None:
 
 
 NOT_IN_THE_KEY = {"lm_eval_task", "folder", "primary_metric", "higher_is_better", "default_num_fewshot", "fewshot_pool"}
-"""Where a task is found and how it is read; the last two tell whether a prompt is another than lm-eval's (`+others`)."""
+NOT_IN_THE_KEY |= {"kind", *(field.name for field in dataclasses.fields(TextSource))}
+"""Where a task is found and how it is read; two tell whether a prompt is another than lm-eval's (`+others`), `own_content` tells a text."""
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_json_round_trip(seed: int | None, limit: int | None, block: int | str, 
     quantization = dataclasses.replace(
         QUANTIZATION, block_size=block, rounding=StepSpec("round_to_nearest", 1, options_tuple({"x": option}))
     )  # type: ignore[arg-type]
-    calibration = CalibrationSpec(name="c", dataset="d", num_samples=1, sequence_length=2)
+    calibration = CalibrationSpec(name="c", path="/d.txt", num_samples=1, sequence_length=2)
     planned = PlannedTrial(
         trial=TrialSpec(
             model=dataclasses.replace(MODEL, unquantized=("a*",), plant_outliers=planted),
