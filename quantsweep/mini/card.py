@@ -26,7 +26,6 @@ from safetensors import safe_open
 from quantsweep.mini import MODEL_NAMES, NEOX_MODELS, OPT_MODELS, ROOT, TASK_NAMES, model_path
 from quantsweep.mini.baselines import chance, most_frequent_word, task_texts, trigram_bits_per_byte
 from quantsweep.mini.corpus import (
-    OVERLAP_WORDS,
     SOURCES,
     SPLIT_SEED,
     Section,
@@ -41,6 +40,7 @@ from quantsweep.mini.evaluate import run_lm_eval, summarise
 from quantsweep.mini.family import recipe
 from quantsweep.mini.train import BATCH_WINDOWS, LOG_PATH, WARMUP_STEPS, WEIGHT_DECAY, encode, training_tokens
 from quantsweep.mini.vocabulary import CONTEXT_LENGTH, END_OF_TEXT, VOCABULARY_SIZE
+from quantsweep.texts.ngrams import OVERLAP_WORDS
 
 CARD_JSON = ROOT / "card.json"
 CARD_MD = ROOT / "CARD.md"

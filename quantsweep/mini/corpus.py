@@ -35,10 +35,10 @@ import numpy as np
 import numpy.typing as npt
 
 from quantsweep.mini import ROOT
+from quantsweep.texts.ngrams import OVERLAP_WORDS, word_ngrams, words_of
 
 CORPUS_DIR = ROOT / "corpus"
 SPLIT_SEED = 20240229
-OVERLAP_WORDS = 13
 
 Split = Literal["train", "calibration", "evaluation"]
 
@@ -289,7 +289,6 @@ def split_corpus() -> dict[Split, list[Section]]:
 
 # -------------------------------------------------------------------------------------------------- overlap
 
-_WORD = re.compile(r"[a-z0-9]+")
 _ABBREVIATIONS = r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bNo\.)(?<!\b[A-Z]\.)(?<!Messrs\.)"
 _SENTENCE = re.compile(rf"(?<=[.!?]){_ABBREVIATIONS} (?=[\"'(]?[A-Z])|(?<=[.!?][\"')]) (?=[\"'(]?[A-Z])")
 
@@ -297,25 +296,6 @@ _SENTENCE = re.compile(rf"(?<=[.!?]){_ABBREVIATIONS} (?=[\"'(]?[A-Z])|(?<=[.!?][
 def sentences(paragraph: str) -> list[str]:
     """Sentences of one paragraph; joined by one blank they give the paragraph back."""
     return _SENTENCE.split(paragraph)
-
-
-def word_ngrams(text: str, n: int) -> npt.NDArray[np.uint64]:
-    """64-bit hashes of all runs of `n` words of a text: shape (words - n + 1,), or empty."""
-    words = _WORD.findall(text.lower())
-    count = len(words) - n + 1
-    if count <= 0:
-        return np.empty(0, dtype=np.uint64)
-    hashed = {word: _word_hash(word) for word in set(words)}
-    ids = np.fromiter(map(hashed.__getitem__, words), dtype=np.uint64, count=len(words))
-    hashes = np.zeros(count, dtype=np.uint64)
-    for offset in range(n):
-        hashes *= np.uint64(0x9E3779B97F4A7C15)  # odd, so multiplication loses nothing; wraps at 2**64
-        hashes += ids[offset : offset + count]
-    return hashes
-
-
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
 def ngrams(sections: Iterable[Section], n: int) -> npt.NDArray[np.uint64]:
@@ -387,7 +367,7 @@ def drop_overlap(sections: Sequence[Section], sorted_hay: npt.NDArray[np.uint64]
 
 def _clean_parts(text: str, sorted_hay: npt.NDArray[np.uint64]) -> list[str]:
     pieces, glue = _pieces_with_glue(text)
-    spans = [_WORD.findall(piece.lower()) for piece in pieces]
+    spans = [words_of(piece) for piece in pieces]
     owner = np.repeat(np.arange(len(pieces)), [len(words) for words in spans])
     # Over the whole section, so that a common run across a border of passages is found as well.
     hit = contained(word_ngrams(" ".join(" ".join(words) for words in spans), OVERLAP_WORDS), sorted_hay)

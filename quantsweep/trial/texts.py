@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from quantsweep.checks import whole_number, whole_seed
+from quantsweep.checks import whole_number
 from quantsweep.errors import ConfigurationError
 from quantsweep.trial.canonical import check_name, set_fields
 
@@ -66,7 +66,7 @@ class CalibrationSpec(TextSource):
             raise ConfigurationError(f"calibration.rule {self.rule!r} is not one of {', '.join(get_args(CalibrationRule))}")
         whole_number("calibration.num_samples", self.num_samples)
         whole_number("calibration.sequence_length", self.sequence_length, 2)
-        whole_seed("calibration.seed", self.seed)
+        whole_number("calibration.seed", self.seed, 0)
 
     def identity(self) -> dict[str, Any]:
         """What of it decides which tokens come out; the content stands for the place, and the model's own for the tokenizer."""

@@ -23,6 +23,8 @@ FLOORS = {  # a room may import itself and what lies on a lower floor; modules o
     "storage": 2,
     "numerics": 2,
     "checkpoints": 3,
+    "texts": 4,
+    "calibration": 5,
     "data_types": 3,
     "planning": 4,
     "methods": 4,

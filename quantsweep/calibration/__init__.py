@@ -1,0 +1,1 @@
+"""The text that calibrated steps look at, and what enters a model's layers while it is read."""

@@ -1,0 +1,1 @@
+"""Documents behind calibration and perplexities: read, cut into tokens, compared."""
