@@ -39,7 +39,7 @@ from quantsweep.planning.plan_files import (
     shard_sizes,
 )
 from quantsweep.planning.shards import predicted_minutes
-from quantsweep.storage.files import filesystem_now, write_text
+from quantsweep.storage.files import checked_file, filesystem_now, write_text
 from quantsweep.storage.lock import check_held
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables.forgetting import read_forgotten
@@ -204,8 +204,8 @@ def _limits(folder: SweepFolder, cluster: ClusterSpec, *, fresh: bool) -> slurm.
     """The cluster's limits; the running sweep believes what was read some minutes ago, since each reading is several requests."""
     path = folder.plan / "limits.json"
     known: slurm.Limits | None = None
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        content = json.loads(path.read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # nothing is lost with it
+        content = json.loads(checked_file(path).read_text())
         known = slurm.Limits(**{**content, "notes": tuple(content["notes"])})
         if not fresh and filesystem_now(folder.plan) - path.stat().st_mtime < LIMITS_SECONDS:
             return known
@@ -215,7 +215,8 @@ def _limits(folder: SweepFolder, cluster: ClusterSpec, *, fresh: bool) -> slurm.
         if known is None:
             raise
         return known  # a node without scontrol believes what the launch command read
-    write_text(path, json.dumps(asdict(limits)), durable=False)
+    with contextlib.suppress(IsADirectoryError):  # then they are asked for each time
+        write_text(path, json.dumps(asdict(limits)), durable=False)
     return limits
 
 

@@ -30,7 +30,7 @@ from quantsweep.errors import SlurmError
 from quantsweep.failures.holds import holding, read_holds
 from quantsweep.launching.cluster import VISIBLE_SECONDS
 from quantsweep.launching.submissions import Submission, SubmittedArray, job_prefix, read_submissions
-from quantsweep.planning.plan_files import read_headers, read_numbered_trials, read_shard_trials, shard_trials
+from quantsweep.planning.plan_files import read_header, read_headers, read_numbered_trials, read_shard_trials, shard_trials
 from quantsweep.storage.files import filesystem_now
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import STALE_SECONDS, Heard, read_records
@@ -102,9 +102,11 @@ class Observation:
 def observe(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
     """Look once: at most one squeue and one sacct call, none if nothing of this sweep is open.
 
-    Raises SlurmError if Slurm does not answer, or if jobs of another user, or of another cluster, are open.
+    Raises SlurmError if Slurm does not answer, or if jobs of another user, or of another cluster, are open;
+    ResultsError if a plan is damaged.
     """
     submissions = read_submissions(folder) if folder.plan.is_dir() else []
+    _refuse_unreadable_plans(folder, submissions)
     open_ones = [submission for submission in submissions if not submission.closed]
     records = tuple(read_records(folder))
     if not open_ones:
@@ -125,6 +127,15 @@ def observe(folder: SweepFolder, *, assume_dead: bool = False) -> Observation:
         queued=mine,
         prefix=job_prefix(folder),
     )
+
+
+def _refuse_unreadable_plans(folder: SweepFolder, submissions: Iterable[Submission]) -> None:
+    """Raise ResultsError for a plan that is damaged, or that was moved away while jobs of it may be in the queue."""
+    headers = read_headers(folder.plan)
+    for submission in submissions:
+        for array in submission.arrays:
+            if not submission.closed and not array.is_over and array.plan not in headers:
+                read_header(folder.plan / array.plan)
 
 
 def to_leave_alone(folder: SweepFolder, seen: Observation) -> frozenset[str]:

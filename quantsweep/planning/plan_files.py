@@ -7,25 +7,32 @@ A worker reads the rows of its shard and asks nobody else.  Trials that are alre
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from quantsweep.errors import ResultsError
 from quantsweep.planning.plan import Plan, with_tasks
 from quantsweep.planning.typed import Typed
 from quantsweep.storage.files import checked_file, filesystem_now, write_table
+from quantsweep.storage.paths import SweepFolder
 from quantsweep.trial.specs import LaunchSettings, PlannedTrial, RunSettings, Shard, canonical_json
 
+T = TypeVar("T")
 PLAN_SCHEMA = pa.schema(
     [
         ("trial_id", pa.string()),
@@ -41,8 +48,12 @@ PLAN_SCHEMA = pa.schema(
 predicted minutes of what is left (null with the shard; older plans lack the column)."""
 
 _NUMBERED = re.compile(r"(plan|fence)-(\d{5,})-[0-9T]+-[0-9a-f]+\.parquet")
+_NAMED = re.compile(rf'"{_NUMBERED.pattern}"|"up_to": (\d+)')
+"""How submissions and workers' records name plans, and holds their numbers."""
 ROWS_A_GROUP = 2_000
 """Rows of one Parquet row group: a worker reads the groups that hold its shard, not the whole plan."""
+KEPT = 64
+"""Plans whose rows stay in memory, without the trials' specifications: who takes a step of the sweep asks for them a dozen times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +96,26 @@ def plan_sequence(name: str) -> int:
 
 
 def next_name(folder: Path, kind: Literal["plan", "fence"]) -> str:
-    """A name with the next number: greater than that of every plan and every fence (`quantsweep.tables.forgetting`) so far.
+    """A name with the next number: greater than that of every plan and every fence (`quantsweep.tables.forgetting`) that ever was.
 
+    Somebody may have moved a plan away: what speaks of it stays, and means that plan.
     Plans are named under the launch lock.  A fence named at the same moment may get the same number: it is in force for that plan.
     """
     filesystem_now(folder)  # what other hosts have named is seen now
-    numbers = (int(match[2]) for match in (_NUMBERED.fullmatch(path.name) for path in folder.iterdir()) if match)
-    return f"{kind}-{1 + max(numbers, default=0):05d}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.parquet"
+    number = 1 + max(_numbers(folder), default=0)
+    return f"{kind}-{number:05d}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}.parquet"
+
+
+def _numbers(plans: Path) -> Iterator[int]:
+    """Numbers of plans and fences that are here, or that a submission, a worker's record or a hold speaks of."""
+    for path in plans.iterdir():
+        if match := _NUMBERED.fullmatch(path.name):
+            yield int(match[2])
+    folder = SweepFolder(plans.parent)
+    speakers = (plans.glob("submission-*.json"), folder.workers.glob("*.json"), folder.holds.glob("*.json"))
+    for path in chain.from_iterable(speakers):
+        with contextlib.suppress(OSError):  # what cannot be read is said by whoever needs it
+            yield from (int(named[2] or named[3]) for named in _NAMED.finditer(checked_file(path).read_text(errors="replace")))
 
 
 def plan_files(folder: Path) -> list[Path]:
@@ -133,19 +157,7 @@ def write_plan(folder: Path, plan: Plan, *, root: str | None = None, typed: Type
 
 def read_header(path: Path) -> PlanHeader:
     """What the plan says besides its trials."""
-    try:
-        metadata = json.loads(pq.read_schema(checked_file(path)).metadata[b"quantsweep"])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise ResultsError(f"{path} is not a plan of quantsweep: {error}. {_REMEDY}") from error
-    typed = metadata.get("typed")
-    return PlanHeader(
-        name=path.name,
-        sweep=metadata["sweep"],
-        root=metadata["root"],
-        settings=RunSettings.from_dict(metadata["settings"]),
-        launch=LaunchSettings.from_dict(metadata["launch"]),
-        typed=None if typed is None else Typed(tuple(typed["words"]), typed["folder"]),
-    )
+    return _read(path, _header)
 
 
 def read_headers(folder: Path) -> dict[str, PlanHeader]:
@@ -157,8 +169,7 @@ def read_asked(folder: Path) -> list[PlannedTrial]:
     """Everything that was ever asked of a sweep: the union of its plans, tasks of equal trials together."""
     asked: dict[str, PlannedTrial] = {}
     for path in plan_files(folder):
-        table = _read(path, ["trial_id", "planned"])
-        for trial_id, text in zip(table.column("trial_id").to_pylist(), table.column("planned").to_pylist(), strict=True):
+        for trial_id, text in _columns(_specifications(path, ["trial_id", "planned"]), "trial_id", "planned"):
             planned = PlannedTrial.from_json(text)
             asked[trial_id] = with_tasks(asked[trial_id], planned) if trial_id in asked else planned
     return list(asked.values())
@@ -176,28 +187,20 @@ def read_asked_tasks(folder: Path) -> dict[str, tuple[str, ...]]:
 
 def read_plan_tasks(path: Path) -> dict[str, tuple[str, ...]]:
     """Trial id to task keys of one plan, done or not."""
-    table = _read(path, ["trial_id", "tasks"])
-    return {
-        trial_id: tuple(tasks) for trial_id, tasks in zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True)
-    }
+    return {trial_id: tuple(tasks) for trial_id, tasks in _columns(_read(path, _rows), "trial_id", "tasks")}
 
 
 def read_minutes(path: Path) -> dict[str, tuple[int, float]]:
     """Trial id to (shard, predicted minutes) of what a plan is to run; minutes are equal where an older plan does not say them."""
-    columns: list[str] = [name for name in ("trial_id", "shard_id", "minutes") if name in _names(path)]
-    table = _read(path, columns, filters=[("shard_id", ">=", 0)])
-    ids, shards = table.column("trial_id").to_pylist(), table.column("shard_id").to_pylist()
-    minutes = table.column("minutes").to_pylist() if "minutes" in columns else [None] * len(ids)
-    return {trial_id: (shard, 1.0 if m is None else m) for trial_id, shard, m in zip(ids, shards, minutes, strict=True)}
+    rows = _columns(_to_run(path), "trial_id", "shard_id", "minutes")
+    return {trial_id: (shard, 1.0 if minutes is None else minutes) for trial_id, shard, minutes in rows}
 
 
 def read_owned_tasks(folder: Path) -> dict[str, tuple[tuple[str, int], tuple[str, ...]]]:
     """Trial id to ((plan, shard), task keys): the newest plan that gave the trial a shard, and all that it asks of it."""
     owned: dict[str, tuple[tuple[str, int], tuple[str, ...]]] = {}
     for path in plan_files(folder):
-        table = _read(path, ["trial_id", "shard_id", "tasks"], filters=[("shard_id", ">=", 0)])
-        columns = (table.column(name).to_pylist() for name in ("trial_id", "shard_id", "tasks"))
-        for trial_id, shard_id, tasks in zip(*columns, strict=True):
+        for trial_id, shard_id, tasks in _columns(_to_run(path), "trial_id", "shard_id", "tasks"):
             owned[trial_id] = ((path.name, shard_id), tuple(tasks))
     return owned
 
@@ -206,15 +209,13 @@ def read_owners(folder: Path) -> dict[str, tuple[str, int]]:
     """Trial id to (plan, shard): the newest plan that gave the trial a shard."""
     owners: dict[str, tuple[str, int]] = {}
     for path in plan_files(folder):
-        table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", ">=", 0)])
-        pairs = zip(table.column("trial_id").to_pylist(), table.column("shard_id").to_pylist(), strict=True)
-        owners.update((trial_id, (path.name, shard_id)) for trial_id, shard_id in pairs)
+        owners.update((trial_id, (path.name, shard_id)) for trial_id, shard_id in _columns(_to_run(path), "trial_id", "shard_id"))
     return owners
 
 
 def plan_owners(path: Path) -> frozenset[str]:
     """The trials that one plan gave a shard."""
-    return frozenset(_read(path, ["trial_id"], filters=[("shard_id", ">=", 0)]).column("trial_id").to_pylist())
+    return frozenset(_to_run(path).column("trial_id").to_pylist())
 
 
 def count_assignments(folder: Path) -> dict[tuple[str, str], int]:
@@ -222,8 +223,7 @@ def count_assignments(folder: Path) -> dict[tuple[str, str], int]:
     counts: Counter[tuple[str, str]] = Counter()
     for path in plan_files(folder):
         root = read_header(path).root
-        table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", ">=", 0)])
-        counts.update((trial_id, root) for trial_id in table.column("trial_id").to_pylist())
+        counts.update((trial_id, root) for trial_id in plan_owners(path))
     return dict(counts)
 
 
@@ -245,41 +245,104 @@ def read_numbered_trials(path: Path, shard_ids: Iterable[int]) -> list[tuple[int
     wanted = list(shard_ids)
     if not wanted:
         return []
-    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", "in", wanted)])
-    pairs = zip(table.column("shard_id").to_pylist(), table.column("to_run").to_pylist(), strict=True)
-    return [(shard_id, PlannedTrial.from_json(text)) for shard_id, text in pairs]
+    table = _specifications(path, ["shard_id", "to_run"], filters=[("shard_id", "in", wanted)])
+    return [(shard_id, PlannedTrial.from_json(text)) for shard_id, text in _columns(table, "shard_id", "to_run")]
 
 
 def shard_sizes(path: Path) -> dict[int, int]:
     """How many trials each shard has."""
-    return dict(Counter(number for number in _read(path, ["shard_id"]).column("shard_id").to_pylist() if number is not None))
+    return dict(Counter(_to_run(path).column("shard_id").to_pylist()))
 
 
 def shard_samples(path: Path) -> dict[int, PlannedTrial]:
     """One trial of each shard, which tells what the shard needs: all of them have one model."""
-    table = _read(path, ["shard_id", "to_run"], filters=[("shard_id", ">=", 0)])
-    last = dict(zip(table.column("shard_id").to_pylist(), table.column("to_run").to_pylist(), strict=True))
+    table = _specifications(path, ["shard_id", "to_run"], filters=[("shard_id", ">=", 0)])
+    last = dict(_columns(table, "shard_id", "to_run"))
     return {shard_id: PlannedTrial.from_json(text) for shard_id, text in sorted(last.items())}
 
 
 def shard_trials(path: Path, shard_ids: Iterable[int]) -> frozenset[str]:
     """The trial ids of some shards."""
-    table = _read(path, ["trial_id", "shard_id"], filters=[("shard_id", "in", list(shard_ids))])
-    return frozenset(table.column("trial_id").to_pylist())
+    wanted = set(shard_ids)
+    return frozenset(trial_id for trial_id, shard_id in _columns(_to_run(path), "trial_id", "shard_id") if shard_id in wanted)
 
 
-_REMEDY = "Move it away; what it alone asked for runs again once its launch is typed again"
+# --- reading a file -------------------------------------------------------------------------------------------------------
+
+_Identity = tuple[int, int, int]
+"""(inode, bytes, time of change in ns) of a plan, which is never written again."""
 
 
-def _names(path: Path) -> list[str]:
+def _read(path: Path, read: Callable[[Path, _Identity], T]) -> T:
+    """What `read` says of a plan, as the file is now; raises ResultsError with the remedy."""
     try:
-        return list(pq.read_schema(checked_file(path)).names)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ResultsError(f"plan {path} cannot be read: {error}. {_REMEDY}") from error
+        status = checked_file(path).stat()
+        return read(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+    except (OSError, pa.lib.ArrowException, ValueError, LookupError, TypeError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _read(path: Path, columns: list[str], filters: Any = None) -> pa.Table:
-    try:
-        return pq.read_table(checked_file(path), columns=columns, filters=filters)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ResultsError(f"plan {path} cannot be read: {error}. {_REMEDY}") from error
+@lru_cache(maxsize=4 * KEPT)
+def _header(path: Path, _: _Identity) -> PlanHeader:
+    schema = pq.read_schema(path)
+    if schema.metadata is None or b"quantsweep" not in schema.metadata or "trial_id" not in schema.names:
+        raise ValueError("quantsweep did not write it")
+    metadata = json.loads(schema.metadata[b"quantsweep"])
+    typed = metadata.get("typed")
+    return PlanHeader(
+        name=path.name,
+        sweep=metadata["sweep"],
+        root=metadata["root"],
+        settings=RunSettings.from_dict(metadata["settings"]),
+        launch=LaunchSettings.from_dict(metadata["launch"]),
+        typed=None if typed is None else Typed(tuple(typed["words"]), typed["folder"]),
+    )
+
+
+@lru_cache(maxsize=KEPT)
+def _rows(path: Path, _: _Identity) -> pa.Table:
+    """Trials, shards, task keys and minutes of a plan (minutes: null in plans of versions that did not keep them)."""
+    file = pq.ParquetFile(path, read_dictionary=["tasks.list.element"])
+    there = [name for name in ("trial_id", "shard_id", "tasks", "minutes") if name != "minutes" or name in file.schema_arrow.names]
+    rows = file.read(there)
+    return rows if "minutes" in there else rows.append_column("minutes", pa.nulls(rows.num_rows, pa.float32()))
+
+
+def _to_run(path: Path) -> pa.Table:
+    """Rows of the trials that have a shard."""
+    rows = _read(path, _rows)
+    return rows.filter(pc.is_valid(rows.column("shard_id")))
+
+
+def _specifications(path: Path, columns: list[str], filters: Any = None) -> pa.Table:
+    """Columns with whole trials, which are large: read anew each time."""
+    return _read(path, lambda path, _: pq.read_table(path, columns=columns, filters=filters))
+
+
+def _columns(table: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table.column(name).to_pylist() for name in names), strict=True)
+
+
+def _unreadable(path: Path, error: Exception) -> ResultsError:
+    """What is wrong with a plan, and what to do: jobs may be in the queue that are to read it."""
+    words = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, PermissionError):
+        return ResultsError(f"plan {path} cannot be read: {error.strerror}. Ask its owner for the right to read it")
+    again = "what it alone asked for runs again once its launch is typed again"
+    named = " and ".join(_open_submissions(path))
+    if not named:
+        remedy = f"Move it away; {again}"
+    elif os.path.lexists(path):
+        remedy = f"Its jobs may be in the queue: cancel them (scancel), and move it and {named} away; {again}"
+    else:
+        remedy = f"Its jobs may be in the queue: put it back; or cancel them (scancel), and move {named} away; {again}"
+    return ResultsError(f"plan {path} cannot be read: {words}. {remedy}")
+
+
+def _open_submissions(path: Path) -> Iterator[str]:
+    """Names of the submissions that speak of a plan and whose jobs have not all ended."""
+    for file in sorted(path.parent.glob("submission-*.json")):
+        with contextlib.suppress(OSError):
+            text = checked_file(file).read_text(errors="replace")
+            if f'"{path.name}"' in text and '"closed": true' not in text:
+                yield file.name

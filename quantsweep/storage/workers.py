@@ -13,6 +13,7 @@ A record is a hint for people and for recovery, never a result: it may be lost w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -98,11 +99,15 @@ def close_record(folder: SweepFolder, worker: str, word: str) -> None:
 
 
 def closing_word(folder: SweepFolder, worker: str) -> str | None:
-    """What somebody else wrote as a worker's last word; None if nobody did."""
+    """What somebody else wrote as a worker's last word; None if nobody did.  What stands there and is no file closes it all the same."""
     try:
-        return (folder.workers / f"{worker}{CLOSED}").read_text()
+        return checked_file(folder.workers / f"{worker}{CLOSED}").read_text(errors="replace")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ELOOP):
+            raise
+        return f"closed ({error.strerror})"
 
 
 def overwrite_record(folder: SweepFolder, record: WorkerRecord) -> None:

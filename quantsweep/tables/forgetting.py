@@ -189,8 +189,8 @@ def write_fence(folder: SweepFolder, lines: Iterable[Tombstone]) -> Path:
 def forgotten_since(folder: Path, plan: Path) -> frozenset[str]:
     """Trials of which an older version forgot something after a plan was written: the plan's own code must not bring it back."""
     written = plan.stat().st_mtime
-    files = [path for path in (folder / "plan").glob(OLDER) if path.stat().st_mtime >= written]
-    return frozenset(trial_id for path in files for trial_id in pq.read_table(path, columns=["trial_id"]).column("trial_id").to_pylist())
+    fences = (read_fence(path) for path in (folder / "plan").glob(OLDER) if path.lstat().st_mtime >= written)
+    return frozenset(line.trial_id for fence in fences for line in fence.lines)
 
 
 def read_forgotten(folder: Path) -> Forgotten:
@@ -202,10 +202,13 @@ def read_forgotten(folder: Path) -> Forgotten:
 def read_fence(path: Path) -> Fence:
     """One file."""
     try:
-        columns = pq.read_table(checked_file(path), schema=SCHEMA).to_pydict()
-    except (OSError, pa.ArrowInvalid) as error:
+        columns = pq.read_table(checked_file(path), columns=SCHEMA.names).cast(SCHEMA).to_pydict()
+        if None in (*columns["trial_id"], *columns["kind"]):
+            raise ValueError("it has lines that name no trial")
+    except (OSError, pa.lib.ArrowException, ValueError, LookupError) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
         raise ResultsError(
-            f"{path} cannot be read: {error}. It names results that were forgotten on purpose (quantsweep rerun); "
+            f"{path} cannot be read: {words}. It names results that were forgotten on purpose (quantsweep rerun); "
             "without it they count again. Move it away and repeat that rerun"
         ) from error
     lines = tuple(map(Tombstone, *(columns[name] for name in Tombstone._fields)))
