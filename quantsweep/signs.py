@@ -1,7 +1,7 @@
 """Signs of life of long work that others' code does: whoever waits can tell a slow load from one that hangs.
 
     loading, preparing      bytes that reach this process: read, or mapped into its memory      `while_bytes_move`
-    quantizing              a layer that is looked at                                           `Heard`
+    quantizing              a layer, a calibration window, a block                              `pipeline.interface.Help.progress`
     evaluating              a batch, and each block of the model within it                      forward hooks
 
 A file system that answers slowly moves bytes; one that hangs moves none.
@@ -12,13 +12,11 @@ from __future__ import annotations
 import contextlib
 import resource
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 OnProgress = Callable[[], None]
 """Called often while work goes on; must be quick."""
-T = TypeVar("T")
 
 LOOK_SECONDS = 1.0
 MOVED_BYTES = 1 << 20
@@ -60,20 +58,3 @@ def while_bytes_move(on_progress: OnProgress) -> Iterator[None]:
     finally:
         ended.set()
         watching.join()
-
-
-class Heard(Mapping[str, T]):
-    """The same mapping, with a sign of life whenever one of its values is looked at."""
-
-    def __init__(self, values: Mapping[str, T], on_progress: OnProgress) -> None:
-        self._values, self._on_progress = values, on_progress
-
-    def __getitem__(self, name: str) -> T:
-        self._on_progress()
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)

@@ -33,7 +33,7 @@ from quantsweep.running.environment import running_package, source_digest
 from quantsweep.running.tracking import what_lacks
 from quantsweep.storage.paths import SweepFolder, is_folder, sweep_folder
 from quantsweep.tables import records
-from quantsweep.trial.registry import DATA_TYPES, METHODS, is_codebook
+from quantsweep.trial.registry import DATA_TYPES, ROUNDINGS, is_codebook
 from quantsweep.trial.specs import CalibrationSpec, ClusterSpec, LaunchSettings, ModelSpec, RunSettings, TaskSpec, options_tuple
 from quantsweep.trial.task_identity import read_own_tasks
 
@@ -196,12 +196,13 @@ def _refuse_borrowed_name(cfg: DictConfig, request: Request, folders: Sequence[P
 def _refuse_without_code(expansion: Expansion) -> None:
     """A yaml of one's own names a method or data type that no Python file is there for: each of its trials would fail."""
     quantizations = {id(planned.trial.quantization): planned.trial.quantization for planned in expansion.trials}.values()
-    methods = {quantization.rounding.name for quantization in quantizations} - set(METHODS.names())
+    methods = {quantization.rounding.name for quantization in quantizations} - set(ROUNDINGS.names())
     types = {q.data_type for q in quantizations if q.data_type is not None and not is_codebook(q)} - set(DATA_TYPES.names())
+    folder = {"method": "rounding", "data_type": "data_types"}
     missing = [*(("method", name) for name in sorted(methods)), *(("data_type", name) for name in sorted(types))]
     if missing:
         raise ConfigurationErrors(
-            f"{kind} {name} has a yaml and no code: write quantsweep/{kind}s/{name}.py (CONTRIBUTING.md says how)"
+            f"{kind} {name} has a yaml and no code: write quantsweep/{folder[kind]}/{name}.py (CONTRIBUTING.md says how)"
             + ("; a codebook needs none, and lists options.levels" if kind == "data_type" else "")
             for kind, name in missing
         )

@@ -1,4 +1,4 @@
-"""Checksums of tensors, as quick as memory: proof that weights are what they were.
+"""Checksums of tensors, as quick as memory, and the structure of modules: proof that a model is what it was.
 
 The bits are read as 64-bit words and laid out in rows of 1024; the sums of all rows and of all columns, in
 wrap-around arithmetic, are hashed.  Every change of a single word alters one row and one column.  Only reductions
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,23 @@ def state_checksums(model: nn.Module) -> dict[str, str]:
 def differing(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Names whose checksums differ, or that only one of the two has."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+Structure = tuple[Hashable, ...]
+"""What a module is beside its numbers: itself, its parameters, its hooks, its own `forward`, its mode."""
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def structure_of(module: nn.Module, name: str = "") -> dict[str, Structure]:
+    """The structure of a module and of all within it, by dotted name (`name` is its own): equal while nothing is replaced or hung on."""
+    return {inner_name: structure_of_module(inner) for inner_name, inner in module.named_modules(prefix=name, remove_duplicate=False)}
+
+
+def structure_of_module(module: nn.Module) -> Structure:
+    """That of one module alone."""
+    parameters = tuple((name, id(parameter)) for name, parameter in module._parameters.items())
+    hooks = tuple(tuple(getattr(module, kind)) for kind in _HOOKS)  # each hook has a number that no other one gets
+    return id(module), parameters, tuple(module._buffers), hooks, id(module.__dict__.get("forward")), module.training
 
 
 def _sums(tensor: Tensor) -> Tensor:

@@ -103,6 +103,15 @@ class LinearLayer:
             self._check_loaded(weight.to(self.dtype))  # of the copy: what is given away was checked, whatever the file says by now
         return weight.T.contiguous() if self._transposed else weight
 
+    def read_written(self) -> Tensor:
+        """What the model computes with now: (O, I) in the compute dtype, a copy."""
+        return self.as_out_in(self._weight.detach().clone())
+
+    def as_out_in(self, stored: Tensor) -> Tensor:
+        """The part of a value of `parameter` that is this layer's weight, (O, I)."""
+        weight = stored if self.expert is None or stored.ndim == self._weight.ndim else stored[self.expert]
+        return weight.T.contiguous() if self._transposed else weight
+
     def write(self, weight_OI: Tensor) -> None:
         """Let the model compute with `weight_OI` (out_features × in_features), cast to the compute dtype.
 

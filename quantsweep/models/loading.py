@@ -9,7 +9,7 @@
 Safe by default: safetensors only (a pickle can run code), no code from the hub, and no network for a
 model on disk.  What is loaded is what was planned (`content.py`) and what config.json describes: a checkpoint that
 lacks a weight is refused (transformers would fill it with random numbers and go on), and one that has more than the
-model knows (they would be dropped).  From then on nothing but `LinearLayer.write` changes a weight, and each trial proves it.
+model knows (they would be dropped).  From then on a trial's session (`session.py`) is what changes it, and proves what it was.
 
 Memory: weights on the device in the compute dtype; the originals on the host, memory-mapped from the
 model's files where they can be (`originals.py`).
@@ -33,14 +33,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, 
 
 from quantsweep.checkpoints import headers
 from quantsweep.checkpoints.content import ContentCheck, converted_check, local_check, snapshot_check
+from quantsweep.checkpoints.dropped import check_nothing_dropped, noted_unplaced, some
 from quantsweep.checkpoints.gguf import converted_folder as gguf_folder
 from quantsweep.checkpoints.pins import converted_folder
 from quantsweep.checkpoints.progress import no_progress_bars
 from quantsweep.errors import ModelError
 from quantsweep.models.anatomy import predecessors
 from quantsweep.models.blocks import Place, quantizable_linears
-from quantsweep.models.checksums import differing, state_checksums
-from quantsweep.models.dropped import check_nothing_dropped, noted_unplaced, some
+from quantsweep.models.checksums import state_checksums
 from quantsweep.models.layers import LinearLayer, Sources
 from quantsweep.models.originals import FileTensors, expert_original_of, original_of
 from quantsweep.models.planting import plant_outliers
@@ -96,25 +96,6 @@ class LoadedModel:
         """Tokens that the model knows: ids from here on cannot be looked up."""
         return _num_embeddings(self.model)
 
-    def written_state(self) -> Mapping[str, str]:
-        """Checksums of all parameters and buffers as they are now.
-
-        Raises ModelError when one has changed since loading that no layer's `write` did, or a mapped file has.
-        """
-        self._check_contents()
-        now = state_checksums(self.model)
-        written = {id(layer.parameter) for layer in self.layers.values() if layer.is_written}
-        names = {name for name, parameter in self.model.named_parameters(remove_duplicate=False) if id(parameter) in written}
-        if changed := [name for name in differing(self.state, now) if name not in names]:
-            raise ModelError(_changed(self.spec, changed, "after loading, and not by a method's writing to a layer"))
-        return now
-
-    def check_state(self, state: Mapping[str, str]) -> None:
-        """Raise ModelError when parameters or buffers are not what `written_state` said: what was scored is something else."""
-        self._check_contents()
-        if changed := differing(state, state_checksums(self.model)):
-            raise ModelError(_changed(self.spec, changed, "while it was evaluated"))
-
     def restore(self, on_progress: OnProgress = lambda: None) -> int:
         """Put the original bits back into every layer written since the last restore; the number of such layers.
 
@@ -122,16 +103,24 @@ class LoadedModel:
 
         Raises ModelError when the bits are not those that were loaded.
         """
-        self._check_contents()
+        self.check_contents()
         written = [layer for layer in self.layers.values() if layer.is_written]
         for layer in written:
             layer.restore()
             on_progress()
         return len(written)
 
-    def _check_contents(self) -> None:
+    def check_contents(self) -> None:
+        """Raise ModelError when a mapped file has changed."""
         for content in self.contents:
             content.check()
+
+    def changed(self, names: list[str], when: str) -> str:
+        """The message that parameters, buffers or modules are not what they should be."""
+        return (
+            f"model {self.spec.name}: {len(names)} parameters, buffers or modules changed {when} ({some(names)}): something else than "
+            "what was asked would be scored. Its files were written over, or code changed it in another way than through the session"
+        )
 
 
 def load_model(spec: ModelSpec, device: str) -> LoadedModel:
@@ -337,13 +326,6 @@ def _num_embeddings(model: PreTrainedModel) -> int:
 def _is_finite(tensor: Tensor) -> bool:
     low, high = torch.aminmax(tensor.detach())  # NaN wins; one pass, and no mask as large as the tensor
     return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _changed(spec: ModelSpec, names: list[str], when: str) -> str:
-    return (
-        f"model {spec.name}: {len(names)} parameters or buffers changed {when} ({some(names)}): something else than what was asked "
-        "would be scored. Its files were written over, or code outside the layers' `write` changed it"
-    )
 
 
 def _linear_layer(name: str, place: Place, files: FileTensors, base_prefix: str, sources: Sources) -> LinearLayer:

@@ -29,19 +29,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from quantsweep.checkpoints.headers import KNOWN_ARCHITECTURES
-from quantsweep.errors import EvaluationError, ModelError, QuantizationError
+from quantsweep.errors import EvaluationError, ModelError
 from quantsweep.evaluation.share import Share
 from quantsweep.failures import classes
 from quantsweep.running.environment import RunningCode
-from quantsweep.signs import Heard, while_bytes_move
-from quantsweep.trial.registry import METHODS
-from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, TaskSpec
+from quantsweep.signs import while_bytes_move
+from quantsweep.trial.specs import ModelSpec, PlannedTrial, RunSettings, TaskSpec, TrialSpec
 from quantsweep.words import count
 
 if TYPE_CHECKING:
+    from quantsweep.calibration.statistics import StatisticsStore
     from quantsweep.evaluation.evaluator import Evaluator
-    from quantsweep.methods._base import LayerRecord
     from quantsweep.models.loading import LoadedModel
+    from quantsweep.models.session import Session
+    from quantsweep.pipeline.interface import Help
+    from quantsweep.pipeline.run import Outcome
 
 Send = Callable[[Mapping[str, Any]], None]
 UNQUANTIZED_BITS = 16
@@ -58,6 +60,7 @@ class TrialRunner:
         self._spec: ModelSpec | None = None
         self._loaded: LoadedModel | None = None
         self._evaluator: Evaluator | None = None
+        self._statistics: StatisticsStore | None = None
         self._refused: tuple[ModelSpec, ModelError, TracebackType | None] | None = None
         self._said = 0.0
         self._share = Share()
@@ -69,21 +72,33 @@ class TrialRunner:
 
     def run(self, planned: PlannedTrial, settings: RunSettings) -> None:
         """Run one trial and report each step; the weights are the original ones again afterwards."""
+        from quantsweep.models.session import Session
+
         loaded, evaluator = self._load(planned.trial.model, settings)
+        session = Session(loaded, self._progress)
         meter = _Meter(loaded)
         self._share.begin([task.task_key for task in planned.tasks])
         try:
-            state = self._quantize(loaded, planned)
-            failed = [error for task in planned.tasks if (error := self._evaluate(loaded, evaluator, task, state)) is not None]
-        finally:
-            started = time.perf_counter()
-            self._share.end_task()
-            loaded.restore(self._progress)
+            state = self._quantize(session, planned)
+            failed = [error for task in planned.tasks if (error := self._evaluate(session, evaluator, task, state)) is not None]
+        except ModelError:
+            raise  # this process ends with it, and the model with the process
+        except BaseException:
+            self._restore(session)
+            raise
+        seconds = self._restore(session)
         if failed:
             raise _all_of(failed)
-        self._send({"event": "done", "restore_seconds": time.perf_counter() - started, **meter.read()})
+        self._send({"event": "done", "restore_seconds": seconds, **meter.read()})
 
-    def _evaluate(self, loaded: LoadedModel, evaluator: Evaluator, task: TaskSpec, state: Mapping[str, str]) -> Exception | None:
+    def _restore(self, session: Session) -> float:
+        started = time.perf_counter()
+        self._share.end_task()
+        with while_bytes_move(self._progress):
+            session.restore()
+        return time.perf_counter() - started
+
+    def _evaluate(self, session: Session, evaluator: Evaluator, task: TaskSpec, state: Mapping[str, str]) -> Exception | None:
         """Report one task's result; what is wrong with that task alone is returned: the trial's other tasks have theirs."""
         self._share.begin_task(task.task_key)
         try:
@@ -93,7 +108,7 @@ class TrialRunner:
         except (EvaluationError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             return error
         with while_bytes_move(self._progress):
-            loaded.check_state(state)  # before it becomes a row
+            session.check_state(state)  # before it becomes a row
         self._send({"event": "task", "task_key": task.task_key, "result": asdict(result)})
         return None
 
@@ -112,7 +127,7 @@ class TrialRunner:
         if self._refused is not None and self._refused[0] == spec:
             raise self._refused[1].with_traceback(self._refused[2])  # a model that cannot be loaded fails all its trials, and is read once
         if self._loaded is None or self._evaluator is None or self._spec != spec:
-            self._loaded = self._evaluator = None  # free the old model before the new one comes
+            self._loaded = self._evaluator = self._statistics = None  # free the old model before the new one comes
             try:
                 self._loaded = load_model(spec, _device(settings.device))
             except ModelError as error:
@@ -142,44 +157,58 @@ class TrialRunner:
             scored = 0.0 if self._evaluator is None else self._evaluator.scored
             self._send({"event": "progress", "share": self._share.read(scored)})
 
-    def _quantize(self, loaded: LoadedModel, planned: PlannedTrial) -> Mapping[str, str]:
+    def _quantize(self, session: Session, planned: PlannedTrial) -> Mapping[str, str]:
         """Report what was quantized, and return the state that is to be scored."""
+        from quantsweep.pipeline.run import quantize
+
         started = time.perf_counter()
-        quantization = planned.trial.quantization
-        method, trial = METHODS[quantization.rounding.name], planned.trial
-        heard = Heard(loaded.layers, self._progress)
-        layers = method.quantize(heard, quantization, calibration=trial.calibration, seed=trial.seed)
-        refuse_unrecorded(loaded, quantization, layers)
+        outcome = quantize(session, planned.trial.quantization, self._help(session.loaded, planned.trial))
         seconds = time.perf_counter() - started
         with while_bytes_move(self._progress):
-            state = loaded.written_state()
-        sizes = model_sizes(loaded, quantization, layers)
-        self._send({"event": "quantized", "quantize_seconds": seconds, "sizes": sizes, "layers": [asdict(layer) for layer in layers]})
+            state = session.written_state()
+        sizes, layers = model_sizes(session.loaded, outcome), [layer.row() for layer in outcome.layers]
+        self._send({"event": "quantized", "quantize_seconds": seconds, "sizes": sizes, "layers": layers})
         return state
 
+    def _help(self, loaded: LoadedModel, trial: TrialSpec) -> Help:
+        import torch
 
-def refuse_unrecorded(loaded: LoadedModel, quantization: QuantizationSpec, layers: tuple[LayerRecord, ...]) -> None:
-    """A method must say what it did: layers written and not recorded are counted at 16 bit, none is the baseline renamed."""
-    recorded = {layer.layer for layer in layers}
-    written = {name for name, layer in loaded.layers.items() if layer.is_written}
-    if recorded != written or len(recorded) < len(layers):
-        odd = ", ".join(sorted(recorded ^ written)[:3]) or "one of them twice"
-        raise QuantizationError(f"method {quantization.method} wrote {len(written)} layers and recorded {len(layers)} ({odd} …)")
-    if not written and not quantization.is_baseline:
-        raise QuantizationError(f"method {quantization.method} quantized no layer: that is the baseline (method=none)")
+        from quantsweep.calibration.data import load_tokens
+        from quantsweep.calibration.statistics import StatisticsStore
+        from quantsweep.pipeline.interface import Help
+
+        if self._statistics is None:
+            self._statistics = StatisticsStore()
+        tokens_NT = None
+        if trial.calibration is not None:
+            text = load_tokens(
+                trial.calibration,
+                loaded.tokenizer,
+                max_length=loaded.max_length,
+                num_embeddings=loaded.num_embeddings,
+                on_progress=self._progress,
+            )
+            tokens_NT = text.tokens_NT
+        return Help(
+            tokens_NT=tokens_NT,
+            generator=torch.Generator().manual_seed(trial.seed or 0),
+            progress=self._progress,
+            statistics=self._statistics,
+        )
 
 
-def model_sizes(loaded: LoadedModel, quantization: QuantizationSpec, layers: tuple[LayerRecord, ...]) -> dict[str, Any]:
-    """Counted, not assumed: stored bits of the quantized layers, and 16 for each parameter that is not in one; with the architecture."""
+def model_sizes(loaded: LoadedModel, outcome: Outcome) -> dict[str, Any]:
+    """Counted, not assumed: stored bits of the quantized layers and of rewritings, 16 for each other parameter; with the architecture."""
     architecture = str(loaded.model.config.model_type)
-    quantized = sum(layer.out_features * layer.in_features for layer in layers)
-    stored = sum(layer.bits for layer in layers)
+    quantized = sum(layer.out_features * layer.in_features for layer in outcome.layers)
+    stored = sum(layer.bits for layer in outcome.layers) + sum(record.bits for record in outcome.transforms)
     total = stored + UNQUANTIZED_BITS * (loaded.num_parameters - quantized)
     return {
         "num_parameters": loaded.num_parameters,
         "num_embedding_parameters": loaded.num_embedding_parameters,
         "num_quantized": quantized,
-        "bits_per_weight": float(UNQUANTIZED_BITS) if quantization.is_baseline else stored / quantized,
+        "num_fallbacks": outcome.num_fallbacks,
+        "bits_per_weight": stored / quantized if quantized else float(UNQUANTIZED_BITS),
         "total_model_bits": float(total),
         "total_model_bits_without_embeddings": float(total - UNQUANTIZED_BITS * loaded.num_embedding_parameters),
         "architecture": architecture,

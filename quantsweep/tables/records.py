@@ -114,6 +114,12 @@ SIZE = (
     Column("num_embedding_parameters", _LONG, "parameters", "of them token and position embeddings and an untied output head"),
     Column("num_quantized", _LONG, "parameters", "of them in quantized layers"),
     Column(
+        "num_fallbacks",
+        _INT,
+        "layers",
+        "layers that were done otherwise than asked (`fallbacks` of the table layers); null in older tables",
+    ),
+    Column(
         "bits_per_weight", _REAL, "bits", "stored bits a quantized weight, all counted (kept columns and means too); 16 for the baseline"
     ),
     Column("total_model_bits", _REAL, "bits", "stored bits of the whole model; what is not quantized counts 16 a parameter"),
@@ -219,6 +225,13 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("relative_error", _REAL, "", "squared Frobenius norm of the error over that of the weight"),
         Column("max_abs_error", _REAL, "as weight", "largest error of one weight"),
         Column("num_kept_columns", _INT, "columns", "input columns of the weight that stayed at 16 bit; null in older tables"),
+        Column("bits_by_part", _TEXT, "bits", "`bits` part by part: blocks=… (codes, scales), then what a step stores beside them"),
+        Column(
+            "output_error", _REAL, "", "squared error of the layer's outputs on its calibration inputs over their size; null without any"
+        ),
+        Column("num_tokens", _LONG, "tokens", "calibration tokens that the layer saw; null without calibration"),
+        Column("seconds", _REAL, "s", "from reading the weight to writing it; shared passes of calibration are not in it"),
+        Column("fallbacks", _TEXT, "", "what was done otherwise than asked; empty for nothing"),
         *PROVENANCE,
     ),
 }

@@ -25,9 +25,9 @@ from quantsweep.trial.specs import LEVELS, QuantizationSpec
 class Registry:
     """Lazy lookup of one kind of component.
 
-    kind: what error messages call it, e.g. "method".
-    package: dotted name of the folder, e.g. "quantsweep.methods".
-    attribute: the module attribute that holds the component, e.g. "METHOD".
+    kind: what error messages call it, e.g. "rounding".
+    package: dotted name of the folder, e.g. "quantsweep.rounding".
+    attribute: the module attribute that holds the component, e.g. "ROUNDING".
     Modules whose name begins with an underscore are helpers, not components.
     """
 
@@ -53,7 +53,11 @@ def _module_names(package: str) -> tuple[str, ...]:
 
 
 DATA_TYPES = Registry(kind="data_type", package="quantsweep.data_types", attribute="DATA_TYPE")
-METHODS = Registry(kind="method", package="quantsweep.methods", attribute="METHOD")
+ROUNDINGS = Registry(kind="rounding", package="quantsweep.rounding", attribute="ROUNDING")
+TRANSFORMS = Registry(kind="transform", package="quantsweep.transforms", attribute="TRANSFORM")
+CLIPPINGS = Registry(kind="clipping", package="quantsweep.clipping", attribute="CLIPPING")
+COMPENSATIONS = Registry(kind="compensation", package="quantsweep.compensations", attribute="COMPENSATION")
+ACTIVATIONS = Registry(kind="activation", package="quantsweep.activations", attribute="ACTIVATION")
 
 
 def data_type_of(spec: QuantizationSpec) -> Any:

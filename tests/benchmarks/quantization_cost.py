@@ -35,11 +35,13 @@ from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.models.loading import LoadedModel, load_model, wrap_model
+from quantsweep.models.session import Session
+from quantsweep.pipeline.run import quantize
 from quantsweep.planning.schema import build_model, build_quantization, build_task
 from quantsweep.storage.paths import product_root
-from quantsweep.trial.registry import METHODS
 from quantsweep.trial.specs import ModelSpec, QuantizationSpec, TaskSpec
 from tests.benchmarks.measure import output_parser, say
+from tests.contract.rounding_cases import help_for_tests
 
 SHAPES = {
     "410m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "vocab_size": 50_304},
@@ -152,20 +154,20 @@ def _evaluation(loaded: LoadedModel, tasks: Sequence[TaskSpec], task_path: Path 
 
 
 def _cost(loaded: LoadedModel, spec: QuantizationSpec, repeats: int) -> Cost:
-    method = METHODS[spec.method]
-    method.quantize(loaded.layers, spec)
-    loaded.restore()
+    session, alone = Session(loaded), help_for_tests()
+    quantize(session, spec, alone)
+    session.restore()
     on_gpu = loaded.model.device.type == "cuda"
     before = 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    quantize, restore = [], []
+    rounding, restoring = [], []
     for _ in range(repeats):
-        quantize.append(_timed(loaded, lambda: method.quantize(loaded.layers, spec)))
-        restore.append(_timed(loaded, loaded.restore))
+        rounding.append(_timed(loaded, lambda: quantize(session, spec, alone)))
+        restoring.append(_timed(loaded, session.restore))
     extra = torch.cuda.max_memory_allocated() - before if on_gpu else None
-    return Cost(quantize=statistics.median(quantize), restore=statistics.median(restore), extra_bytes=extra)
+    return Cost(quantize=statistics.median(rounding), restore=statistics.median(restoring), extra_bytes=extra)
 
 
 def _timed(loaded: LoadedModel, work: Callable[[], object]) -> float:

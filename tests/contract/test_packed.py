@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
-from types import ModuleType
 
 import pytest
 import torch
 from component_cases import combinations, component, describe, stems
-from torch import Tensor
 
 from quantsweep.data_types._base import Quantized, dequantize_weight, quantize_weight
 from quantsweep.data_types._packed import PackedWeight, pack, unpack
 from quantsweep.errors import ConfigurationError
-from quantsweep.methods import _base
-from quantsweep.methods._base import Decode, Encode, Layer, LayerRecord, Stored
-from quantsweep.trial.registry import METHODS, data_type_of
+from quantsweep.trial import registry
+from quantsweep.trial.registry import ROUNDINGS, data_type_of
 from quantsweep.trial.specs import QuantizationSpec
-from tests.contract.test_methods import chain, spec_for
+from tests.contract.rounding_cases import round_layers
+from tests.contract.test_roundings import Remembering, chain, spec_for
 
 BLOCKS = [(32, None), (7, None), (None, "input"), ("tensor", "flat")]
 
@@ -70,33 +65,27 @@ def fits(packed: PackedWeight, bits: int, extra_bytes: int = 0) -> bool:
     return bits <= 8 * (packed.num_bytes + extra_bytes) < bits + 16
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS.names() if component("method", n)["capabilities"]["needs_data_type"]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in ROUNDINGS.names()
+        if (can := component("method", name)["capabilities"])["needs_data_type"] and not can["needs_calibration"]
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_method_computes_with_what_its_bytes_give(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in the model is decoded from the packed bytes and the method's extras, nothing else; the record counts them."""
-    METHODS[name]
-    module: ModuleType = sys.modules[f"quantsweep.methods.{name}"]
-    seen: dict[str, Stored] = {}
-
-    def remembering(layers: Mapping[str, Layer], encode: Encode, decode: Decode) -> tuple[LayerRecord, ...]:
-        def remember(layer: str, weight_OI: Tensor, compute: torch.dtype) -> Stored:
-            seen[layer] = encode(layer, weight_OI, compute)
-            return seen[layer]
-
-        return _base.encode_each(layers, remember, decode)
-
-    monkeypatch.setattr(module, "encode_each", remembering)
+def test_a_rounding_computes_with_what_its_bytes_give(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in the model is decoded from the packed bytes and the rounding's extras, nothing else; the record counts them."""
+    rounding, spec = Remembering(ROUNDINGS[name]), spec_for(name)
+    monkeypatch.setattr(registry, "ROUNDINGS", {name: rounding})
     layers, _ = chain(0.02, dtype)
-    spec = spec_for(name)
-    records = METHODS[name].quantize(layers, spec)
-    decode = partial(module.decode, data_type_of(spec))
-    for record in records:
-        stored = seen[record.layer]
-        packed = pack(stored.quantized, str(spec.scale_dtype))
+    for record in round_layers(layers, spec):
+        stored = rounding.stored[record.layer]
+        packed = pack(stored.blocks, str(spec.scale_dtype))
         again = replace(stored, quantized=unpack(packed))
         written = layers[record.layer].written
         assert written is not None
-        assert torch.equal(decode(again, dtype), written)
+        assert torch.equal(rounding.decode(again, spec, dtype), written)
         extra = sum(array.numel() * array.element_size() for array in stored.extras.values())
         assert fits(packed, int(record.bits), extra)
 

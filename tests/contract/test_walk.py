@@ -16,9 +16,11 @@ from quantsweep.mini import model_path
 from quantsweep.models.anatomy import predecessors
 from quantsweep.models.blocks import Place, decoder_blocks, quantizable_linears
 from quantsweep.models.loading import load_model
-from quantsweep.trial.registry import METHODS
+from quantsweep.models.session import Session
+from quantsweep.pipeline.run import quantize
 from quantsweep.trial.specs import ModelSpec, QuantizationSpec, StepSpec
 from tests.contract.architectures import CONFIGS, LAYERS_OF_A_BLOCK, random_model
+from tests.contract.rounding_cases import help_for_tests
 
 TOKENS = torch.arange(1, 33)[None]
 QKV = {
@@ -230,7 +232,7 @@ def test_outlier_dependent_quantization_keeps_columns_in_every_layer_but_the_fir
         rounding=StepSpec("outlier_dependent", 1, (("fraction", 0.02),)), data_type="int", data_type_version=1,
         data_type_options=(("convention", "kbit"),), bit_width=3, block_size=64, block_axis="flat", symmetric=True, scale_dtype="float16",
     )  # fmt: skip
-    records = METHODS["outlier_dependent"].quantize(loaded.layers, spec)
+    records = quantize(Session(loaded), spec, help_for_tests()).layers
     for record in records:
         kept = 0 if loaded.layers[record.layer].inputs_from is None else max(1, round(0.02 * record.in_features))
         assert record.num_kept_columns == kept, record.layer

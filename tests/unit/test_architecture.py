@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quantsweep.trial.registry import DATA_TYPES, METHODS
+from quantsweep.trial.registry import DATA_TYPES, ROUNDINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "quantsweep"
@@ -24,15 +24,16 @@ FLOORS = {  # a room may import itself and what lies on a lower floor; modules o
     "numerics": 2,
     "checkpoints": 3,
     "texts": 4,
-    "calibration": 5,
     "data_types": 3,
     "planning": 4,
-    "methods": 4,
-    "models": 5,
+    "models": 4,
+    "calibration": 5,
     "tables": 5,
     "tasks": 5,
+    "pipeline": 6,
     "evaluation": 6,
     "failures": 6,
+    "rounding": 7,
     "running": 7,
     "operations": 8,
     "launching": 9,
@@ -44,7 +45,7 @@ FLOORS = {  # a room may import itself and what lies on a lower floor; modules o
 }
 MOST_MODULES = 10
 """More in one room, and a newcomer no longer sees what happens where; the formats and the doors of commands are lists."""
-LISTS = {"data_types", "methods", "cli", "mini"}
+LISTS = {"data_types", "rounding", "cli", "mini"}
 FORBIDDEN = {
     # rooms ("ground": modules of the package itself) and single modules →
     # third-party modules that they may not import, at any depth of the file
@@ -53,8 +54,8 @@ FORBIDDEN = {
     ("launching", "crew", "operations", "composing", "hydra_plugin", "_plugins", "cli"): {"torch", "transformers", "lm_eval"},
     ("checkpoints",): {"hydra", "omegaconf", "submitit", "lm_eval", "pandas"},
     ("checkpoints.headers", "checkpoints.planned_layers", "checkpoints.pins"): {"torch", "transformers"},
-    ("numerics", "data_types", "methods"): {"hydra", "transformers", "pyarrow", "pandas", "omegaconf", "lm_eval"},
-    ("models", "tasks", "evaluation"): {"hydra", "omegaconf", "submitit"},
+    ("numerics", "data_types", "rounding"): {"hydra", "transformers", "pyarrow", "pandas", "omegaconf", "lm_eval"},
+    ("models", "calibration", "pipeline", "tasks", "evaluation"): {"hydra", "omegaconf", "submitit"},
 }
 CHILDREN = {"running.child", "operations.prewarm_child"}
 """Programs of their own: there torch and the hub's libraries are at home."""
@@ -151,7 +152,7 @@ def test_imports_are_lean(code: str, heavy: set[str]) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("registry", "folder"), [(DATA_TYPES, "data_type"), (METHODS, "method")])
+@pytest.mark.parametrize(("registry", "folder"), [(DATA_TYPES, "data_type"), (ROUNDINGS, "method")])
 def test_every_component_has_one_file_and_one_yaml(registry: object, folder: str) -> None:
     yamls = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / folder).glob("*.yaml")}
     behind = {"codebook" if "levels" in content["options"] else stem for stem, content in yamls.items()}

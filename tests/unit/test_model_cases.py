@@ -24,12 +24,15 @@ from quantsweep.evaluation.evaluator import Evaluator
 from quantsweep.failures import classes
 from quantsweep.models.blocks import quantizable_linears
 from quantsweep.models.loading import load_model
+from quantsweep.models.session import Session
+from quantsweep.pipeline.run import quantize
 from quantsweep.running import child
 from quantsweep.trial import identity
-from quantsweep.trial.registry import METHODS
+from quantsweep.trial.registry import ROUNDINGS
 from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, StepSpec, TrialSpec, options_tuple
 from tests import model_cases as cases
 from tests.conftest import ROOT
+from tests.contract.rounding_cases import help_for_tests
 
 
 def spec_of(folder: Path, **changes: Any) -> ModelSpec:
@@ -136,7 +139,7 @@ class TestContent:
         events: list[Mapping[str, Any]] = []
         runner = child.TrialRunner(events.append)
         owner, method = {
-            "before it is quantized": (METHODS["round_to_nearest"], "quantize"),
+            "before it is quantized": (ROUNDINGS["round_to_nearest"], "encode"),
             "before it is scored": (Evaluator, "prepare"),
             "while it is scored": (Evaluator, "evaluate"),
         }[when]
@@ -163,8 +166,9 @@ class TestContent:
         loaded = load_model(spec_of(folder, dtype="float16"), "cpu")
         other = cases.own_head(folder.parent / "other")
         (other / "model.safetensors").rename(folder / "model.safetensors")
-        assert loaded.restore() == 0
-        loaded.check_state(loaded.state)
+        session = Session(loaded)
+        assert session.restore() == 0
+        session.check_state(loaded.state)
 
     def test_a_touched_file_is_still_the_same(self, folder: Path) -> None:
         loaded = load_model(spec_of(folder), "cpu")
@@ -173,14 +177,14 @@ class TestContent:
 
 
 class TestUnchanged:
-    """From load to score nothing changes a weight but a method's writing to a layer."""
+    """From load to score nothing changes a weight but the trial's session."""
 
     def test_a_head_of_its_own_stays_though_the_configuration_says_tied(self, tmp_path: Path) -> None:
         loaded = load_model(spec_of(cases.own_head(tmp_path / "model")), "cpu")
         assert cases.bits_per_byte(loaded) == pytest.approx(1.9331331, abs=1e-6)
         assert loaded.num_parameters == 462_208
         assert loaded.num_embedding_parameters == 2 * 2048 * 64
-        loaded.check_state(loaded.state)
+        Session(loaded).check_state(loaded.state)
 
     @pytest.mark.parametrize("what", ["head", "gain", "buffer", "tie"])
     def test_a_library_that_changes_a_weight_is_found_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
@@ -204,7 +208,7 @@ class TestUnchanged:
         events: list[Any] = []
         trial = TrialSpec(model=spec_of(folder), quantization=QuantizationSpec(rounding=StepSpec("none", 1)))
         planned = PlannedTrial(trial=trial, tasks=(cases.mini_task("mini_ppl", 2),))
-        with pytest.raises(ModelError, match=r"model m: 1 parameters or buffers changed while it was evaluated"):
+        with pytest.raises(ModelError, match=r"model m: 1 parameters, buffers or modules changed while it was evaluated"):
             child.TrialRunner(events.append).run(planned, RunSettings(device="cpu"))
         assert "task" not in [event["event"] for event in events], "no row"
 
@@ -212,13 +216,13 @@ class TestUnchanged:
         loaded = load_model(spec_of(cases.own_head(tmp_path / "model")), "cpu")
         loaded.model.lm_head.weight = loaded.model.gpt_neox.embed_in.weight
         with pytest.raises(ModelError, match=r"changed after loading, .* \(lm_head\.weight\)"):
-            loaded.written_state()
+            Session(loaded).written_state()
 
     def test_layers_that_were_written_are_no_change(self, tmp_path: Path) -> None:
         loaded = load_model(spec_of(cases.MINI), "cpu")
-        layer = next(iter(loaded.layers.values()))
-        layer.write(layer.read() * 2)
-        loaded.check_state(loaded.written_state())
+        session, layer = Session(loaded), next(iter(loaded.layers.values()))
+        session.write(layer.name, layer.read() * 2)
+        session.check_state(session.written_state())
 
 
 class TestBelongTogether:
@@ -611,8 +615,8 @@ class TestLayers:
         assert not [name for name in loaded.layers if "gate.wg" in name]
         assert len([name for name in loaded.layers if ".shared_mlp." in name]) == 6
         quantization = int_quantization(bits)
-        layers = METHODS["round_to_nearest"].quantize(loaded.layers, quantization, calibration=None, seed=None)
-        assert child.model_sizes(loaded, quantization, layers)["total_model_bits"] == size
+        outcome = quantize(Session(loaded), quantization, help_for_tests())
+        assert child.model_sizes(loaded, outcome)["total_model_bits"] == size
         assert cases.bits_per_byte(loaded) == pytest.approx(value, abs=2e-6)
 
     def test_the_language_model_and_not_the_vision_tower(self, tmp_path: Path) -> None:

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from quantsweep.composing.composition import compose_base, make_request, search_folders
 from quantsweep.composing.prepare import Prepared, prepare
-from quantsweep.errors import ConfigurationError, ConfigurationErrors, ModelError, QuantizationError
-from quantsweep.methods._base import LayerRecord
+from quantsweep.errors import ConfigurationError, ConfigurationErrors, ModelError
+from quantsweep.pipeline.interface import Layer, LayerContext, Stored
 from quantsweep.planning.plan import Expansion, expand
 from quantsweep.running import child
 from quantsweep.tables.records import identity_columns
-from quantsweep.trial.registry import METHODS
+from quantsweep.trial import registry
+from quantsweep.trial.registry import ROUNDINGS
 from quantsweep.trial.specs import PlannedTrial, QuantizationSpec, RunSettings, StepSpec, TrialSpec
 
 METHOD = """\
@@ -110,7 +112,7 @@ def test_a_data_type_of_sixteen_bits_runs(tmp_path: Path) -> None:
         ("method=none 'model.unquantized=[a]'", "model.unquantized=[a] would change nothing"),
         ("method=careful", "method careful needs calibration text, got calibration=none; give calibration=…"),
         ("method=broken", "method broken: its yaml must say version: 1 (a whole number, raised when its numbers change), got 'one'"),
-        ("method=typed", "method typed has a yaml and no code: write quantsweep/methods/typed.py"),
+        ("method=typed", "method typed has a yaml and no code: write quantsweep/rounding/typed.py"),
     ],
 )
 def test_what_nothing_would_read_is_refused(tmp_path: Path, own: str, words: str, said: str) -> None:
@@ -164,40 +166,29 @@ def test_a_component_that_is_not_whole_is_named(tmp_path: Path, old: str, new: s
 
 
 class Own:
-    """A method that works without a data type, and may hide what it does."""
+    """A rounding that works without a data type: signs of the weights, with one scale a layer."""
 
-    def __init__(self, hidden: str) -> None:
-        self.hidden = hidden
-        self.seen: object = None
+    def check(self, spec: QuantizationSpec) -> None:
+        """Anything goes."""
 
-    def quantize(
-        self, layers: Mapping[str, Any], spec: QuantizationSpec, *, calibration: object | None = None, seed: int | None = None
-    ) -> tuple[LayerRecord, ...]:
-        """Signs of the weights, with one scale a layer."""
-        self.seen = calibration
-        records = []
-        for name, layer in list(layers.items())[: 0 if self.hidden == "all" else None]:
-            weight = layer.read()
-            layer.write(weight.sign() * weight.abs().mean())
-            records.append(
-                LayerRecord(
-                    layer=name,
-                    out_features=weight.shape[0],
-                    in_features=weight.shape[1],
-                    bits=weight.numel() + 16,
-                    relative_error=0.5,
-                    max_abs_error=1.0,
-                )
-            )
-        return tuple(records[1:] if self.hidden == "one" else records)
+    def needs(self, spec: QuantizationSpec) -> None:
+        """It looks at no text."""
+
+    def encode(self, layer: Layer, weight_OI: Tensor, spec: QuantizationSpec, context: LayerContext) -> Stored:
+        """One byte a sign."""
+        return Stored(extras={"signs": weight_OI.sign().to(torch.int8), "scale": weight_OI.abs().mean().half()})
+
+    def decode(self, stored: Stored, spec: QuantizationSpec, dtype: torch.dtype) -> Tensor:
+        """Signs times scale."""
+        return (stored.extras["signs"] * stored.extras["scale"].float()).to(dtype)
 
 
-def run_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: Own) -> list[Mapping[str, Any]]:
+def run_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Mapping[str, Any]]:
     """The messages of a child that runs this method on the smallest bundled model."""
     trial = planned(tmp_path, "task=mini_ppl", "limit=1").plan.trials[0]
     quantization = QuantizationSpec(rounding=StepSpec("own", 1))
     sent: list[Mapping[str, Any]] = []
-    monkeypatch.setattr(child, "METHODS", {"own": method})
+    monkeypatch.setattr(registry, "ROUNDINGS", {"own": Own()})
     runner = child.TrialRunner(sent.append)
     try:
         runner.run(replace(trial, trial=replace(trial.trial, quantization=quantization), tasks=()), RunSettings(device="cpu"))
@@ -207,25 +198,18 @@ def run_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: Own) -> lis
 
 
 def test_a_method_without_a_data_type_has_sizes_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    [quantized] = [message for message in run_own(monkeypatch, tmp_path, Own("nothing")) if message["event"] == "quantized"]
+    [quantized] = [message for message in run_own(monkeypatch, tmp_path) if message["event"] == "quantized"]
     assert quantized["layers"]
-    assert 1 < quantized["sizes"]["bits_per_weight"] < 1.1
+    assert 8 < quantized["sizes"]["bits_per_weight"] < 8.1
 
 
-@pytest.mark.parametrize(
-    ("hidden", "said"), [("all", "method own quantized no layer"), ("one", r"method own wrote \d+ layers and recorded")]
-)
-def test_a_method_that_hides_what_it_did_fails_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: str, said: str) -> None:
-    with pytest.raises(QuantizationError, match=said):
-        run_own(monkeypatch, tmp_path, Own(hidden))
-
-
-def test_the_bundled_methods_record_all_that_they_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The check that a worker makes passes for each of them."""
+def test_the_bundled_roundings_record_all_layers(tmp_path: Path) -> None:
+    """In the child as a worker has it; those that look at text are in tests/contract/test_steps.py."""
     sent: list[Mapping[str, Any]] = []
     runner = child.TrialRunner(sent.append)
     trial = planned(tmp_path, "task=mini_ppl", "limit=1").plan.trials[0].trial
-    for name in METHODS.names():
+    data_free = [name for name in ROUNDINGS.names() if ROUNDINGS[name].needs(trial.quantization) is None]
+    for name in data_free:
         options = (("fraction", 0.1),) if name == "outlier_dependent" else ()
         quantization = (
             QuantizationSpec(rounding=StepSpec("none", 1))
@@ -233,4 +217,6 @@ def test_the_bundled_methods_record_all_that_they_write(monkeypatch: pytest.Monk
             else replace(trial.quantization, rounding=StepSpec(name, 1, options))
         )
         runner.run(PlannedTrial(trial=replace(trial, quantization=quantization), tasks=()), RunSettings(device="cpu"))
-    assert len([message for message in sent if message["event"] == "done"]) == len(METHODS.names())
+    assert len([message for message in sent if message["event"] == "done"]) == len(data_free)
+    recorded = [len(message["layers"]) for message in sent if message["event"] == "quantized"]
+    assert [count > 0 for count in recorded] == [name != "none" for name in data_free]

@@ -18,7 +18,7 @@ from quantsweep.planning.plan import expand
 from quantsweep.running import child, child_process
 from quantsweep.running.child import TrialRunner
 from quantsweep.running.child_process import TICK_SECONDS, Child, Silence
-from quantsweep.signs import MOVED_BYTES, Heard, while_bytes_move
+from quantsweep.signs import MOVED_BYTES, while_bytes_move
 from quantsweep.trial.specs import RunSettings
 from tests.conftest import ROOT
 from tests.unit.test_composition import schema_and_grids
@@ -159,13 +159,6 @@ def test_a_hang_is_not(heard: list[float]) -> None:
     with while_bytes_move(lambda: heard.append(time.monotonic())):
         time.sleep(0.3)
     assert heard == []
-
-
-def test_a_layer_that_is_looked_at_is_heard_of() -> None:
-    signs_of_life: list[int] = []
-    layers = Heard({"a": 1, "b": 2}, lambda: signs_of_life.append(1))
-    assert (dict(layers.items()), len(layers), list(layers)) == ({"a": 1, "b": 2}, 2, ["a", "b"])
-    assert len(signs_of_life) == 2
 
 
 def test_each_long_step_of_a_trial_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,56 +1,31 @@
-"""What every method must do; parametrised over the registry, so a new one is tested by being there."""
+"""What every rounding must do; parametrised over the registry, so a new one is tested by being there."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, replace
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
 from component_cases import component, spec_of, stems
+from rounding_cases import FakeLayer, Source, round_layers
 from torch import Tensor
 
 from quantsweep.data_types._base import fake_quantize, quantize_weight
 from quantsweep.errors import ConfigurationError, QuantizationError
-from quantsweep.methods._base import LayerRecord, Method
 from quantsweep.numerics.error import weight_error
-from quantsweep.trial.registry import DATA_TYPES, METHODS
+from quantsweep.pipeline.interface import Layer, LayerContext, LayerRecord, Rounding, Stored
+from quantsweep.trial import registry
+from quantsweep.trial.registry import DATA_TYPES, ROUNDINGS
 from quantsweep.trial.specs import QuantizationSpec, StepSpec, options_tuple
 
-NAMES = METHODS.names()
-every_method = pytest.mark.parametrize("name", NAMES)
+NAMES = ROUNDINGS.names()
+every_rounding = pytest.mark.parametrize("name", NAMES)
 data_free = pytest.mark.parametrize("name", [n for n in NAMES if not component("method", n)["capabilities"]["needs_calibration"]])
 BASELINE = QuantizationSpec(rounding=StepSpec("none", 1))
 BITS = 4
 """Of a code, in the spec that the contract is checked with."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """The earlier layer, and which of its units makes which column."""
-
-    layer: str
-    unit_of_column: Tensor
-
-
-class FakeLayer:
-    """A layer that is a tensor, and remembers what was written."""
-
-    def __init__(self, original: Tensor, dtype: torch.dtype = torch.float32) -> None:
-        self.original = original
-        self.dtype = dtype
-        self.inputs_from: Source | None = None
-        self.written: Tensor | None = None
-
-    def read(self) -> Tensor:
-        """The original, a view of it: methods must not change it."""
-        return self.original
-
-    def write(self, weight_OI: Tensor) -> None:
-        """Cast and keep."""
-        self.written = weight_OI.to(self.dtype)
 
 
 def two_layers(dtype: torch.dtype = torch.float32) -> dict[str, FakeLayer]:
@@ -63,7 +38,7 @@ def two_layers(dtype: torch.dtype = torch.float32) -> dict[str, FakeLayer]:
 
 
 def spec_for(name: str, bit_width: int = 4) -> QuantizationSpec:
-    """A spec that this method can do: the baseline, the method alone, or with int."""
+    """A spec that this rounding can do: the baseline, the rounding alone, or with int."""
     if name == BASELINE.method:
         return BASELINE
     allowed = component("method", name)["capabilities"]["data_types"]
@@ -80,7 +55,7 @@ def test_yamls_and_modules_are_the_same() -> None:
     assert stems("method") == set(NAMES)
 
 
-@every_method
+@every_rounding
 def test_yaml_is_complete(name: str) -> None:
     """Name, version, options, and the four capabilities that planning asks for."""
     yaml = component("method", name)
@@ -92,112 +67,128 @@ def test_yaml_is_complete(name: str) -> None:
     assert set(capabilities.get("ranges", {})) <= set(yaml["options"])
 
 
-@every_method
+@every_rounding
 def test_module_is_documented(name: str) -> None:
     """A module says what it does."""
-    METHODS[name]
-    assert sys.modules[f"quantsweep.methods.{name}"].__doc__
+    ROUNDINGS[name]
+    assert sys.modules[f"quantsweep.rounding.{name}"].__doc__
 
 
 @data_free
-def test_every_layer_is_written_and_recorded(name: str) -> None:
+def test_every_layer_is_written_and_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, with its shape; the same again gives the same; originals are left alone."""
     if name == BASELINE.method:
         layers = two_layers()
-        assert METHODS[name].quantize(layers, BASELINE) == ()
+        assert round_layers(layers, BASELINE) == ()
         assert all(layer.written is None for layer in layers.values())
     else:
-        check_contract(METHODS[name], spec_for(name))
+        check_contract(ROUNDINGS[name], spec_for(name), monkeypatch)
 
 
-def check_contract(method: Method, spec: QuantizationSpec) -> None:
-    """What every method that is not the baseline owes: fails with an AssertionError that says what is broken."""
+class Remembering:
+    """A rounding, and what it stored of each layer."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        self._rounding = rounding
+        self.check, self.needs, self.decode = rounding.check, rounding.needs, rounding.decode
+        self.stored: dict[str, Stored] = {}
+
+    def encode(self, layer: Layer, weight_OI: Tensor, spec: QuantizationSpec, context: LayerContext) -> Stored:
+        """As the rounding does it."""
+        self.stored[layer.name] = self._rounding.encode(layer, weight_OI, spec, context)
+        return self.stored[layer.name]
+
+
+def check_contract(rounding: Rounding, spec: QuantizationSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every rounding that is not the baseline owes: fails with an AssertionError that says what is broken."""
+    remembering = Remembering(rounding)
+    monkeypatch.setattr(registry, "ROUNDINGS", {spec.rounding.name: remembering})
     layers, again, untouched = two_layers(), two_layers(), two_layers()
-    records = method.quantize(layers, spec)
-    assert records == method.quantize(again, spec), "the same again gives something else"
+    records = round_layers(layers, spec)
+    for record in records:  # after all layers were encoded: what is decoded comes from what is stored, and from nothing else
+        decoded = rounding.decode(remembering.stored[record.layer], spec, torch.float32)
+        assert torch.equal(decoded, layers[record.layer].written), "what is stored decodes to something else"
+    assert timeless(records) == timeless(round_layers(again, spec)), "the same again gives something else"
     assert all(torch.equal(layers[key].original, untouched[key].original) for key in layers), "an original was changed"
     shapes = [("up", 48, 80), ("down", 17, 33)]
     assert [(r.layer, r.out_features, r.in_features) for r in records] == shapes, "each layer has one record, in order, with its shape"
     for record in records:
         layer = layers[record.layer]
-        assert layer.written is not None, "a recorded layer was not written"
         assert torch.equal(layer.written, again[record.layer].written), "the same again writes something else"
         error = weight_error(layer.original, layer.written)
         assert (record.relative_error, record.max_abs_error) == (error.relative, error.max_abs), "the errors are not those of the weight"
         assert error.relative < 1, "zeros in place of the weights would be nearer to them"
+        assert record.bits == sum(bits for _, bits in record.bits_by_part), "the parts are not the whole"
         assert record.bits >= least_bits(layer.written, spec), "the stored bits are fewer than the codes"
 
 
+def timeless(records: tuple[LayerRecord, ...]) -> list[LayerRecord]:
+    """Without what no two runs have in common."""
+    return [replace(record, seconds=None) for record in records]
+
+
 def least_bits(weight: Tensor, spec: QuantizationSpec) -> int:
-    """Codes of `bit_width`; of a method without a data type one bit a weight and something that says what it stands for."""
+    """Codes of `bit_width`; of a rounding without a data type one bit a weight and something that says what it stands for."""
     return BITS * weight.numel() if spec.data_type is not None else weight.numel() + 1
 
 
 class Nonsense:
-    """A method that breaks one promise: the contract must say so."""
+    """A rounding that breaks one promise: the contract must say so."""
 
     def __init__(self, broken: str) -> None:
         self.broken = broken
         self._calls = 0
+        self._last = torch.empty(0)
 
-    def quantize(
-        self, layers: Mapping[str, FakeLayer], spec: QuantizationSpec, *, calibration: object | None = None, seed: int | None = None
-    ) -> tuple[LayerRecord, ...]:
-        """Round to nearest, but for what is broken."""
-        records = METHODS["round_to_nearest"].quantize(layers, spec_for("round_to_nearest"))
+    def check(self, spec: QuantizationSpec) -> None:
+        """Anything goes."""
+
+    def needs(self, spec: QuantizationSpec) -> None:
+        """Nothing."""
+
+    def encode(self, layer: Layer, weight_OI: Tensor, spec: QuantizationSpec, context: LayerContext) -> Stored:
+        """Signs and one scale, in bytes, but for what is broken."""
         self._calls += 1
-        first = next(iter(layers.values()))
+        self._last = weight_OI.clone()
+        scale = weight_OI.abs().mean()
         match self.broken:
-            case "records nothing":
-                return ()
-            case "writes zeros and records nothing":
-                for layer in layers.values():
-                    layer.write(torch.zeros_like(layer.original))
-                return ()
-            case "writes zeros":
-                for layer in layers.values():
-                    layer.write(torch.zeros_like(layer.original))
-            case "writes nothing":
-                first.written = None
-            case "counts one bit":
-                return tuple(replace(record, bits=record.out_features * record.in_features) for record in records)
+            case "stores nothing":
+                return Stored()
             case "draws without a seed":
-                first.write(first.read() + self._calls / 100)
+                scale = scale + self._calls / 100
             case "changes the original":
-                first.original += 1
-            case "forgets a layer":
-                return records[1:]
-        return records
+                weight_OI += 1
+        return Stored(extras={"signs": weight_OI.sign().to(torch.int8), "scale": scale})
+
+    def decode(self, stored: Stored, spec: QuantizationSpec, dtype: torch.dtype) -> Tensor:
+        """From what is stored, but for what is broken."""
+        match self.broken:
+            case "stores nothing" | "decodes from memory":
+                return self._last
+            case "writes zeros":
+                return torch.zeros_like(self._last)
+        return (stored.extras["signs"] * stored.extras["scale"]).to(dtype)
 
 
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ("records nothing", "each layer has one record"),
-        ("writes zeros and records nothing", "each layer has one record"),
-        ("writes zeros", "errors are not those"),
-        ("writes nothing", "was not written"),
-        ("counts one bit", "fewer than the codes"),
-        ("draws without a seed", "writes something else"),
+        ("stores nothing", "decodes to something else"),
+        ("decodes from memory", "decodes to something else"),
+        ("writes zeros", "decodes to something else|zeros in place of the weights"),
+        ("draws without a seed", "the same again gives something else"),
         ("changes the original", "an original was changed"),
-        ("forgets a layer", "each layer has one record"),
     ],
 )
-@pytest.mark.parametrize("with_data_type", [True, False])
-def test_nonsense_fails_the_contract(broken: str, said: str, with_data_type: bool) -> None:
-    """Also where a method claims to need no data type, which once excused it from everything."""
-    spec = (
-        replace(spec_for("round_to_nearest"), rounding=StepSpec("nonsense", 1))
-        if with_data_type
-        else QuantizationSpec(rounding=StepSpec("nonsense", 1))
-    )
-    with pytest.raises(AssertionError, match=said):
-        check_contract(Nonsense(broken), spec)
+def test_nonsense_fails_the_contract(broken: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a rounding claims to need no data type."""
+    with pytest.raises((AssertionError, RuntimeError), match=said):
+        check_contract(Nonsense(broken), QuantizationSpec(rounding=StepSpec("nonsense", 1)), monkeypatch)
 
 
-def test_a_method_without_a_data_type_may_keep_the_contract() -> None:
-    """The same method, with nothing broken."""
-    check_contract(Nonsense("nothing"), QuantizationSpec(rounding=StepSpec("own", 1)))
+def test_a_rounding_without_a_data_type_may_keep_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same one, with nothing broken."""
+    check_contract(Nonsense("nothing"), QuantizationSpec(rounding=StepSpec("own", 1)), monkeypatch)
 
 
 @data_free
@@ -209,14 +200,14 @@ def test_weights_that_are_not_numbers_are_refused(name: str, bad: float) -> None
     layers = two_layers()
     layers["down"].original[3, 4] = bad
     with pytest.raises(QuantizationError, match="layer down: 1 of 561 weights are NaN or infinite"):
-        METHODS[name].quantize(layers, spec_for(name))
+        round_layers(layers, spec_for(name))
     assert layers["down"].written is None
 
 
 def test_errors_are_those_of_the_compute_dtype() -> None:
     """At 8 bits with small blocks, the cast to bfloat16 is most of the error, and it is counted."""
     spec = spec_for("round_to_nearest", 8)
-    (exact, _), (cast, _) = (METHODS["round_to_nearest"].quantize(two_layers(dtype), spec) for dtype in (torch.float32, torch.bfloat16))
+    (exact, _), (cast, _) = (round_layers(two_layers(dtype), spec) for dtype in (torch.float32, torch.bfloat16))
     assert cast.relative_error > 1.05 * exact.relative_error
     assert cast.bits == exact.bits
 
@@ -226,7 +217,7 @@ def test_round_to_nearest_is_the_data_type_alone() -> None:
     layers = two_layers()
     for data_type in ("int", "fp", "quantile", "dynamic"):
         spec = spec_of(component("data_type", data_type), 4)
-        for record in METHODS["round_to_nearest"].quantize(layers, spec):
+        for record in round_layers(layers, spec):
             layer = layers[record.layer]
             assert layer.written is not None
             assert torch.equal(layer.written, fake_quantize(DATA_TYPES[data_type], layer.original, spec))
@@ -235,30 +226,29 @@ def test_round_to_nearest_is_the_data_type_alone() -> None:
 
 def test_round_to_nearest_names_the_layer_of_an_error() -> None:
     """A scale beyond float16, too few weights for quantiles, something that is no matrix, a result that overflows."""
-    method = METHODS["round_to_nearest"]
     with pytest.raises(QuantizationError, match="layer big: a block needs a scale of 100000, beyond the largest float16"):
-        method.quantize({"big": FakeLayer(torch.full((2, 2), 1e5))}, spec_for("round_to_nearest"))
+        round_layers({"big": FakeLayer(torch.full((2, 2), 1e5))}, spec_for("round_to_nearest"))
     with pytest.raises(QuantizationError, match="layer small: data_type 'quantile' needs at least 256 weights, got 4"):
-        method.quantize({"small": FakeLayer(torch.ones(2, 2))}, spec_of(component("data_type", "quantile"), 4))
+        round_layers({"small": FakeLayer(torch.ones(2, 2))}, spec_of(component("data_type", "quantile"), 4))
     with pytest.raises(QuantizationError, match="layer bias: a weight of shape"):
-        method.quantize({"bias": FakeLayer(torch.ones(2))}, spec_for("round_to_nearest"))
+        round_layers({"bias": FakeLayer(torch.ones(2))}, spec_for("round_to_nearest"))
     spec = spec_of(component("data_type", "int"), 4, scale_dtype="float32")
     with pytest.raises(QuantizationError, match=r"layer wide: .* does not fit torch\.float16"):
-        method.quantize({"wide": FakeLayer(torch.full((2, 2), 1e5), torch.float16)}, spec)
+        round_layers({"wide": FakeLayer(torch.full((2, 2), 1e5), torch.float16)}, spec)
 
 
 def test_round_to_nearest_refuses_before_anything_is_written() -> None:
     """An impossible spec, or no data type at all, touches no layer."""
     layers = two_layers()
-    for spec in (spec_of(component("data_type", "fp"), 4, exponent_bits=4), BASELINE):
+    for spec in (spec_of(component("data_type", "fp"), 4, exponent_bits=4), QuantizationSpec(rounding=StepSpec("round_to_nearest", 1))):
         with pytest.raises(ConfigurationError):
-            METHODS["round_to_nearest"].quantize(layers, spec)
+            round_layers(layers, spec)
     assert all(layer.written is None for layer in layers.values())
 
 
 def test_records_are_frozen() -> None:
     """A record is a fact."""
-    (record, _) = METHODS["round_to_nearest"].quantize(two_layers(), spec_for("round_to_nearest"))
+    (record, _) = round_layers(two_layers(), spec_for("round_to_nearest"))
     with pytest.raises(FrozenInstanceError):
         record.bits = 0
 
@@ -274,7 +264,7 @@ def shifted(offset: float) -> Tensor:
 def test_centering_follows_a_shift_and_counts_the_means() -> None:
     """By hand, block by block: Ŵ = mean + Q(W - mean), the mean rounded to float16, one more 16-bit number a block."""
     spec, layer = spec_for("centering"), FakeLayer(shifted(100.0))
-    (record,) = METHODS["centering"].quantize({"one": layer}, spec)
+    (record,) = round_layers({"one": layer}, spec)
     assert layer.written is not None
     flat, got = layer.original.reshape(-1), layer.written.reshape(-1)
     for start in range(0, flat.numel(), 32):
@@ -292,7 +282,7 @@ def test_centering_of_centered_blocks_is_round_to_nearest() -> None:
     half = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
     layers = {name: FakeLayer(torch.cat([half, -half], dim=1)) for name in ("centering", "round_to_nearest")}
     for name, layer in layers.items():
-        METHODS[name].quantize({name: layer}, spec_for(name))
+        round_layers({name: layer}, spec_for(name))
     assert torch.equal(*(layer.written for layer in layers.values()))
 
 
@@ -313,7 +303,7 @@ def chain(fraction: float, dtype: torch.dtype = torch.float32) -> tuple[dict[str
 def test_columns_of_the_units_that_vary_most_stay_at_16_bit() -> None:
     """Through the order of the units; the rest is quantized as a weight without those columns, and the bits are all counted."""
     layers, spec = chain(fraction=0.04)
-    first, second = METHODS["outlier_dependent"].quantize(layers, spec)
+    first, second = round_layers(layers, spec)
     kept = torch.zeros(50, dtype=torch.bool)
     kept[[49 - 7, 49 - 2]] = True
     layer = layers["second"]
@@ -330,7 +320,7 @@ def test_columns_of_the_units_that_vary_most_stay_at_16_bit() -> None:
 def test_how_many_columns_stay(fraction: float, count: int) -> None:
     """The nearest number to fraction · I, one at least."""
     layers, spec = chain(fraction)
-    assert METHODS["outlier_dependent"].quantize(layers, spec)[1].num_kept_columns == count
+    assert round_layers(layers, spec)[1].num_kept_columns == count
 
 
 def test_a_kept_column_sets_no_scale() -> None:
@@ -339,23 +329,22 @@ def test_a_kept_column_sets_no_scale() -> None:
     larger, _ = chain(0.02)
     larger["second"].original[:, 49 - 7] *= 1000
     for each in (layers, larger):
-        METHODS["outlier_dependent"].quantize(each, spec)
+        round_layers(each, spec)
     others = [column for column in range(50) if column != 49 - 7]
     assert torch.equal(layers["second"].written[:, others], larger["second"].written[:, others])
 
 
 def test_outlier_dependent_refuses_what_it_cannot_do() -> None:
     """No column left to quantize, a source that is not quantized, a kept weight beyond float16, a fraction that is none."""
-    method = METHODS["outlier_dependent"]
     layers, spec = chain(0.999)
     with pytest.raises(QuantizationError, match="layer second: all 50 input columns would stay at 16 bit"):
-        method.quantize(layers, spec)
+        round_layers(layers, spec)
     layers, spec = chain(0.02)
     with pytest.raises(QuantizationError, match="layer second: its inputs come from first, which is not quantized"):
-        method.quantize({"second": layers["second"]}, spec)
+        round_layers({"second": layers["second"]}, spec)
     layers["second"].original[0, 49 - 7] = 1e6
     with pytest.raises(QuantizationError, match=r"layer second: a weight of 1e\+06 in a kept column is beyond float16"):
-        method.quantize(layers, spec)
+        round_layers(layers, spec)
     for fraction in (0.0, 1.0, None, "most"):
         with pytest.raises(ConfigurationError, match="between 0 and 1"):
-            method.quantize(layers, replace(spec, rounding=StepSpec("outlier_dependent", 1, (("fraction", fraction),))))
+            round_layers(layers, replace(spec, rounding=StepSpec("outlier_dependent", 1, (("fraction", fraction),))))

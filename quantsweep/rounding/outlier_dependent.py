@@ -22,14 +22,15 @@ Source: Dettmers & Zettlemoyer, arXiv:2212.09720, "outlier-dependent quantizatio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from quantsweep.data_types._base import DataType, dequantize_weight, quantize_weight
+from quantsweep.data_types._base import dequantize_weight
 from quantsweep.errors import ConfigurationError, QuantizationError
-from quantsweep.methods._base import KEPT, KEPT_INDEX, InputSource, Layer, LayerRecord, Stored, checked_data_type, encode_each
+from quantsweep.pipeline.interface import KEPT, KEPT_INDEX, InputNeeds, InputSource, Layer, LayerContext, Stored
+from quantsweep.pipeline.ranges import check_data_type, quantize_in_range
+from quantsweep.trial.registry import data_type_of
 from quantsweep.trial.specs import QuantizationSpec
 
 MOST_COLUMNS = 1 << 16
@@ -38,24 +39,36 @@ MOST_COLUMNS = 1 << 16
 class OutlierDependent:
     """Round to nearest of all but the columns that are expected to meet outliers."""
 
-    def quantize(
-        self, layers: Mapping[str, Layer], spec: QuantizationSpec, *, calibration: object | None = None, seed: int | None = None
-    ) -> tuple[LayerRecord, ...]:
-        """Quantize each layer with the data type of `spec`; calibration and seed are not looked at."""
-        data_type, fraction = checked_data_type(spec), _fraction(spec)
-        spread: dict[str, Tensor] = {}
+    def check(self, spec: QuantizationSpec) -> None:
+        """Raises ConfigurationError for a fraction that is none, and where the data type cannot do it."""
+        check_data_type(spec)
+        _fraction(spec)
 
-        def encode(name: str, weight_OI: Tensor, dtype: torch.dtype) -> Stored:
-            spread[name] = weight_OI.std(dim=1, correction=0)
-            source = layers[name].inputs_from
-            if source is None:
-                kept_I = weight_OI.new_zeros(weight_OI.shape[1], dtype=torch.bool)
-            else:
-                # Of a model that is spread over GPUs the earlier layer may lie on another one.
-                kept_I = outlier_columns(_spread_of(source, spread), source, fraction).to(weight_OI.device)
-            return _encode(data_type, weight_OI, kept_I, dtype, spec)
+    def needs(self, spec: QuantizationSpec) -> InputNeeds | None:
+        """It looks at no text."""
+        return None
 
-        return encode_each(layers, encode, partial(decode, data_type))
+    def encode(self, layer: Layer, weight_OI: Tensor, spec: QuantizationSpec, context: LayerContext) -> Stored:
+        """The kept columns, their indices, and the codes of the rest; leaves σ of its units for later layers."""
+        context.kept[layer.name] = weight_OI.std(dim=1, correction=0)
+        source = layer.inputs_from
+        if source is None:
+            kept_I = weight_OI.new_zeros(weight_OI.shape[1], dtype=torch.bool)
+        else:
+            # Of a model that is spread over GPUs the earlier layer may lie on another one.
+            kept_I = outlier_columns(_spread_of(source, context.kept), source, _fraction(spec)).to(weight_OI.device)
+        return _encode(weight_OI, kept_I, layer.dtype, spec, context)
+
+    def decode(self, stored: Stored, spec: QuantizationSpec, dtype: torch.dtype) -> Tensor:
+        """The weight (O, I) from what is stored of it."""
+        rest_OI = dequantize_weight(data_type_of(spec), stored.blocks, dtype)
+        kept, index = stored.extras[KEPT].to(dtype), stored.extras[KEPT_INDEX].to(torch.int64)
+        values_OI = rest_OI.new_empty(rest_OI.shape[0], rest_OI.shape[1] + kept.shape[1])
+        is_rest_I = torch.ones(values_OI.shape[1], dtype=torch.bool, device=values_OI.device)
+        is_rest_I[index] = False
+        values_OI[:, is_rest_I] = rest_OI
+        values_OI[:, index] = kept
+        return values_OI
 
 
 def outlier_columns(spread_U: Tensor, source: InputSource, fraction: float) -> Tensor:
@@ -77,26 +90,14 @@ def _spread_of(source: InputSource, known: Mapping[str, Tensor]) -> Tensor:
     return known[source.layer]
 
 
-def _encode(data_type: DataType, weight_OI: Tensor, kept_I: Tensor, dtype: torch.dtype, spec: QuantizationSpec) -> Stored:
+def _encode(weight_OI: Tensor, kept_I: Tensor, dtype: torch.dtype, spec: QuantizationSpec, context: LayerContext) -> Stored:
     if bool(kept_I.all()):
         raise QuantizationError(f"all {kept_I.numel()} input columns would stay at 16 bit; use a smaller method.options.fraction")
     if kept_I.numel() > MOST_COLUMNS:
         raise QuantizationError(f"{kept_I.numel()} input columns are more than indices of 16 bits can tell apart ({MOST_COLUMNS})")
-    quantized = quantize_weight(data_type, weight_OI[:, ~kept_I], spec)
+    quantized = quantize_in_range(weight_OI[:, ~kept_I], spec, context, (~kept_I).nonzero().view(-1))
     index = kept_I.nonzero().view(-1).to(torch.uint16)
     return Stored(quantized=quantized, extras={KEPT: _stored(weight_OI[:, kept_I], dtype), KEPT_INDEX: index})
-
-
-def decode(data_type: DataType, stored: Stored, dtype: torch.dtype) -> Tensor:
-    """The weight (O, I) from what is stored of it."""
-    rest_OI = dequantize_weight(data_type, stored.quantized, dtype)
-    kept, index = stored.extras[KEPT].to(dtype), stored.extras[KEPT_INDEX].to(torch.int64)
-    values_OI = rest_OI.new_empty(rest_OI.shape[0], rest_OI.shape[1] + kept.shape[1])
-    is_rest_I = torch.ones(values_OI.shape[1], dtype=torch.bool, device=values_OI.device)
-    is_rest_I[index] = False
-    values_OI[:, is_rest_I] = rest_OI
-    values_OI[:, index] = kept
-    return values_OI
 
 
 def _stored(columns: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,4 +117,4 @@ def _fraction(spec: QuantizationSpec) -> float:
     return fraction
 
 
-METHOD = OutlierDependent()
+ROUNDING = OutlierDependent()

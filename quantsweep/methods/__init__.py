@@ -1,1 +1,0 @@
-"""Quantization methods, one module each (`METHOD`); look them up with `quantsweep.trial.registry.METHODS`."""

@@ -1,0 +1,1 @@
+"""How weights become codes, one module each (`ROUNDING`); look them up with `quantsweep.trial.registry.ROUNDINGS`."""
