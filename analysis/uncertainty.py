@@ -100,11 +100,7 @@ class Scoreboard:
         """Degrees of freedom of `stderr(weights)`, at least 1."""
         if self._samples is None:
             return max(min(self._examples[trial] for trial in weights) - 1.0, 1.0)
-        squares = self._moves_together(weights) ** 2
-        most = max(len(squares) - 1.0, 1.0)
-        total = float(squares.sum())
-        spread = float((squares**2).sum()) - total**2 / len(squares)
-        return most if spread <= 0 else min(max(2 * total**2 / spread, 1.0), most)
+        return degrees_of_freedom(self._moves_together(weights))
 
     def _moves_together(self, weights: Weights) -> Vector:
         """Σ_i w_i u_ie, one number an example."""
@@ -142,6 +138,15 @@ class Scoreboard:
             return _unbiased(outcomes - outcomes.mean()) / (len(outcomes) * len(tasks))
         x, b = (np.asarray(row[name], dtype=np.float64) for name in ("loglikelihood", "num_bytes"))
         return -_unbiased(x - x.sum() / b.sum() * b) / float(b.sum() * math.log(2))
+
+
+def degrees_of_freedom(moves: Vector) -> float:
+    """ν of the variance Σ m² (this page's formula), at least 1; `moves`: what each independent example moves the sum by."""
+    squares = moves**2
+    most = max(len(squares) - 1.0, 1.0)
+    total = float(squares.sum())
+    spread = float((squares**2).sum()) - total**2 / len(squares)
+    return most if spread <= 0 else min(max(2 * total**2 / spread, 1.0), most)
 
 
 def half_width(stderr: float, degrees: float, level: float = LEVEL) -> float:

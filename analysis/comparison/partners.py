@@ -1,0 +1,76 @@
+"""Which trials are compared with each other.
+
+A trial of A has the trial of B as its partner that agrees in every axis of which the two arms have a value in common.  Of
+`bit_width=3` and `bit_width=4` that is everything but the bit width; of quantized trials and baselines it is the model; of two sweeps that
+asked the same it is everything.  An axis of which they have no value in common is what the comparison is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from quantsweep.errors import ConfigurationError
+from quantsweep.tables.records import IDENTITY
+from quantsweep.words import count
+
+_AXES = tuple(column.name for column in IDENTITY if column.name != "trial_id")
+
+
+def pair_trials(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[str, str]]:
+    """The partners, (trial_id of A, trial_id of B).  a, b: any of the tables of results, rows of A and of B.
+
+    Raises ConfigurationError where an arm is empty, nothing agrees, or several trials of A fit several of B.
+    """
+    a, b = a.drop_duplicates("trial_id"), b.drop_duplicates("trial_id")
+    for name, rows in (("A", a), ("B", b)):
+        if rows.empty:
+            raise ConfigurationError(f"{name} has no trials with samples: nothing to compare")
+    axes = shared_axes(a, b)
+    of_a, of_b = _by_key(a, axes), _by_key(b, axes)
+    pairs: list[tuple[str, str]] = []
+    for key, left in of_a.items():
+        right = of_b.get(key, [])
+        if len(left) > 1 and len(right) > 1:
+            fitting = pd.concat([a[a["trial_id"].isin(left)], b[b["trial_id"].isin(right)]])
+            apart = [axis for axis in _known(a, b) if axis not in axes and len(set(_texts(fitting, axis))) > 2]
+            raise ConfigurationError(
+                f"{count(len(left), 'trial')} of A and {len(right)} of B fit each other alike (they differ in {', '.join(apart)}). "
+                f"Name what is to be compared in A and in B, such as {apart[0] if apart else 'bit_width'}=…"
+            )
+        pairs += [(one, other) for one in left for other in right]
+    if not pairs:
+        raise ConfigurationError(
+            f"no trial of A has a partner in B that agrees in {', '.join(axes) or 'anything'}. "
+            "Compare trials of the same models and settings"
+        )
+    return sorted(pairs)
+
+
+def shared_axes(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
+    """The axes of trials of which A and B have a value in common."""
+    return [axis for axis in _known(a, b) if set(_texts(a, axis)) & set(_texts(b, axis))]
+
+
+def differing_axes(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, tuple[list[str], list[str]]]:
+    """The axes of which they have none in common, each with the values of A and of B."""
+    shared = shared_axes(a, b)
+    return {axis: (sorted(set(_texts(a, axis))), sorted(set(_texts(b, axis)))) for axis in _known(a, b) if axis not in shared}
+
+
+def _known(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
+    return [axis for axis in _AXES if axis in a and axis in b]
+
+
+def _texts(rows: pd.DataFrame, axis: str) -> list[str]:
+    """The values as text: null is one, and numbers are written one way whatever column they stand in."""
+    return ["null" if pd.isna(value) else str(value).removesuffix(".0") for value in rows[axis]]
+
+
+def _by_key(rows: pd.DataFrame, axes: Sequence[str]) -> dict[tuple[str, ...], list[str]]:
+    found: dict[tuple[str, ...], list[str]] = {}
+    keys = zip(*(_texts(rows, axis) for axis in axes), strict=True) if axes else ((),) * len(rows)
+    for key, trial in zip(keys, rows["trial_id"], strict=True):
+        found.setdefault(tuple(key), []).append(str(trial))
+    return found
