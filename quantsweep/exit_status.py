@@ -6,6 +6,7 @@ there counts as done: `quantsweep status SWEEP` says how it goes on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -26,6 +27,12 @@ class ExitStatus(IntEnum):
     """The budget ended before the work did."""
     SUPERSEDED = 6
     """A worker left its trials to a newer launch, or to whoever has them now."""
+    EQUAL = 10
+    """`quantsweep compare`: A and B are equal within the margin.  (Better is DONE.)"""
+    WORSE = 11
+    """`quantsweep compare`: A is worse."""
+    UNDECIDED = 12
+    """`quantsweep compare`: the examples do not tell."""
     OUTPUT_LOST = 74
     """The work was done, and something that was to be printed could not be (EX_IOERR of sysexits.h)."""
     STOPPED = 130
@@ -43,3 +50,13 @@ def of_trials(*, failed: int, held: int, budget_spent: bool = False) -> ExitStat
     if held:
         return ExitStatus.HELD
     return ExitStatus.BUDGET_SPENT if budget_spent else ExitStatus.DONE
+
+
+def of_verdicts(verdicts: Iterable[str]) -> ExitStatus:
+    """How a comparison of several tasks ended: the first of WORSE, UNDECIDED and EQUAL that one of them is; DONE where all are better.
+
+    >>> of_verdicts(["better", "equal"]).name, of_verdicts(["undecided", "worse"]).name
+    ('EQUAL', 'WORSE')
+    """
+    found = set(verdicts)
+    return next((ExitStatus[name.upper()] for name in ("worse", "undecided", "equal") if name in found), ExitStatus.DONE)

@@ -161,7 +161,8 @@ def _compared(
     unit, units = _units(pairs)
     paired = _summed(differences, scored[0][0][1], codes, units, unit=unit, is_count=metric.is_count)
     found = estimate(paired, on_progress)
-    value_a, value_b = (float(np.exp(mean) if metric.is_log else mean) for mean in means.mean(axis=0))
+    with np.errstate(over="ignore"):  # an exploded perplexity is infinite, its logarithm is not
+        value_a, value_b = map(float, np.exp(means.mean(axis=0)) if metric.is_log else means.mean(axis=0))
     floor = floor_of(ranges, pairs, metric)
     seeds = _seeds(pairs)
     verdict, reason = judge(found, metric, margin, floor)
@@ -203,7 +204,7 @@ def judge(found: Estimate, metric: Metric, margin: float | None, floor: float) -
     if margin is not None and -margin < found.low_inner and found.high_inner < margin:
         return EQUAL, "there is a difference, and it is smaller than the margin" if differs else ""
     if not differs:
-        return UNDECIDED, "no answer differs" if found.difference == 0 and found.p == 1 else ""
+        return UNDECIDED, "no example differs" if found.stderr == 0 and found.difference == 0 else ""
     if abs(found.difference) <= floor:
         return UNDECIDED, "the difference is below its numerical floor: another batch size or card makes as much of nothing"
     return (BETTER if (found.difference > 0) == metric.is_count else WORSE), ""

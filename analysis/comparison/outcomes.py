@@ -126,5 +126,20 @@ def cluster_codes(row: Row, clusters: Clusters | None) -> npt.NDArray[np.int64]:
     return np.asarray(pd.factorize(np.asarray(list(given[:number]), dtype=object))[0], dtype=np.int64)
 
 
+def clusters_of(table: pd.DataFrame) -> dict[str, list[Hashable]]:
+    """Clusters from a table with the columns task (name or task_key), document (its place in the task, from 0) and cluster.
+
+    Raises ConfigurationError where columns are missing, or the documents of a task are not 0, 1, 2, … once each.
+    """
+    if lacking := sorted({"task", "document", "cluster"} - set(table.columns)):
+        raise ConfigurationError(f"clusters: the table has no column {', '.join(lacking)}; it needs task, document and cluster")
+    found: dict[str, list[Hashable]] = {}
+    for task, rows in table.sort_values("document").groupby("task"):
+        if rows["document"].tolist() != list(range(len(rows))):
+            raise ConfigurationError(f"clusters: the documents of task '{task}' are not 0 … {len(rows) - 1}, once each")
+        found[str(task)] = rows["cluster"].tolist()
+    return found
+
+
 def _has(row: Row, column: str) -> bool:
     return row.get(column) is not None and not (isinstance(row[column], float) and math.isnan(row[column]))

@@ -173,8 +173,8 @@ def standard_error(paired: Paired) -> tuple[float, float]:
     return math.sqrt(variance), max(variance**2 / spread, 1.0) if spread else degrees
 
 
-def studentized(x_K: Vector, w_K: Vector, *, num: int = NUM_RESAMPLES, on_progress: OnProgress | None = None) -> Vector:
-    """(r* − r) / se* of `num` samples of the clusters with replacement; always the same ones.
+def studentized(x_K: Vector, w_K: Vector, *, on_progress: OnProgress | None = None) -> Vector:
+    """(r* − r) / se* of NUM_RESAMPLES samples of the clusters with replacement; always the same ones.
 
     A sample that has no spread of its own counts as infinitely far off.
     """
@@ -183,8 +183,8 @@ def studentized(x_K: Vector, w_K: Vector, *, num: int = NUM_RESAMPLES, on_progre
     random = np.random.default_rng(_SEED)
     drawn: list[Vector] = []
     step = max(1, _CHUNK // number)
-    for begin in range(0, num, step):
-        chosen = random.integers(number, size=(min(step, num - begin), number))
+    for begin in range(0, NUM_RESAMPLES, step):
+        chosen = random.integers(number, size=(min(step, NUM_RESAMPLES - begin), number))
         x, w = x_K[chosen], w_K[chosen]
         total = w.sum(axis=1)
         ratios = x.sum(axis=1) / total
@@ -192,7 +192,7 @@ def studentized(x_K: Vector, w_K: Vector, *, num: int = NUM_RESAMPLES, on_progre
         with np.errstate(divide="ignore", invalid="ignore"):
             drawn.append(np.nan_to_num((ratios - ratio) / stderr, nan=0.0, posinf=np.inf, neginf=-np.inf))
         if on_progress is not None:
-            on_progress((begin + len(chosen)) / num)
+            on_progress((begin + len(chosen)) / NUM_RESAMPLES)
     return np.concatenate(drawn)
 
 

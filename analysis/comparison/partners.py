@@ -7,6 +7,7 @@ asked the same it is everything.  An axis of which they have no value in common 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pandas as pd
@@ -57,6 +58,17 @@ def differing_axes(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, tuple[list[str
     """The axes of which they have none in common, each with the values of A and of B."""
     shared = shared_axes(a, b)
     return {axis: (sorted(set(_texts(a, axis))), sorted(set(_texts(b, axis)))) for axis in _known(a, b) if axis not in shared}
+
+
+def differing_versions(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, tuple[list[str], list[str]]]:
+    """The libraries of which A and B were made with other versions, each with those of A and of B; columns `versions`, JSON."""
+    of_a, of_b = ([json.loads(text) for text in set(rows["versions"].dropna())] if "versions" in rows else [] for rows in (a, b))
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for name in sorted({name for versions in (*of_a, *of_b) for name in versions}):
+        left, right = ({str(versions.get(name)) for versions in arm} for arm in (of_a, of_b))
+        if left and right and left != right:
+            found[name] = sorted(left), sorted(right)
+    return found
 
 
 def _known(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:

@@ -30,7 +30,7 @@ def text(found: Comparison) -> str:
         f"  A {found.value_a:.4f}   B {found.value_b:.4f}   A − B {_difference(found)}",
     ]
     if found.num_units > 1:
-        lines.append(f"  on these {found.unit}s alone 95 % from {found.estimate.low_these:+.4f} to {found.estimate.high_these:+.4f}")
+        lines.append(f"  on these {found.unit}s alone {_range(found.estimate.low_these, found.estimate.high_these)}")
     if found.gained is not None:
         lines.append(f"  answers: {found.gained:,} right only in A, {found.lost:,} only in B; {_p(found)}")
     else:
@@ -60,8 +60,10 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 
 def axes_text(axes: Mapping[str, tuple[Iterable[str], Iterable[str]]], most: int = 4) -> str:
-    """What A and B differ in: `bit_width 3 against 4`."""
-    return "; ".join(f"{axis} {_some(a, most)} against {_some(b, most)}" for axis, (a, b) in axes.items()) or "nothing that makes a trial"
+    """What A and B differ in: `bit_width 3 against 4`; what only one of them has at all is left out."""
+    both = {axis: arms for axis, arms in axes.items() if ["null"] not in [list(values) for values in arms]}
+    told = [f"{axis} {_some(a, most)} against {_some(b, most)}" for axis, (a, b) in both.items() if not axis.endswith("_options")]
+    return "; ".join(told) or ("nothing that makes a trial" if not axes else ", ".join(axes))
 
 
 def _some(values: Iterable[str], most: int) -> str:
@@ -72,14 +74,23 @@ def _some(values: Iterable[str], most: int) -> str:
 def _difference(found: Comparison) -> str:
     seen = found.estimate
     if math.isnan(seen.low):
-        return f"{seen.difference:+.4f}, no interval"
-    ratio = f", B × {math.exp(seen.difference):.4f}" if found.unit_of_difference == "log of the ratio" else ""
-    return f"{seen.difference:+.4f} {found.unit_of_difference}{ratio}, 95 % from {seen.low:+.4f} to {seen.high:+.4f} ({seen.interval})"
+        return f"{_signed(seen.difference)} {found.unit_of_difference}, no interval"
+    ratio = f", A is {math.exp(seen.difference):.4f} times B" if found.unit_of_difference == "log of the ratio" else ""
+    return f"{_signed(seen.difference)} {found.unit_of_difference}{ratio}, {_range(seen.low, seen.high)} ({seen.interval})"
+
+
+def _range(low: float, high: float) -> str:
+    return f"95 % from {_signed(low)} to {_signed(high)}"
+
+
+def _signed(number: float) -> str:
+    """Four decimals; of what they would make nothing, two digits."""
+    return f"{number:+.4f}" if number == 0 or abs(number) >= 5e-4 else f"{number:+.1e}"
 
 
 def _p(found: Comparison) -> str:
     p = found.estimate.p
-    return "no test" if math.isnan(p) else f"p {'< 0.0001' if p < 0.0001 else f'= {p:.4f}'} ({found.estimate.test})"
+    return "no test" if math.isnan(p) else f"p {'< 0.0005' if p < 0.0005 else f'= {p:.3f}'} ({found.estimate.test})"
 
 
 def _power(found: Comparison) -> str:
@@ -88,7 +99,7 @@ def _power(found: Comparison) -> str:
         return could
     if math.isfinite(found.examples_needed):
         return f"{could}; about {rounded(found.examples_needed)} examples would decide, were the difference what it seems"
-    if found.num_units > 1:
+    if found.num_units > 1 and found.estimate.difference != 0:
         return f"{could}; no number of examples would decide, more {found.unit}s would"
     return f"{could}; no number of examples would decide: the difference seems to be nothing, and --margin asks whether it is"
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "list": "the sweeps here, and how much of each is done",
     "show": "what a sweep asked, in the words that were typed",
     "resume": "the same words again: what is missing, failed or held runs",
+    "compare": "whether one configuration is better than another, on the same examples, and how sure that is",
     "logs": "the log of one trial",
     "cancel": "take a sweep's jobs out of the Slurm queue",
     "rerun": "forget results, so that the launch command runs them again",

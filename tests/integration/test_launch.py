@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import quantsweep
+from quantsweep.exit_status import ExitStatus
 from quantsweep.storage.lock import lock_holder
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import read_records
@@ -77,7 +78,7 @@ def test_one_trial_prints_its_evaluations_and_is_not_run_twice(launch: Launch, t
     assert len(quantsweep.load_trials(tmp_path / "results" / "adhoc", attempts=True)) == 1
 
 
-def test_a_grid_from_the_command_line_and_everything_in_its_tables(launch: Launch, tmp_path: Path) -> None:
+def test_a_grid_from_the_command_line_and_everything_in_its_tables(launch: Launch, quantsweep_command: Launch, tmp_path: Path) -> None:
     arguments = ("-m", SMALLEST, "bit_width=3,4,16", "data_type=int,quantile", "task=mini_ppl", "limit=8", "sweep=grid")
     first = launch(*arguments)
     assert "5   = 5 evaluations (1 duplicate merged" in first.stdout
@@ -100,6 +101,8 @@ def test_a_grid_from_the_command_line_and_everything_in_its_tables(launch: Launc
     layers = quantsweep.load_layers(folder)
     assert layers.groupby("trial_id").relative_error.mean().between(0, 1).all()
     assert layers.trial_id.nunique() == 4
+    compared = quantsweep_command("compare", "grid bit_width=3 data_type=int", "bit_width=4 data_type=int", expect=ExitStatus.WORSE)
+    assert "A and B differ in bit_width 3 against 4" in compared.stdout
     again = launch(*arguments)
     assert "nothing left to run" in again.stdout
     more = launch(*(a if a != "task=mini_ppl" else "task=mini" for a in arguments))
