@@ -81,3 +81,15 @@ def did_you_mean(kind: str, name: object, choices: Iterable[str], *, limit: int 
         known if len(known) <= limit else [*difflib.get_close_matches(str(name), known, n=limit, cutoff=0.0), f"… ({len(known)} in all)"]
     )
     return f"unknown {kind} '{name}'.{hint} Available: {', '.join(shown) or '(none)'}"
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The message for a key that the configuration does not have."""
+    names = sorted(known)
+    near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+    hint = (
+        f" Did you mean {' or '.join(repr(n) for n in near)}?"
+        if near
+        else f" Top-level keys: {', '.join(n for n in names if '.' not in n)}"
+    )
+    return f"unknown key '{key}'.{hint}"

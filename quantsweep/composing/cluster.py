@@ -17,8 +17,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from quantsweep.composing.yaml_files import read_mapping
+from quantsweep.convert import convert
 from quantsweep.errors import ConfigurationError
-from quantsweep.planning.convert import convert
 from quantsweep.redaction import TOKENS
 from quantsweep.trial.specs import ClusterSpec, options_tuple
 

@@ -24,7 +24,9 @@ from quantsweep.composing.components import (
     CONFIG_NAME,
     GROUPS,
     dotted_keys,
+    factors_of,
     find_yaml,
+    group_of,
     has_option,
     leaf_settings,
     load_component,
@@ -32,9 +34,12 @@ from quantsweep.composing.components import (
     option_names,
 )
 from quantsweep.composing.yaml_files import problem_of_interpolation, read_mapping
-from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean
-from quantsweep.planning.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, unknown_key
+from quantsweep.errors import ConfigurationError, ConfigurationErrors, did_you_mean, unknown_key
+from quantsweep.planning.compositions import step_names
+from quantsweep.planning.schema import AXIS_KEYS, LIST_KEY, SECTIONS, TASK_KEYS
 from quantsweep.storage.paths import is_folder, product_root
+from quantsweep.trial.constraints import place_of
+from quantsweep.trial.quantization import FACTORS
 
 STUDIES = "studies"
 """The scheme of the product's own place on Hydra's search path: its root, of which Hydra sees `sweeps/` alone."""
@@ -47,18 +52,22 @@ INSTEAD = {
     **dict.fromkeys(("plan_path", "shard_id"), _BY_SWEEPER),
 }
 """Keys that are there and that nobody's value would reach, and what to do instead."""
-FIXED_KEYS = dict.fromkeys(("method", "data_type"), ("name", "version", "capabilities"))
+FIXED_KEYS = {
+    **dict.fromkeys((*FACTORS, "data_type"), ("name", "version", "capabilities", "no_op")),
+    "method": ("name", "source", "factors"),
+}
 """What a component is, as opposed to what may be chosen."""
 
 
 def spread_options(arguments: Sequence[str]) -> list[str]:
     """One value becomes an axis where Hydra would put it where it does not belong; it is said twice, since a sweep of one is none.
 
-    An option, in a sweep over methods or data types, reaches the components that have it; Hydra would look for it in the default
-    component.  In a study, a component, or a value of one of its axes, replaces that axis; Hydra would also change the grids without it.
+    A factor and its options are always axes: options reach the steps that have them, whoever chose these, and a list of transforms is
+    one value; Hydra would look for an option in the default step.  Options of data types are, in a sweep over these.  In a study, a
+    component, or a value of one of its axes, replaces that axis; Hydra would also change the grids without it.
 
-    >>> spread_options(["method=centering,outlier_dependent", "method.options.fraction=0.05"])
-    ['method=centering,outlier_dependent', 'method.options.fraction=0.05,0.05']
+    >>> spread_options(["method=centering,outlier_dependent", "rounding.options.fraction=0.05"])
+    ['method=centering,outlier_dependent', 'rounding.options.fraction=0.05,0.05']
     """
     parsed = [None if a.startswith("-") else OverridesParser.create().parse_override(a) for a in arguments]
     axes = _spread_keys([override for override in parsed if override is not None])
@@ -90,17 +99,21 @@ def _spread_keys(overrides: Sequence[Override]) -> Callable[[str], bool]:
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
     studies = [name for override in overrides for name in study_names(override)]
     if not studies:
-        return lambda key: _is_option(key) and key.partition(".")[0] in swept
+        return lambda key: _of_factor(key) or (_is_option(key) and "data_type" in swept)
     folders = [product_root() / "conf", product_root(), *_own_folders(overrides)[0]]
     whole = [name for name in studies if has_option(folders, "sweeps", name) and not _study_file_problems(name, folders)]
     files = [file for name in whole for file in study_files(name, folders)]
     axes = {str(key) for file in files for axes in _grids_of(file) for key in axes}
     chosen = {override.key_or_group for override in overrides} & set(SECTIONS)  # what is said of these is not for the file's
-    return lambda key: _is_option(key) or key in axes or key == "method" or key.partition(".")[0] in chosen
+    return lambda key: _of_factor(key) or _is_option(key) or key in axes or key == "method" or key.partition(".")[0] in chosen
 
 
 def _is_option(key: str) -> bool:
-    return key.startswith(("method.options.", "data_type.options."))
+    return key.startswith("data_type.options.")
+
+
+def _of_factor(key: str) -> bool:
+    return key.partition(".")[0] in FACTORS
 
 
 def refuse_sweeps(arguments: Sequence[str]) -> None:
@@ -203,7 +216,7 @@ def _problem_of_form(override: Override, roots: Iterable[str]) -> str | None:
         return f"{line}: keys of conf/config.yaml cannot be deleted; leave it out for the default"
     if root == "study":
         return f"{line}: study is set by a file in sweeps/ (+sweeps=NAME), and its axes are replaced by their own keys (bit_width=3,4)"
-    if key in (*AXIS_KEYS, "sweeps") and isinstance(override.value(), (list, dict)):
+    if key in (*AXIS_KEYS, "sweeps") and isinstance(override.value(), dict if key == LIST_KEY else (list, dict)):
         return f"{line}: values of an axis are written as in bit_width=3,4"
     return None
 
@@ -285,7 +298,7 @@ def _unknown_names(overrides: Sequence[Override], studies: Sequence[str], folder
             problems += broken
             files += [] if broken else study_files(name, folders)
     typed = _typed_choices(overrides, folders, problems)
-    choices = _choices(typed, files, load_yaml(folders, CONFIG_NAME))
+    choices = _choices(typed, files, load_yaml(folders, CONFIG_NAME), folders)
     broken = _yaml_problems(choices, folders)
     if broken:
         return [*problems, *broken]
@@ -318,7 +331,7 @@ def _problems_of_settings(files: Sequence[Mapping[str, Any]], folders: Sequence[
 
     Whoever types others on top leaves behind what these do not have.
     """
-    choices = _choices({}, files, load_yaml(folders, CONFIG_NAME))
+    choices = _choices({}, files, load_yaml(folders, CONFIG_NAME), folders)
     known = _known_keys(folders, {group: [option] for group, option in choices.base.items()})
     found = (_problem_of_setting(key, value, known, choices, folders) for key, value in leaf_settings(files[0]))
     return [problem for problem in found if problem is not None]
@@ -329,13 +342,17 @@ def _typed_choices(overrides: Iterable[Override], folders: Sequence[Path], probl
     chosen: dict[str, list[str]] = {}
     for override in overrides:
         key = override.key_or_group
-        if key not in GROUPS or override.is_delete() or override.package is not None or isinstance(override.value(), (list, dict)):
+        unusual = dict if key == LIST_KEY else (list, dict)
+        if key not in GROUPS or override.is_delete() or override.package is not None or isinstance(override.value(), unusual):
             continue
         if key not in SECTIONS and override.is_sweep_override():
             continue
         known = option_names(key, folders)
         try:
-            names = ["null" if value is None else str(value) for value in override_values(override, known)]
+            values = override_values(override, known)
+            names = [
+                "null" if name is None else str(name) for value in values for name in (value if isinstance(value, tuple) else (value,))
+            ]
         except ConfigurationError as error:
             problems.append(str(error))
             continue
@@ -345,18 +362,34 @@ def _typed_choices(overrides: Iterable[Override], folders: Sequence[Path], probl
     return chosen
 
 
-def _choices(typed: Mapping[str, Sequence[str]], files: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> _Choices:
+def _choices(
+    typed: Mapping[str, Sequence[str]], files: Sequence[Mapping[str, Any]], config: Mapping[str, Any], folders: Sequence[Path]
+) -> _Choices:
     """What each group may come to: typed, else on the study's defaults list, else on that of config.yaml."""
     base: dict[str, str] = {}
     for file in (config, *reversed(files)):
         entries = [entry for entry in file.get("defaults") or () if isinstance(entry, Mapping)]
-        base |= {str(key).removeprefix("override ").lstrip("/"): str(value) for entry in entries for key, value in entry.items()}
+        base |= {group_of(key): str(value) for entry in entries for key, value in entry.items()}
     base = {group: base[group] for group in GROUPS} | {group: names[0] for group, names in typed.items() if len(names) == 1}
     axes = {str(key) for file in files for grid in _grids_of(file) for key in grid}
     options = {group: list(typed.get(group, () if group in axes else (base[group],))) for group in GROUPS}
+    for group, names in _supplied(options["method"], folders).items():
+        if group not in typed and options[group]:
+            options[group] += names
     if files:  # grids without the axis keep the base's
         options = {group: [*names, base[group]] if names else [] for group, names in options.items()}
     return _Choices(base=base, options=options)
+
+
+def _supplied(methods: Sequence[str], folders: Sequence[Path]) -> dict[str, list[str]]:
+    """The options of each group that methods may choose: those of all methods, where an axis may name any."""
+    found: dict[str, list[str]] = {}
+    for method in methods or option_names("method", folders):
+        for content in _readable(folders, f"method/{method}"):
+            for key, value in factors_of(content).items():
+                if key in SECTIONS:
+                    found.setdefault(key, []).extend(name for name in step_names(key, value) if has_option(folders, key, name))
+    return found
 
 
 def _grids_of(file: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -376,7 +409,8 @@ def _known_keys(folders: Sequence[Path], options: Mapping[str, Sequence[str]]) -
         for option in options[group] or option_names(group, folders):
             for component in _components(folders, group, option, config) if options[group] else _of_any(folders, group, option, config):
                 fixed = FIXED_KEYS.get(group, ())
-                known |= {f"{group}.{key}": value for key, value in dotted_keys(component).items() if key.split(".")[0] not in fixed}
+                place = place_of(group, option)
+                known |= {f"{place}.{key}": value for key, value in dotted_keys(component).items() if key.split(".")[0] not in fixed}
     return known
 
 

@@ -14,35 +14,72 @@ from omegaconf import OmegaConf
 from quantsweep.checkpoints.sources import is_source, names_of, source_of
 from quantsweep.composing.yaml_files import read_mapping
 from quantsweep.errors import ConfigurationError, did_you_mean
-from quantsweep.planning.grid import Grid
+from quantsweep.planning.compositions import step_names
+from quantsweep.planning.grid import Axis, Grid
+from quantsweep.planning.quantizations import ACTIVATIONS
 from quantsweep.planning.schema import SECTIONS, suite_members
+from quantsweep.trial.quantization import FACTORS, NONE
 
 GROUPS = (*SECTIONS, "cluster", "tracking")
 CONFIG_NAME = "config"
-NAMED = ("method", "data_type", "calibration", "task")
+NAMED = (*FACTORS, "method", "data_type", "calibration", "task")
 """Groups whose yamls say the name that they are called by; a model may have none, or another."""
+ACTIVATION_TYPES = tuple(f"{factor}.data_type" for factor in ACTIVATIONS)
+OLD_OPTIONS = "method.options."
+"""Options of a method, from when a method was its rounding: another word for those of the rounding."""
 
 
 def load_options(grids: Iterable[Grid], base: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The yaml of every option that an axis names, of the baseline method, and of every member of a suite."""
+    """The yaml of every option that an axis or a method names, of the rounding `none`, and of every member of a suite."""
     wanted: dict[str, set[str]] = {section: set() for section in SECTIONS}
-    wanted["method"].add("none")
+    wanted["rounding"].add(NONE)
     axes = [axis for grid in grids for axis in grid.axes]
     for axis in axes:
         if axis.key in SECTIONS:
-            wanted[axis.key] |= set(axis.values)
+            wanted[axis.key] |= {name for value in axis.values for name in step_names(axis.key, value)}
     primary = load_yaml(folders, CONFIG_NAME)
     labels = names_of(name for axis in axes if axis.key == "model" for name in axis.values if is_source(name))
     options = {
         section: {name: _load_option(folders, section, name, primary, labels.get(name)) for name in sorted(names)}
         for section, names in wanted.items()
     }
+    for section, name in _implied(base, options, axes):
+        if name not in options[section]:
+            options[section][name] = _load_option(folders, section, name, primary)
     for config in (base["task"], *list(options["task"].values())):
         for member in suite_members(config):
             options["task"].setdefault(member, found := _load_option(folders, "task", member, primary))
             if "suite" in found:
                 raise ConfigurationError(f"task {member} is a suite itself: a suite lists tasks ({', '.join(suite_members(config))})")
     return options
+
+
+def _implied(base: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], axes: Sequence[Axis]) -> Iterator[tuple[str, str]]:
+    """(section, option) of all that methods name, and the data types of activations, which no axis need name."""
+    factors = [(key, value) for config in (base["method"], *options["method"].values()) for key, value in factors_of(config).items()]
+    yield from ((key, name) for key, value in factors if key in SECTIONS for name in step_names(key, value))
+    settings = [*factors, *((axis.key, value) for axis in axes for value in axis.values)]
+    yield from (("data_type", str(value)) for key, value in settings if key in ACTIVATION_TYPES)
+    for section in ACTIVATIONS:  # after the steps of methods, which are there by now
+        for config in (base[section], *list(options[section].values())):
+            if "data_type" in config:
+                yield "data_type", str(config["data_type"])
+
+
+def factors_of(method: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the yaml of a method chooses; nothing where it is not whole, which is said elsewhere."""
+    factors = method.get("factors")
+    return factors if isinstance(factors, Mapping) else {}
+
+
+def group_of(entry: object) -> str:
+    """The group that an entry of a defaults list chooses from: `override /task` is `task`."""
+    return str(entry).removeprefix("override ").lstrip("/")
+
+
+def option_key(key: str) -> str:
+    """The key of an option as it is now: `method.options.fraction` is `rounding.options.fraction`."""
+    return f"rounding.options.{key.removeprefix(OLD_OPTIONS)}" if key.startswith(OLD_OPTIONS) else key
 
 
 def dotted_keys(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ What a candidate's configuration then is (`quantsweep.planning.schema`) equals w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from quantsweep.composing.command_line import (
     study_files,
     study_names,
 )
-from quantsweep.composing.components import CONFIG_NAME, NAMED, leaf_settings, load_options, option_names, refuse_other_name
+from quantsweep.composing.components import CONFIG_NAME, NAMED, group_of, leaf_settings, load_options, option_names, refuse_other_name
 from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.composing.studies import changes, refine_study, study_grids
 from quantsweep.composing.yaml_files import in_words
@@ -39,6 +39,7 @@ from quantsweep.errors import ConfigurationError, ConfigurationErrors
 from quantsweep.planning.grid import Axis, Grid
 from quantsweep.planning.schema import AXIS_KEYS, SECTIONS, TASK_KEYS, Schema
 from quantsweep.storage.paths import product_root
+from quantsweep.trial.quantization import FACTORS
 
 WHICH_MODEL = frozenset(
     f"model.{key}" for key in ("name", "family", "path", "hub_id", "revision", "gguf_file", "parameters", "unavailable")
@@ -87,21 +88,23 @@ def make_request(cfg: DictConfig, folders: Sequence[Path], arguments: Sequence[s
     axes, typed = _split(overrides, folders, problems)
     study = next((name for override in parsed for name in study_names(override)), None)
     words: tuple[str, ...] = ()
+    files: list[dict[str, Any]] = []
     if study is None and base["study"] is None:
         grids: tuple[Grid, ...] = (Grid(axes=tuple(axes), origin="command line"),)
     else:
         origin = "study" if study is None else f"sweeps/{study}.yaml"
         grids = refine_study(study_grids(base["study"], origin, folders, problems), axes, base["method"]["name"])
         words = changes(grids, {key: shown(value).strip("'") for key, value in typed.items() if key.split(".")[0] in AXIS_KEYS})
-        grids = _with_settings(grids, base, [] if study is None else study_files(study, folders))
+        files = [] if study is None else study_files(study, folders)
+        grids = _with_settings(grids, base, files)
     problems += _tasks_set_twice(base, {*typed, *(key for grid in grids for key in grid.keys)})
     if problems:
         raise ConfigurationErrors(problems)
     options = load_options(grids, base, folders)
-    for section in {*NAMED} & {*typed}:
+    for section in ({*NAMED} - {*FACTORS}) & {*typed}:
         refuse_other_name(section, typed[section], base[section])
     pins = read_pins(str(base["results_dir"]))
-    return Request(base=base, schema=Schema(base, options, typed, pins), grids=grids, changes=words)
+    return Request(base=base, schema=Schema(base, options, typed, pins, {*typed, *_settled(files)}), grids=grids, changes=words)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -140,6 +143,14 @@ def _with_settings(grids: tuple[Grid, ...], base: Mapping[str, Any], files: Iter
     keys = dict.fromkeys(key for key in found if key not in WHICH_MODEL)
     fixed = [Axis(key=key, values=(hashable(OmegaConf.select(OmegaConf.create(dict(base)), key)),)) for key in keys]
     return tuple(replace(grid, axes=(*grid.axes, *(axis for axis in fixed if axis.key not in grid.keys))) for grid in grids)
+
+
+def _settled(files: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Keys that a study's file gives a value: those of components on its defaults list, and all that it sets."""
+    for file in files:
+        entries = [entry for entry in file.get("defaults") or () if isinstance(entry, Mapping)]
+        yield from (group_of(key) for entry in entries for key in entry)
+        yield from (key for key, _ in leaf_settings(file))
 
 
 def _tasks_set_twice(base: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

@@ -20,20 +20,20 @@ from quantsweep.composing.cluster import cluster_spec
 from quantsweep.composing.command_line import as_typed
 from quantsweep.composing.components import has_option, load_yaml
 from quantsweep.composing.composition import Request, make_request
+from quantsweep.convert import convert
 from quantsweep.crew.gpus import num_gpus
 from quantsweep.crew.local import num_workers
 from quantsweep.errors import ConfigurationError, ConfigurationErrors, QuantsweepError, did_you_mean
 from quantsweep.launching.tasks import Observation, observe, to_leave_alone
 from quantsweep.operations.launches import without_dropped
 from quantsweep.operations.prediction import Predictor, sweep_folders
-from quantsweep.planning.convert import convert
 from quantsweep.planning.inapplicable import refuse_inapplicable
 from quantsweep.planning.plan import Expansion, Plan, build_plan, expand
 from quantsweep.running.environment import running_package, source_digest
 from quantsweep.running.tracking import what_lacks
 from quantsweep.storage.paths import SweepFolder, is_folder, sweep_folder
 from quantsweep.tables import records
-from quantsweep.trial.registry import DATA_TYPES, ROUNDINGS, is_codebook
+from quantsweep.trial.registry import DATA_TYPES, STEPS, is_codebook
 from quantsweep.trial.specs import CalibrationSpec, ClusterSpec, LaunchSettings, ModelSpec, RunSettings, TaskSpec, options_tuple
 from quantsweep.trial.task_identity import read_own_tasks
 
@@ -194,18 +194,23 @@ def _refuse_borrowed_name(cfg: DictConfig, request: Request, folders: Sequence[P
 
 
 def _refuse_without_code(expansion: Expansion) -> None:
-    """A yaml of one's own names a method or data type that no Python file is there for: each of its trials would fail."""
+    """A yaml of one's own names a step or data type that no Python file is there for: each of its trials would fail."""
     quantizations = {id(planned.trial.quantization): planned.trial.quantization for planned in expansion.trials}.values()
-    methods = {quantization.rounding.name for quantization in quantizations} - set(ROUNDINGS.names())
+    steps = {(factor, step.name) for quantization in quantizations for factor, steps in quantization.steps.items() for step in steps}
+    steps = {(factor, name) for factor, name in steps if name not in STEPS[factor].names()}
     types = {q.data_type for q in quantizations if q.data_type is not None and not is_codebook(q)} - set(DATA_TYPES.names())
-    folder = {"method": "rounding", "data_type": "data_types"}
-    missing = [*(("method", name) for name in sorted(methods)), *(("data_type", name) for name in sorted(types))]
+    missing = [*sorted(steps), *(("data_type", name) for name in sorted(types))]
     if missing:
         raise ConfigurationErrors(
-            f"{kind} {name} has a yaml and no code: write quantsweep/{folder[kind]}/{name}.py (CONTRIBUTING.md says how)"
+            f"{kind} {name} has a yaml and no code: write {_room(kind)}/{name}.py (CONTRIBUTING.md says how)"
             + ("; a codebook needs none, and lists options.levels" if kind == "data_type" else "")
             for kind, name in missing
         )
+
+
+def _room(kind: str) -> str:
+    """The folder of a component's code."""
+    return (DATA_TYPES if kind == "data_type" else STEPS[kind]).package.replace(".", "/")
 
 
 def _refuse_foreign_tasks(tasks: set[TaskSpec], settings: RunSettings | None) -> None:

@@ -4,6 +4,7 @@
     model=organisation/name          model=hub model.hub_id=organisation/name
     bit_width=[3,4]                  bit_width=3,4
     bit_width='4'                    bit_width=4
+    method.options.fraction=0.1      rounding.options.fraction=0.1
     task.limit=3                     limit=3                  (they mean the same, and a suite has no limit of its own)
     sweep=1e5  cluster.partition=3   sweep='1e5'  cluster.partition='3'
     +tag=3                           tag='3'
@@ -26,9 +27,9 @@ from hydra.errors import HydraException
 
 from quantsweep.checkpoints.sources import is_source, source_of
 from quantsweep.composing.command_line import search_folder
-from quantsweep.composing.components import find_yaml, has_option
+from quantsweep.composing.components import OLD_OPTIONS, find_yaml, has_option, option_key
 from quantsweep.composing.own_tasks import options_folder, write_options
-from quantsweep.planning.schema import AXIS_KEYS, SECTIONS, TASK_KEYS
+from quantsweep.planning.schema import AXIS_KEYS, LIST_KEY, SECTIONS, TASK_KEYS
 from quantsweep.storage.paths import is_folder, product_root
 
 TEXT_KEYS = frozenset(
@@ -93,7 +94,9 @@ def _written_out(argument: str) -> list[str]:
     key = typed.lstrip("+")
     if not sign or typed.startswith(("-", "~")):
         return [argument]
-    if key in AXIS_KEYS and value.startswith("[") and value.endswith("]") and len(value) > 2:
+    if key.startswith(OLD_OPTIONS):
+        return _written_out(f"{option_key(key)}={value}")
+    if key in AXIS_KEYS and key != LIST_KEY and value.startswith("[") and value.endswith("]") and len(value) > 2:
         value = ",".join(item.strip() for item in split_list(value[1:-1]))
     if key in ("model", "model.path"):
         return _model(key, value, typed)

@@ -15,13 +15,13 @@ from hydra.errors import HydraException
 
 from quantsweep.checkpoints.sources import is_source
 from quantsweep.composing.axis_values import is_found, yaml_values
-from quantsweep.composing.components import option_names
+from quantsweep.composing.components import option_key, option_names
 from quantsweep.composing.yaml_files import odd_key
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.planning.conditions import FACTS, Exclusion
 from quantsweep.planning.grid import Axis, Grid, refine
 from quantsweep.planning.schema import AXIS_KEYS, SECTIONS, TASK_KEYS
-from quantsweep.trial.specs import BASELINE, BASELINE_BITS, ROUND_TO_NEAREST
+from quantsweep.trial.quantization import BASELINE, BASELINE_BITS, FACTORS, ROUND_TO_NEAREST
 
 STUDY_KEYS = ("title", "paper", "where", "grids")
 GRID_KEYS = ("axes", "where")
@@ -42,7 +42,26 @@ def refine_study(grids: tuple[Grid, ...], overrides: Sequence[Axis], base_method
     """The grids after what was typed; `base_method`: the method of grids that have no axis of it."""
     for methods in (axis.values for axis in overrides if axis.key == "method"):
         grids = tuple(part for grid in grids for part in _with_methods(grid, methods, base_method))
-    return refine(grids, [axis for axis in overrides if axis.key != "method"])
+    for axis in (axis for axis in overrides if axis.key.partition(".")[0] in FACTORS):
+        grids = tuple(part for grid in grids for part in _with_factor(grid, axis, grids, base_method))
+    return refine(grids, [axis for axis in overrides if axis.key != "method" and axis.key.partition(".")[0] not in FACTORS])
+
+
+def _with_factor(grid: Grid, axis: Axis, grids: Sequence[Grid], base_method: str) -> tuple[Grid, ...]:
+    """A grid with a typed factor where it quantizes, in place of its own axis or, if no grid has one, beside the others; baselines stay."""
+    if axis.key not in grid.keys and any(axis.key in other.keys for other in grids):
+        return (grid,)
+    methods = next((each.values for each in grid.axes if each.key == "method"), (base_method,))
+    quantizing = tuple(name for name in methods if name != BASELINE)
+    if axis.key in grid.keys or len(quantizing) == len(methods):
+        return (grid.with_axis(axis),)
+    if not quantizing:
+        return (grid,)
+    only = [
+        replace(grid, axes=tuple(Axis(key="method", values=values) if each.key == "method" else each for each in grid.axes))
+        for values in ((BASELINE,), quantizing)
+    ]
+    return only[0], only[1].with_axis(axis)
 
 
 def _with_methods(grid: Grid, methods: tuple[Any, ...], base_method: str) -> tuple[Grid, ...]:
@@ -76,7 +95,8 @@ def _grid(grid: Any, origin: str, folders: Sequence[Path], problems: list[str]) 
         problems.append(f"{origin}: a grid has the key `axes`, with an axis a line, and may have `where`; got {grid!r}")
         return Grid(axes=(), origin=origin)
     axes: list[Axis] = []
-    for key, value in grid["axes"].items():
+    for written, value in grid["axes"].items():
+        key = option_key(written) if isinstance(written, str) else written
         if not isinstance(key, str):
             problems.append(f"{origin}: {odd_key(key)}")
         elif key.split(".")[0] not in AXIS_KEYS:
@@ -95,7 +115,8 @@ def _values(key: str, value: Any, origin: str, folders: Sequence[Path], problems
         problems.append(f"{origin}: {error}")
         return None
     if key in SECTIONS:
-        problems.extend(f"{origin}: {did_you_mean(key, v, known)}" for v in values if v not in known and not is_source(v))
+        names = [name for value in values for name in (value if isinstance(value, tuple) else (value,))]
+        problems.extend(f"{origin}: {did_you_mean(key, name, known)}" for name in names if name not in known and not is_source(name))
     return values
 
 
@@ -115,8 +136,9 @@ def _exclusion(entry: Any, origin: str, folders: Sequence[Path], problems: list[
         problems.append(f"{origin}: a condition has `exclude: {{KEY: VALUES, …}}` and `because: REASON`; got {entry!r}")
         return None
     conditions: list[tuple[str, tuple[Any, ...]]] = []
-    for key, value in entry["exclude"].items():
-        root, _, rest = str(key).partition(".")
+    for written, value in entry["exclude"].items():
+        key = option_key(str(written))
+        root, _, rest = key.partition(".")
         if root in ("task", *TASK_KEYS):
             problems.append(f"{origin}: {key} is asked of every trial and is no part of one; a condition names what a trial is")
         elif key not in FACTS and not (rest and root in SECTIONS):

@@ -14,10 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from quantsweep.trial.specs import BASELINE_BITS, TrialSpec
+from quantsweep.trial.constraints import place_of
+from quantsweep.trial.quantization import BASELINE_BITS, DEFAULT_STEPS, FACTORS
+from quantsweep.trial.specs import TrialSpec
 
 FORMAT = ("data_type", "bit_width", "block_size", "block_axis", "symmetric", "scale_dtype")
-FACTS = ("model", "method", "calibration", "seed", *FORMAT)
+FACTS = ("model", "method", *FACTORS, "calibration", "seed", *FORMAT)
 """Keys of a condition, beside dotted ones such as model.dtype, data_type.options.exponent_bits and model.plant_outliers.scale."""
 
 
@@ -51,8 +53,13 @@ def facts_of(trial: TrialSpec) -> dict[str, Any]:
     model, quantization, calibration = trial.model, trial.quantization, trial.calibration
     planted = model.plant_outliers
     facts: dict[str, Any] = {f"model.{field.name}": getattr(model, field.name) for field in fields(model)}
-    facts |= {"model": model.name, "method": quantization.method, "model.plant_outliers.scale": 1}
-    facts |= {f"method.options.{key}": value for key, value in quantization.rounding.options}
+    facts |= {**DEFAULT_STEPS, "model": model.name, "method": quantization.method, "model.plant_outliers.scale": 1}
+    for factor, steps in quantization.steps.items():
+        facts[factor] = tuple(step.name for step in steps) if len(steps) > 1 else steps[0].name
+        facts |= {f"{place_of(factor, step.name)}.options.{key}": value for step in steps for key, value in step.options}
+    for factor, activation in (("activation", quantization.activation), ("kv_cache", quantization.kv_cache)):
+        if activation is not None:
+            facts |= {f"{factor}.{field.name}": getattr(activation, field.name) for field in fields(activation)}
     if planted is not None:
         facts |= {f"model.plant_outliers.{field.name}": getattr(planted, field.name) for field in fields(planted)}
     if quantization.is_baseline:

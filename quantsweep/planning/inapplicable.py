@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from quantsweep.errors import ConfigurationErrors
-from quantsweep.planning.schema import AUTO, NO_CALIBRATION, QUANTIZATION_KEYS
+from quantsweep.planning.quantizations import AUTO
+from quantsweep.planning.schema import NO_CALIBRATION
+from quantsweep.trial.quantization import FORMAT
 from quantsweep.trial.specs import BASELINE_BITS, TrialSpec
 
 UNSET = ("", "null", "[]", AUTO)
@@ -33,7 +35,7 @@ def _formats(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> Iterable[
         return
     baselines = all(trial.quantization.is_baseline for trial in trials)
     said = {"bit_width": str(BASELINE_BITS)} if baselines else {}  # 16 bit is how a baseline is asked for
-    if keys := [key for key in typed if _group(key) in ("data_type", *QUANTIZATION_KEYS) and typed[key] != said.get(key)]:
+    if keys := [key for key in typed if _group(key) in ("data_type", *FORMAT) and typed[key] != said.get(key)]:
         methods = sorted({trial.quantization.method for trial in trials if not trial.quantization.is_baseline})
         whom = "the 16-bit baseline has" if baselines else f"method {' and '.join(methods)} works without a data type and has"
         yield (

@@ -13,9 +13,8 @@ grid has is a mistake, and is answered with the nearest one.
 from __future__ import annotations
 
 import copy
-import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -25,46 +24,37 @@ from quantsweep.checkpoints import headers
 from quantsweep.checkpoints.pins import Pins
 from quantsweep.checkpoints.sources import plain_name
 from quantsweep.checks import whole_seed
+from quantsweep.convert import Config, T, convert, type_name
 from quantsweep.errors import ConfigurationError, EvaluationError, ModelError, TextError
-from quantsweep.planning.convert import Config, T, convert, convert_value
+from quantsweep.planning.compositions import Composition, composition_of, label, step_names
+from quantsweep.planning.quantizations import ACTIVATIONS, Parts, Quantization, build_quantization, chosen_steps
 from quantsweep.trial import identity
-from quantsweep.trial.constraints import problem_of_levels, reason_to_skip
 from quantsweep.trial.declared import CAPABILITIES, check_component
+from quantsweep.trial.quantization import FACTORS, FORMAT, NONE
 from quantsweep.trial.specs import (
-    BASELINE,
-    BASELINE_BITS,
-    CHANNEL_NEEDS_INPUT,
-    LEVELS,
     PERPLEXITY,
-    ROUND_TO_NEAREST,
-    BlockAxis,
-    BlockSize,
     CalibrationSpec,
     ModelSpec,
     PlantedOutliers,
-    QuantizationSpec,
-    StepSpec,
     TaskSpec,
     TextSource,
     TrialSpec,
     content_hash,
-    options_tuple,
 )
 from quantsweep.trial.task_identity import read_own_tasks
 
 Text = typing.TypeVar("Text", bound=TextSource)
 
-SECTIONS = ("model", "method", "data_type", "calibration", "task")
+SECTIONS = ("model", "method", *FACTORS, "data_type", "calibration", "task")
 """Groups that make up a trial and its tasks; each may be an axis."""
 
-QUANTIZATION_KEYS = ("bit_width", "block_size", "block_axis", "symmetric", "scale_dtype")
+LIST_KEY = "transform"
+"""The section of which a value is a list of options."""
 TASK_KEYS = ("limit", "num_fewshot")
-AXIS_KEYS = (*SECTIONS, *QUANTIZATION_KEYS, *TASK_KEYS, "seed")
+AXIS_KEYS = (*SECTIONS, *FORMAT, *TASK_KEYS, "seed")
 """What may vary inside a sweep (besides dotted keys of sections); the rest is set once a launch."""
 
 NO_CALIBRATION = "none"
-AUTO = "auto"
-"""The block size that means the data type's own (null means one scale an output channel)."""
 
 
 # --- a candidate --------------------------------------------------------------------------------------------------------
@@ -86,12 +76,21 @@ class Schema:
     base: the composed configuration with everything typed as a single value already in it.
     options: for each section, the yaml of each option that an axis names (and each task of a suite).
     typed: single values typed on the command line, by dotted key; they also apply to the options of an axis.
+    fixed: keys that the command line or a study's file gives one value: a method supplies nothing there.
     pins: the commits that models of the hub stand for where their yaml names none.
     """
 
-    def __init__(self, base: Config, options: Mapping[str, Mapping[str, Config]], typed: Config, pins: Pins | None = None) -> None:
+    def __init__(
+        self,
+        base: Config,
+        options: Mapping[str, Mapping[str, Config]],
+        typed: Config,
+        pins: Pins | None = None,
+        fixed: Collection[str] = (),
+    ) -> None:
         self._pins = pins or Pins()
         self._base = base
+        self._fixed = frozenset(fixed)
         self._options = options
         self._typed = {key: value for key, value in typed.items() if "." in key}
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -102,29 +101,35 @@ class Schema:
 
     def section(self, name: str, candidate: Config) -> Config:
         """The configuration of one section for one candidate, merged as Hydra would."""
-        dotted = tuple((key, candidate[key]) for key in self._dotted_keys(name, tuple(candidate)))
-        memo_key = ("section", name, candidate.get(name), dotted)
+        return self._part(name, name, candidate.get(name), candidate)
+
+    def _part(self, place: str, name: str, option: str | None, candidate: Config) -> Config:
+        """An option of a section (None: the base's) with what the candidate sets of it; place: under which its keys stand."""
+        dotted = tuple((key, candidate[key]) for key in self._dotted_keys(place, tuple(candidate)))
+        memo_key = ("section", place, option, dotted)
         found = self._memo.get(memo_key)
         if found is None:
-            found = self._memo[memo_key] = self._merge_section(name, candidate.get(name), dotted)
+            found = self._memo[memo_key] = self._merge_section(place, name, option, dotted)
         merged, seen = found
         if seen:
             self.seen_keys.update(seen)
         return typing.cast("Config", merged)
 
-    def _dotted_keys(self, name: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    def _dotted_keys(self, place: str, keys: tuple[str, ...]) -> tuple[str, ...]:
         """Those keys of a candidate that reach into a section; all candidates of a grid have the same keys."""
-        return self._memoised(("dotted", name, keys), lambda: tuple(key for key in keys if key.startswith(f"{name}.")))
+        return self._memoised(("dotted", place, keys), lambda: tuple(key for key in keys if key.startswith(f"{place}.")))
 
-    def _merge_section(self, name: str, option: str | None, dotted: tuple[tuple[str, Any], ...]) -> tuple[Config, tuple[str, ...]]:
+    def _merge_section(
+        self, place: str, name: str, option: str | None, dotted: tuple[tuple[str, Any], ...]
+    ) -> tuple[Config, tuple[str, ...]]:
         config = copy.deepcopy(dict(self._base[name] if option is None else self._options[name][option]))
         if name in CAPABILITIES:
             check_component(name, config)
-        typed = () if option is None else tuple((k, v) for k, v in self._typed.items() if k.startswith(f"{name}."))
+        typed = () if option is None else tuple((k, v) for k, v in self._typed.items() if k.startswith(f"{place}."))
         axis_keys = {key for key, _ in dotted}
-        applied = [
-            key for key, value in (*(t for t in typed if t[0] not in axis_keys), *dotted) if _set_path(config, key.split(".")[1:], value)
-        ]
+        settings = (*(t for t in typed if t[0] not in axis_keys), *dotted)
+        as_default = _as_default if name in FACTORS else _as_typed
+        applied = [key for key, value in settings if _set_path(config, key, place, value, as_default)]
         return config, tuple(applied)
 
     def _value(self, key: str, candidate: Config) -> Any:
@@ -135,37 +140,74 @@ class Schema:
     def resolve(self, candidate: Config) -> Resolved:
         """The trial and tasks of one candidate; raises ConfigurationError for values that cannot be."""
         model = self.model(candidate)
-        quantization, reason = self.quantization(candidate)
+        whole = self.whole(candidate)
+        quantization = self.quantization(whole)
         tasks = self.tasks(candidate)
-        if model.unavailable is not None:
-            reason = f"model {model.name} is unavailable: {model.unavailable}"
-        method = self.section("method", candidate)
+        reason = quantization.reason if model.unavailable is None else f"model {model.name} is unavailable: {model.unavailable}"
         trial = TrialSpec(
             model=model,
-            quantization=quantization,
-            calibration=self.calibration(candidate, method["name"]) if method["capabilities"]["needs_calibration"] else None,
-            seed=self._seed(candidate, method),
+            quantization=quantization.spec,
+            calibration=self.calibration(whole, quantization.calibrated) if quantization.calibrated else None,
+            seed=self._seed(candidate, quantization.seeded),
         )
         return Resolved(trial=None if reason else trial, tasks=tasks, reason=reason, description=trial.label)
+
+    def whole(self, candidate: Config) -> Config:
+        """A candidate with what its method supplies of what nobody else chose."""
+        method = self.method(candidate)
+        return {**method.supplied(candidate, self._fixed), **candidate}
+
+    def method(self, candidate: Config) -> Composition:
+        """The composition behind a candidate's method."""
+        config = self.section("method", candidate)
+        return self._memoised(("method", id(config)), lambda: composition_of(config))
 
     def model(self, candidate: Config) -> ModelSpec:
         """The model of a candidate, with the identity of its content where that is known."""
         config = self.section("model", candidate)
         return self._memoised(("model", id(config)), lambda: build_model(config, self._pins))
 
-    def quantization(self, candidate: Config) -> tuple[QuantizationSpec, str | None]:
-        """How a candidate quantizes, and the reason why that means nothing (None if it does)."""
-        method, data_type = self.section("method", candidate), self.section("data_type", candidate)
-        scalars = {key: self._value(key, candidate) for key in QUANTIZATION_KEYS}
-        none = self._options["method"][BASELINE]
-        key = ("quantization", id(method), id(data_type), *scalars.values())
-        return self._memoised(key, lambda: build_quantization(method, data_type, scalars, none))
+    def quantization(self, candidate: Config) -> Quantization:
+        """How a candidate (`whole`) quantizes, named as it was chosen."""
+        steps = {factor: self.section(factor, candidate) for factor in FACTORS if factor != "transform"}
+        data_type, transforms = self.section("data_type", candidate), self._transforms(candidate)
+        scalars = {key: self._value(key, candidate) for key in FORMAT}
+        named = self.method(candidate) if "method" in candidate or "method" in self._fixed else None
+        key = ("quantization", id(named), id(data_type), *map(id, steps.values()), *map(id, transforms), *scalars.values())
+        return self._memoised(key, lambda: self._build_quantization(named, steps, transforms, data_type, scalars))
 
-    def calibration(self, candidate: Config, method: str) -> CalibrationSpec:
-        """The calibration text of a candidate, which its method needs."""
+    def _build_quantization(
+        self, named: Composition | None, steps: dict[str, Config], transforms: tuple[Config, ...], data_type: Config, scalars: Config
+    ) -> Quantization:
+        formats = {
+            factor: self._options["data_type"][str(steps[factor]["data_type"])] for factor in ACTIVATIONS if steps[factor]["name"] != NONE
+        }
+        found = build_quantization(
+            Parts(
+                rounding=steps.pop("rounding"),
+                data_type=data_type,
+                scalars=scalars,
+                untouched=self._options["rounding"][NONE],
+                transforms=transforms,
+                steps=steps,
+                formats=formats,
+            )
+        )
+        return found if found.spec.is_baseline else replace(found, spec=found.spec.named(label(named, chosen_steps(found.spec))))
+
+    def _transforms(self, candidate: Config) -> tuple[Config, ...]:
+        """The rewritings of a candidate, in order; each is a section of its own, since their options are told apart by name."""
+        names = step_names("transform", candidate.get("transform", self._base["transform"]["name"]))
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"transform={list(names)} names a step twice: each has one place in the order")
+        return tuple(self._part(f"transform.{name}", "transform", name, candidate) for name in names)
+
+    def calibration(self, candidate: Config, steps: Sequence[str]) -> CalibrationSpec:
+        """The calibration text of a candidate, which some of its steps need."""
         config = self.section("calibration", candidate)
         if config.get("name") == NO_CALIBRATION:
-            raise ConfigurationError(f"method {method} needs calibration text, got calibration={NO_CALIBRATION}; give calibration=…")
+            whom = f"{' and '.join(steps)} {'needs' if len(steps) == 1 else 'need'}"
+            raise ConfigurationError(f"{whom} calibration text, got calibration={NO_CALIBRATION}; give calibration=…")
         return self._memoised(("calibration", id(config)), lambda: build_calibration(config, self._pins))
 
     def tasks(self, candidate: Config) -> tuple[TaskSpec, ...]:
@@ -174,14 +216,14 @@ class Schema:
         overrides = {key: self._value(key, candidate) for key in TASK_KEYS}
         return self._memoised(("tasks", id(config), *overrides.values()), lambda: self._build_tasks(config, overrides))
 
-    def _seed(self, candidate: Config, method: Config) -> int | None:
-        """The seed of a candidate where its method uses one; what is no seed is a mistake under any method."""
+    def _seed(self, candidate: Config, steps: Sequence[str]) -> int | None:
+        """The seed of a candidate where one of its steps draws; what is no seed is a mistake anywhere."""
         seed = self._value("seed", candidate)
         whole_seed("seed", seed)
-        if not method["capabilities"]["uses_seed"]:
+        if not steps:
             return None
         if seed is None:
-            raise ConfigurationError(f"method {method['name']} needs a seed, got null; write seed=0")
+            raise ConfigurationError(f"{' and '.join(steps)} {'needs' if len(steps) == 1 else 'need'} a seed, got null; write seed=0")
         return typing.cast("int", seed)
 
     def _build_tasks(self, config: Config, overrides: Config) -> tuple[TaskSpec, ...]:
@@ -216,15 +258,33 @@ class Schema:
         return typing.cast("T", self._memo[key])
 
 
-def _set_path(config: dict[str, Any], path: list[str], value: Any) -> bool:
+def _set_path(config: dict[str, Any], key: str, place: str, value: Any, as_type: Callable[[str, Any, Any], Any]) -> bool:
     """Set a nested value if its place exists; False (and nothing changed) if it does not."""
     node: Any = config
+    path = key.removeprefix(f"{place}.").split(".")
     for part in path[:-1]:
         node = node.get(part) if isinstance(node, dict) else None
     if not isinstance(node, dict) or path[-1] not in node:
         return False
-    node[path[-1]] = list(value) if isinstance(value, tuple) else value
+    node[path[-1]] = as_type(key, value, node[path[-1]])
     return True
+
+
+def _as_typed(key: str, value: Any, default: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _as_default(key: str, value: Any, default: Any) -> Any:
+    """A value of a step in the type of its default, so that equal trials are equal (1 is 1.0); null goes anywhere, and takes anything."""
+    if default is None or value is None:
+        return _as_typed(key, value, default)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, list):
+        return list(value) if isinstance(value, tuple) else [value]
+    if type(value) is not type(default):
+        raise ConfigurationError(f"{key} must be {type_name(type(default))}, got {value!r} ({type(value).__name__})")
+    return value
 
 
 # --- builders -------------------------------------------------------------------------------------------------------------
@@ -285,78 +345,6 @@ def _content(path: str | None, gguf_file: str | None, hub_id: str | None, revisi
         raise ConfigurationError(f"model folder {path} cannot be read: {error}") from error
 
 
-def build_quantization(method: Config, data_type: Config, scalars: Config, none: Config) -> tuple[QuantizationSpec, str | None]:
-    """The QuantizationSpec of one combination with every default written out, and the reason to skip it, if any."""
-    bit_width = convert_value(int, scalars["bit_width"], "bit_width")
-    if bit_width >= BASELINE_BITS and not bit_width == BASELINE_BITS:
-        raise ConfigurationError(f"bit_width must be at most {BASELINE_BITS} (the unquantized baseline), got {bit_width}")
-    if method["name"] == BASELINE:
-        return QuantizationSpec(rounding=StepSpec(BASELINE, none["version"])), None
-    if not method["capabilities"]["needs_data_type"]:
-        alone = QuantizationSpec(rounding=_step(method))
-        return alone, reason_to_skip(alone, {}, method["capabilities"])
-    caps = data_type["capabilities"]
-    if bit_width == BASELINE_BITS and method["name"] == ROUND_TO_NEAREST and BASELINE_BITS not in caps["bit_widths"]:
-        return QuantizationSpec(rounding=StepSpec(BASELINE, none["version"])), None
-    block_size = caps["block_size"] if scalars["block_size"] == AUTO else _block_size(scalars["block_size"])
-    axis = caps["block_axis"] if scalars["block_axis"] is None else convert_value(BlockAxis, scalars["block_axis"], "block_axis")
-    if block_size is None and axis == "flat":  # a combination that means nothing, like any other: what it would be, and why not
-        described, _ = build_quantization(method, data_type, {**scalars, "block_axis": "input"}, none)
-        return described, CHANNEL_NEEDS_INPUT
-    spec = QuantizationSpec(
-        rounding=_step(method),
-        data_type=data_type["name"],
-        data_type_version=data_type["version"],
-        data_type_options=options_tuple(_option_defaults(data_type, bit_width)),
-        bit_width=bit_width,
-        block_size=block_size,
-        # One scale for the whole tensor has no direction: written in one way, so that equal trials are equal.
-        block_axis="flat" if block_size == "tensor" else axis,
-        symmetric=caps["symmetric"][0] if scalars["symmetric"] is None else convert_value(bool, scalars["symmetric"], "symmetric"),
-        scale_dtype=caps["scale_dtype"] if scalars["scale_dtype"] is None else convert_value(str, scalars["scale_dtype"], "scale_dtype"),
-    )
-    return spec, reason_to_skip(spec, caps, method["capabilities"])
-
-
-def _step(config: Config) -> StepSpec:
-    return StepSpec(config["name"], config["version"], options_tuple(config["options"]))
-
-
-def _block_size(value: Any) -> BlockSize:
-    try:
-        return typing.cast("BlockSize", convert_value(BlockSize, value, "block_size"))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{error}; {AUTO!r} is the data type's own") from error
-
-
-def _option_defaults(data_type: Config, bit_width: int) -> dict[str, Any]:
-    """Options with those defaults filled in that depend on the bit width (`defaults_by_bit_width` of the yaml)."""
-    by_width = data_type["capabilities"].get("defaults_by_bit_width", {})
-    return {
-        key: by_width[key].get(bit_width) if value is None and key in by_width else _as_listed(key, value, data_type)
-        for key, value in data_type["options"].items()
-    }
-
-
-def _as_listed(key: str, value: Any, data_type: Config) -> Any:
-    """Refuse what only equals a listed value: 2.0 and true are not 2 and 1, and would make another trial of the same numbers."""
-    if key == LEVELS:
-        return _as_levels(value, data_type)
-    allowed = data_type["capabilities"].get("options", {}).get(key) or ()
-    if value in allowed and not any(type(value) is type(choice) and value == choice for choice in allowed):
-        raise ConfigurationError(
-            f"data_type.options.{key} must be one of {', '.join(map(str, allowed))}, got {value!r} ({type(value).__name__})"
-        )
-    return value
-
-
-def _as_levels(value: Any, data_type: Config) -> tuple[float, ...]:
-    """The levels of a codebook written in one way (1 is 1.0, -0.0 is 0.0), so that equal trials are equal."""
-    if problem := problem_of_levels(value):
-        raise ConfigurationError(f"data_type {data_type['name']}: {problem}")
-    return tuple(float(level) + 0.0 for level in value)
-
-
 def suite_members(config: Config) -> Sequence[str]:
     """Names of a suite's tasks; none for a task of its own.  A suite has nothing else: what is set of it would reach no task."""
     if "suite" not in config:
@@ -400,15 +388,3 @@ def _text_content(path: str) -> str:
         raise ConfigurationError(str(error)) from error
     except OSError as error:
         raise ConfigurationError(f"text {path} cannot be read: {error}") from error
-
-
-def unknown_key(key: str, known: typing.Iterable[str]) -> str:
-    """The message for a key that the configuration does not have."""
-    names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-    hint = (
-        f" Did you mean {' or '.join(repr(n) for n in near)}?"
-        if near
-        else f" Top-level keys: {', '.join(n for n in names if '.' not in n)}"
-    )
-    return f"unknown key '{key}'.{hint}"

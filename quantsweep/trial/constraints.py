@@ -7,10 +7,14 @@ Planning asks `reason_to_skip` for every candidate; it imports no torch.  A data
     rules                                          [{when: {key: values, …}, need: {key: values, …}, because: text}]
 
 where the keys of a rule are bit_width, block_size, block_axis, symmetric, scale_dtype and the names
-of options.  A rule applies when every `when` holds, and is broken when some `need` does not.  A
-method's capabilities name the data types that it works with (`data_types`, null: all), and may bound
-its options (`ranges`: {option: [low, high]}, both ends excluded).  Levels that a yaml lists
-(`quantsweep.data_types.codebook`) are checked here too.
+of options.  A rule applies when every `when` holds, and is broken when some `need` does not.  A step's are
+
+    data_types                     of a rounding: those that it works with (null: all)
+    options                        {option: values that it may have}
+    ranges, bounds                 {option: [low, high]}, both ends excluded; both ends included, null for no end
+    needs, excludes                [{key: values, …, because: text}], keys: factors (steps by name) and the weights' format
+
+Levels that a yaml lists (`quantsweep.data_types.codebook`) are checked here too.
 
 The same limits stand in the code of each data type, which refuses by itself; a contract test holds
 the two against each other.
@@ -23,21 +27,45 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from quantsweep.trial.specs import LEVELS, QuantizationSpec
+from quantsweep.trial.quantization import DEFAULT_STEPS, FORMAT, LEVELS, NONE, ActivationSpec, QuantizationSpec, StepSpec
 
 Capabilities = Mapping[str, Any]
+_NOTHING: Capabilities = {}
 
 
-def reason_to_skip(quantization: QuantizationSpec, data_type_capabilities: Capabilities, method_capabilities: Capabilities) -> str | None:
+def reason_to_skip(
+    quantization: QuantizationSpec,
+    data_type: Capabilities,
+    steps: Mapping[str, Capabilities],
+    activations: Mapping[str, Capabilities] = _NOTHING,
+) -> str | None:
     """A sentence that says why this combination means nothing, or None if it can be run.
 
-    >>> reason_to_skip(spec, data_type["capabilities"], method["capabilities"])
+    data_type: capabilities of the weights' data type; activations: the same for the factors activation and kv_cache.
+    steps: capabilities of each step, by the place of its options: `rounding`, `transform.smooth`.
+
+    >>> reason_to_skip(spec, data_type["capabilities"], {"rounding": rounding["capabilities"]})
     "data_type 'int' supports bit_width 2–8; got 1. Nearest: bit_width=2"
     """
     if quantization.is_baseline:
         return None
-    reason = _method_reason(quantization, method_capabilities)
-    return reason if reason or quantization.data_type is None else _data_type_reason(quantization, data_type_capabilities)
+    facts = _facts_of_factors(quantization)
+    for factor, chosen in quantization.steps.items():
+        for step in chosen:
+            place = place_of(factor, step.name)
+            reason = _step_reason(factor, step, place, steps.get(place, _NOTHING), facts)
+            if reason is not None:
+                return reason
+    if quantization.data_type is not None and (reason := _data_type_reason(quantization, data_type)) is not None:
+        return reason
+    formats = ((key, getattr(quantization, key)) for key in ("activation", "kv_cache"))
+    reasons = (_activation_reason(key, spec, activations.get(key, _NOTHING)) for key, spec in formats if spec is not None)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def place_of(factor: str, name: str) -> str:
+    """Under which key the options of a step are typed: transforms are a list, so their names stand between."""
+    return f"{factor}.{name}" if factor == "transform" else factor
 
 
 def problem_of_levels(levels: object, bit_width: int | None = None) -> str | None:
@@ -61,31 +89,88 @@ def problem_of_levels(levels: object, bit_width: int | None = None) -> str | Non
     return None
 
 
-def _method_reason(quantization: QuantizationSpec, capabilities: Capabilities) -> str | None:
-    whom = f"method '{quantization.rounding.name}'"
-    options = dict(quantization.rounding.options)
+def _step_reason(factor: str, step: StepSpec, place: str, capabilities: Capabilities, facts: Mapping[str, tuple[Any, ...]]) -> str | None:
+    whom = f"{factor} '{step.name}'"
+    return (
+        _option_reason(whom, place, dict(step.options), capabilities)
+        or _data_types_reason(whom, capabilities.get("data_types"), facts)
+        or _company_reason(whom, capabilities, facts)
+    )
+
+
+def _option_reason(whom: str, place: str, options: Mapping[str, Any], capabilities: Capabilities) -> str | None:
+    for option, values in (capabilities.get("options") or {}).items():
+        if values is not None and options[option] not in values:
+            return f"{whom} supports {place}.options.{option} {_listed(values)}; got {_shown(options[option])}"
     for option, (low, high) in (capabilities.get("ranges") or {}).items():
         value = options[option]
         if not _is_number(value) or not low < value < high:
-            return f"{whom} needs method.options.{option} above {low} and below {high}; got {_shown(value)}"
-    allowed = capabilities.get("data_types")
-    if allowed is None or quantization.data_type is None or quantization.data_type in allowed:
+            return f"{whom} needs {place}.options.{option} above {low} and below {high}; got {_shown(value)}"
+    for option, (low, high) in (capabilities.get("bounds") or {}).items():
+        value = options[option]
+        least, most = -math.inf if low is None else low, math.inf if high is None else high
+        if not _is_number(value) or not least <= value <= most:
+            ends = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+            return f"{whom} needs {place}.options.{option} {' and '.join(ends) or 'to be a number'}; got {_shown(value)}"
+    return None
+
+
+def _data_types_reason(whom: str, allowed: Sequence[str] | None, facts: Mapping[str, tuple[Any, ...]]) -> str | None:
+    (data_type,) = facts["data_type"]
+    if allowed is None or data_type is None or data_type in allowed:
         return None
-    return f"{whom} works with data_type {_listed(allowed)}; got {_shown(quantization.data_type)}"
+    return f"{whom} works with data_type {_listed(allowed)}; got {_shown(data_type)}"
+
+
+def _company_reason(whom: str, capabilities: Capabilities, facts: Mapping[str, tuple[Any, ...]]) -> str | None:
+    """Why a step cannot be beside another, or without it."""
+    for entry in capabilities.get("needs") or ():
+        for key, values in _conditions(entry):
+            if not set(values) & set(facts[key]):
+                return f"{whom} needs {key} {_listed(values)}; got {_together(facts[key])}: {entry['because']}"
+    for entry in capabilities.get("excludes") or ():
+        for key, values in _conditions(entry):
+            if both := [value for value in facts[key] if value in values]:
+                return f"{whom} excludes {key} {_listed(both)}: {entry['because']}"
+    return None
+
+
+def _conditions(entry: Mapping[str, Any]) -> list[tuple[str, Sequence[Any]]]:
+    return [(key, values) for key, values in entry.items() if key != "because"]
+
+
+def _together(values: Sequence[Any]) -> str:
+    return " and ".join(map(_shown, values))
+
+
+def _facts_of_factors(quantization: QuantizationSpec) -> dict[str, tuple[Any, ...]]:
+    """The names of each factor's steps, and the weights' format, as `needs` and `excludes` ask for them."""
+    chosen = quantization.steps
+    facts: dict[str, tuple[Any, ...]] = {
+        factor: tuple(step.name for step in chosen[factor]) if factor in chosen else (default if factor != "rounding" else NONE,)
+        for factor, default in DEFAULT_STEPS.items()
+    }
+    return facts | {key: (getattr(quantization, key),) for key in ("data_type", *FORMAT)}
 
 
 def _data_type_reason(quantization: QuantizationSpec, capabilities: Capabilities) -> str | None:
-    facts = _facts(quantization)
-    if LEVELS in facts and (problem := problem_of_levels(facts[LEVELS], quantization.bit_width)):
-        return f"data_type '{quantization.data_type}': {problem}"
-    allowed = {
-        "bit_width": capabilities["bit_widths"],
-        "block_axis": capabilities["block_axes"],
-        "symmetric": capabilities["symmetric"],
-        "scale_dtype": capabilities["scale_dtypes"],
-        **(capabilities.get("options") or {}),
-    }
-    whom = f"data_type '{quantization.data_type}'"
+    facts = {**dict(quantization.data_type_options), **{key: getattr(quantization, key) for key in FORMAT}}
+    return _format_reason(f"data_type '{quantization.data_type}'", facts, capabilities, FORMAT)
+
+
+def _activation_reason(factor: str, spec: ActivationSpec, capabilities: Capabilities) -> str | None:
+    facts = {**dict(spec.data_type_options), "bit_width": spec.bit_width, "symmetric": spec.symmetric, "block_size": spec.block_size}
+    return _format_reason(f"{factor} '{spec.step.name}' in data_type '{spec.data_type}'", facts, capabilities, ("bit_width", "symmetric"))
+
+
+_ALLOWED = {"bit_width": "bit_widths", "block_axis": "block_axes", "symmetric": "symmetric", "scale_dtype": "scale_dtypes"}
+
+
+def _format_reason(whom: str, facts: Mapping[str, Any], capabilities: Capabilities, keys: Sequence[str]) -> str | None:
+    """What a data type cannot do of what is asked of it; `keys`: those of the format that are asked."""
+    if LEVELS in facts and (problem := problem_of_levels(facts[LEVELS], facts["bit_width"])):
+        return f"{whom}: {problem}"
+    allowed = {key: capabilities[word] for key, word in _ALLOWED.items() if key in keys} | (capabilities.get("options") or {})
     for key, values in allowed.items():
         if values is not None and facts.get(key) not in values:
             return f"{whom} supports {key} {_listed(values)}; got {_shown(facts.get(key))}.{_nearest(key, facts.get(key), values)}"
@@ -100,17 +185,6 @@ def _broken(rule: Mapping[str, Any], facts: Mapping[str, Any], whom: str) -> str
             case = ", ".join(f"{when}={_shown(facts.get(when))}" for when in rule["when"])
             return f"{whom} with {case} supports {key} {_listed(values)}; got {_shown(facts.get(key))}: {rule['because']}"
     return None
-
-
-def _facts(quantization: QuantizationSpec) -> dict[str, Any]:
-    return {
-        **dict(quantization.data_type_options),
-        "bit_width": quantization.bit_width,
-        "block_size": quantization.block_size,
-        "block_axis": quantization.block_axis,
-        "symmetric": quantization.symmetric,
-        "scale_dtype": quantization.scale_dtype,
-    }
 
 
 def _nearest(key: str, value: Any, choices: Sequence[Any]) -> str:

@@ -45,6 +45,8 @@ DEFAULT_STEPS = {
 }
 """The factors of a trial, and the step of each where nobody chooses one."""
 FACTORS = tuple(DEFAULT_STEPS)
+FORMAT = ("bit_width", "block_size", "block_axis", "symmetric", "scale_dtype")
+"""What is said of the weights' format beside its data type."""
 OF_WEIGHTS = ("clipping", "correction", "tuning", "compensation")
 """Factors that belong to a rounding: without one there is nothing for them to do."""
 
@@ -117,7 +119,7 @@ class ActivationSpec:
         return f"{self.step.label} {self.data_type} {self.bit_width}-bit{way}{block}{clip}{where}"
 
 
-_FORMAT = ("data_type", "data_type_version", "data_type_options", "bit_width", "block_size", "block_axis", "symmetric", "scale_dtype")
+_FORMAT = frozenset({"data_type", "data_type_version", "data_type_options", *FORMAT})
 _STEPS = ("clipping", "correction", "tuning", "compensation", "activation", "kv_cache")
 
 
@@ -212,7 +214,7 @@ class QuantizationSpec:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        found = set_fields(self, frozenset(_FORMAT), frozenset({"method", "rounding", "transforms", *_STEPS}))
+        found = set_fields(self, _FORMAT, frozenset({"method", "rounding", "transforms", *_STEPS}))
         found |= {"method": self.rounding.name, "method_version": self.rounding.version, "method_options": self.rounding.options}
         if self.transforms:
             found["transforms"] = [step.identity() for step in self.transforms]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quantsweep.errors import ConfigurationError, did_you_mean
-from quantsweep.trial.specs import LEVELS, QuantizationSpec
+from quantsweep.trial.quantization import LEVELS, QuantizationSpec
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,15 @@ DATA_TYPES = Registry(kind="data_type", package="quantsweep.data_types", attribu
 ROUNDINGS = Registry(kind="rounding", package="quantsweep.rounding", attribute="ROUNDING")
 TRANSFORMS = Registry(kind="transform", package="quantsweep.transforms", attribute="TRANSFORM")
 CLIPPINGS = Registry(kind="clipping", package="quantsweep.clipping", attribute="CLIPPING")
+CORRECTIONS = Registry(kind="correction", package="quantsweep.corrections", attribute="CORRECTION")
+TUNINGS = Registry(kind="tuning", package="quantsweep.tuning", attribute="TUNING")
 COMPENSATIONS = Registry(kind="compensation", package="quantsweep.compensations", attribute="COMPENSATION")
 ACTIVATIONS = Registry(kind="activation", package="quantsweep.activations", attribute="ACTIVATION")
+STEPS = {
+    **{"rounding": ROUNDINGS, "transform": TRANSFORMS, "clipping": CLIPPINGS, "correction": CORRECTIONS, "tuning": TUNINGS},
+    **{"compensation": COMPENSATIONS, "activation": ACTIVATIONS, "kv_cache": ACTIVATIONS},
+}
+"""The steps of each factor.  What does nothing (none, absmax) has no code, but for the rounding `none`."""
 
 
 def data_type_of(spec: QuantizationSpec) -> Any:
@@ -66,7 +73,7 @@ def data_type_of(spec: QuantizationSpec) -> Any:
     Raises ConfigurationError where the spec has none, or one that is unknown.
     """
     if spec.data_type is None:
-        raise ConfigurationError(f"method {spec.method} needs a data_type, and was given none")
+        raise ConfigurationError(f"rounding {spec.rounding.name} needs a data_type, and was given none")
     return DATA_TYPES["codebook" if is_codebook(spec) else spec.data_type]
 
 

@@ -11,7 +11,7 @@ from quantsweep.trial.constraints import reason_to_skip
 from quantsweep.trial.specs import QuantizationSpec, StepSpec
 
 INT, FP, MXFP, AF4 = (component("data_type", name) for name in ("int", "fp", "mxfp", "af4"))
-METHOD = component("method", "round_to_nearest")["capabilities"]
+STEP = component("rounding", "round_to_nearest")["capabilities"]
 
 
 @pytest.mark.parametrize(
@@ -49,27 +49,27 @@ METHOD = component("method", "round_to_nearest")["capabilities"]
 def test_reasons(spec: QuantizationSpec, reason: str | None) -> None:
     """The thing, the value, the choices, the nearest one."""
     capabilities = component("data_type", spec.data_type or "int")["capabilities"]
-    assert reason_to_skip(spec, capabilities, METHOD) == reason
+    assert reason_to_skip(spec, capabilities, {"rounding": STEP}) == reason
 
 
 def test_methods_name_their_data_types() -> None:
     """A method that works with some data types only."""
-    reason = reason_to_skip(spec_of(INT, 4), INT["capabilities"], {**METHOD, "data_types": ["fp", "nf"]})
-    assert reason == "method 'round_to_nearest' works with data_type fp or nf; got int"
+    reason = reason_to_skip(spec_of(INT, 4), INT["capabilities"], {"rounding": {**STEP, "data_types": ["fp", "nf"]}})
+    assert reason == "rounding 'round_to_nearest' works with data_type fp or nf; got int"
 
 
 def test_an_option_without_a_list_is_left_to_the_code() -> None:
     """options: {x: null} allows any value."""
     capabilities = {**INT["capabilities"], "options": {"convention": None}, "rules": []}
-    assert reason_to_skip(spec_of(INT, 4, convention="mine"), capabilities, METHOD) is None
+    assert reason_to_skip(spec_of(INT, 4, convention="mine"), capabilities, {"rounding": STEP}) is None
 
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, "much", None, True])
 def test_methods_bound_their_options(value: object) -> None:
     """ranges: both ends excluded, numbers only."""
     spec = replace(spec_of(INT, 4), rounding=StepSpec("round_to_nearest", 1, (("fraction", value),)))
-    reason = reason_to_skip(spec, INT["capabilities"], {**METHOD, "ranges": {"fraction": [0, 1]}})
+    reason = reason_to_skip(spec, INT["capabilities"], {"rounding": {**STEP, "ranges": {"fraction": [0, 1]}}})
     assert reason is not None
-    assert reason.startswith("method 'round_to_nearest' needs method.options.fraction above 0 and below 1; got")
+    assert reason.startswith("rounding 'round_to_nearest' needs rounding.options.fraction above 0 and below 1; got")
     fine = replace(spec, rounding=StepSpec("round_to_nearest", 1, (("fraction", 0.5),)))
-    assert reason_to_skip(fine, INT["capabilities"], {**METHOD, "ranges": {"fraction": [0, 1]}}) is None
+    assert reason_to_skip(fine, INT["capabilities"], {"rounding": {**STEP, "ranges": {"fraction": [0, 1]}}}) is None

@@ -17,7 +17,7 @@ from quantsweep.trial.declared import CAPABILITIES
 from quantsweep.trial.registry import DATA_TYPES
 from quantsweep.trial.specs import QuantizationSpec
 
-METHOD = component("method", "round_to_nearest")["capabilities"]
+STEPS = {"rounding": component("rounding", "round_to_nearest")["capabilities"]}
 WEIGHT = torch.randn(48, 80, generator=torch.Generator().manual_seed(0)) * 0.02
 NAMES = sorted(stems("data_type"))
 every_data_type = pytest.mark.parametrize("name", NAMES)
@@ -26,7 +26,7 @@ every_data_type = pytest.mark.parametrize("name", NAMES)
 def claimed(name: str) -> list[QuantizationSpec]:
     """All combinations that the yaml says can be run."""
     yaml = component("data_type", name)
-    return [spec for spec in combinations(yaml) if reason_to_skip(spec, yaml["capabilities"], METHOD) is None]
+    return [spec for spec in combinations(yaml) if reason_to_skip(spec, yaml["capabilities"], STEPS) is None]
 
 
 def claimed_cases() -> list[Any]:
@@ -95,7 +95,7 @@ def test_code_refuses_what_the_yaml_does_not_claim(name: str) -> None:
     """And accepts all the rest: planning and code draw the same line."""
     yaml, data_type = component("data_type", name), data_type_named(name)
     for spec in (*combinations(yaml), *scale_dtypes(yaml)):
-        reason = reason_to_skip(spec, yaml["capabilities"], METHOD)
+        reason = reason_to_skip(spec, yaml["capabilities"], STEPS)
         refusal = refusal_of(data_type, spec)
         assert (refusal is None) == (reason is None), f"{describe(spec)} {spec.scale_dtype}: planning {reason!r}, code {refusal!r}"
 

@@ -57,8 +57,8 @@ def digest(name: str, spec: QuantizationSpec) -> str:
 def found(name: str) -> dict[str, Any]:
     """Version and digests of everything that the yaml claims."""
     yaml = component("data_type", name)
-    method = component("method", "round_to_nearest")["capabilities"]
-    specs = [spec for spec in combinations(yaml) if reason_to_skip(spec, yaml["capabilities"], method) is None]
+    steps = {"rounding": component("rounding", "round_to_nearest")["capabilities"]}
+    specs = [spec for spec in combinations(yaml) if reason_to_skip(spec, yaml["capabilities"], steps) is None]
     return {"version": yaml["version"], "digests": {describe(spec): digest(name, spec) for spec in specs}}
 
 

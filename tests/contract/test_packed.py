@@ -70,7 +70,7 @@ def fits(packed: PackedWeight, bits: int, extra_bytes: int = 0) -> bool:
     [
         name
         for name in ROUNDINGS.names()
-        if (can := component("method", name)["capabilities"])["needs_data_type"] and not can["needs_calibration"]
+        if (can := component("rounding", name)["capabilities"])["needs_data_type"] and not can["needs_calibration"]
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

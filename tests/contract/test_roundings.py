@@ -22,7 +22,7 @@ from quantsweep.trial.specs import QuantizationSpec, StepSpec, options_tuple
 
 NAMES = ROUNDINGS.names()
 every_rounding = pytest.mark.parametrize("name", NAMES)
-data_free = pytest.mark.parametrize("name", [n for n in NAMES if not component("method", n)["capabilities"]["needs_calibration"]])
+data_free = pytest.mark.parametrize("name", [n for n in NAMES if not component("rounding", n)["capabilities"]["needs_calibration"]])
 BASELINE = QuantizationSpec(rounding=StepSpec("none", 1))
 BITS = 4
 """Of a code, in the spec that the contract is checked with."""
@@ -41,9 +41,9 @@ def spec_for(name: str, bit_width: int = 4) -> QuantizationSpec:
     """A spec that this rounding can do: the baseline, the rounding alone, or with int."""
     if name == BASELINE.method:
         return BASELINE
-    allowed = component("method", name)["capabilities"]["data_types"]
-    options = options_tuple(component("method", name)["options"])
-    if not component("method", name)["capabilities"]["needs_data_type"]:
+    allowed = component("rounding", name)["capabilities"]["data_types"]
+    options = options_tuple(component("rounding", name)["options"])
+    if not component("rounding", name)["capabilities"]["needs_data_type"]:
         return QuantizationSpec(rounding=StepSpec(name, 1, options))
     return replace(
         spec_of(component("data_type", "int" if allowed is None else allowed[0]), bit_width), rounding=StepSpec(name, 1, options)
@@ -52,13 +52,13 @@ def spec_for(name: str, bit_width: int = 4) -> QuantizationSpec:
 
 def test_yamls_and_modules_are_the_same() -> None:
     """One file and one yaml each."""
-    assert stems("method") == set(NAMES)
+    assert stems("rounding") == set(NAMES)
 
 
 @every_rounding
 def test_yaml_is_complete(name: str) -> None:
     """Name, version, options, and the four capabilities that planning asks for."""
-    yaml = component("method", name)
+    yaml = component("rounding", name)
     assert yaml["name"] == name
     assert isinstance(yaml["version"], int)
     assert set(yaml) == {"name", "version", "options", "capabilities"}

@@ -27,6 +27,7 @@ from quantsweep.errors import ConfigurationError, ConfigurationErrors
 from quantsweep.planning.plan import expand
 from quantsweep.planning.schema import SECTIONS, Schema
 from quantsweep.storage.paths import product_root
+from quantsweep.trial.quantization import FACTORS
 from quantsweep.trial.registry import DATA_TYPES, data_type_of
 from quantsweep.trial.specs import PlannedTrial, PlantedOutliers, QuantizationSpec, Resources
 
@@ -36,6 +37,7 @@ GRIDS = [
     ["data_type=fp", "data_type.options.exponent_bits=2,3", "data_type.options.subnormal=appendix,ieee", "seed=0,1", "limit=5"],
     ["model=mini-neox-0.3m", "model.dtype=bfloat16", "bit_width=4", "symmetric=true", "num_fewshot=0,2", "scale_dtype=float32"],
     ["model=mini-neox-0.3m,mini-opt-1.1m", "model.plant_outliers.channels=2,4", "model.plant_outliers.scale=1,10"],
+    ["rounding=outlier_dependent", "rounding.options.fraction=0.05,0.1", "clipping=absmax", "bit_width=3,4"],
 ]
 
 
@@ -49,7 +51,7 @@ def as_override(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@pytest.mark.parametrize("arguments", GRIDS, ids=["formats", "models", "options", "scalars", "planted"])
+@pytest.mark.parametrize("arguments", GRIDS, ids=["formats", "models", "options", "scalars", "planted", "factors"])
 def test_candidates_equal_hydras_own_composition(arguments: list[str]) -> None:
     asked = request(*arguments)
     fixed = [a for a in arguments if a.split("=")[0] not in {axis.key for axis in asked.grids[0].axes}]
@@ -77,7 +79,8 @@ capabilities: {needs_data_type: true, needs_calibration: true, uses_seed: true, 
 CALIBRATION = "name: {name}\nhub_id: d/{name}\nfiles: a.parquet\nnum_samples: 128\nsequence_length: 2048\nseed: 0\n"
 VALUES: dict[str, list[Any]] = {
     "model": ["mini-neox-0.3m", "mini-opt-0.4m", "opt-125m", "mini-neox-6.0m", "opt-175b"],
-    "method": ["none", "round_to_nearest", "calibrated"],
+    "method": ["none", "round_to_nearest", "outlier_dependent"],
+    "rounding": ["none", "round_to_nearest", "calibrated"],
     "data_type": ["int", "fp", "quantile", "dynamic", "mxfp", "nvfp4", "af4"],
     "calibration": ["some", "other"],
     "task": ["mini_ppl", "mini", "piqa", "zero_shot"],
@@ -96,21 +99,28 @@ VALUES: dict[str, list[Any]] = {
     "data_type.options.subnormal": ["appendix", "body", "ieee"],
     "data_type.options.scale_mode": ["floor", "even"],
     "data_type.options.convention": ["kbit", "gptq", "deepspeed"],
-    "method.options.damping": [0.01, 0.5],
+    "rounding.options.damping": [0.01, 0.5],
     "calibration.num_samples": [16, 128],
 }
-BASE = {"model": "mini-neox-6.0m", "method": "round_to_nearest", "data_type": "int", "calibration": "none", "task": "mini"}
+BASE = {
+    "model": "mini-neox-6.0m",
+    "method": "round_to_nearest",
+    "rounding": "round_to_nearest",
+    "data_type": "int",
+    "calibration": "none",
+    "task": "mini",
+}
 """Choices of conf/config.yaml: what Hydra composes for a section that is an axis."""
-ABSENT = BASE | {"method": "calibrated", "calibration": "some"}
+ABSENT = BASE | {"rounding": "calibrated", "calibration": "some"}
 """What is typed for a section of which nothing is drawn."""
 
 
 @pytest.fixture(scope="module")
 def components(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A method that uses calibration text and a seed, and two such texts, in a folder of one's own."""
+    """A rounding that uses calibration text and a seed, and two such texts, in a folder of one's own."""
     folder = tmp_path_factory.mktemp("components")
     for name, text in (
-        ("method/calibrated", CALIBRATED),
+        ("rounding/calibrated", CALIBRATED),
         *((f"calibration/{n}", CALIBRATION.format(name=n)) for n in VALUES["calibration"]),
     ):
         (folder / f"{name}.yaml").parent.mkdir(exist_ok=True)
@@ -174,9 +184,11 @@ def test_any_candidate_resolves_as_if_hydra_had_composed_it_alone(components: Pa
         whole = {**first, **{key: values[0] for key, values in line.items()}, **candidate}
         applicable = {key: value for key, value in whole.items() if "." not in key or has_key(whole[key.split(".")[0]], key)}
         alone = request(path, *(f"{key}={as_override(value)}" for key, value in applicable.items()))
-        assert outcome(grid.schema, candidate) == outcome(alone.schema, {})
+        (same,) = alone.grids[0].candidates()  # factors are axes also where they are typed once
+        assert outcome(grid.schema, candidate) == outcome(alone.schema, same)
         for section in SECTIONS:
-            assert grid.schema.section(section, candidate) == alone.base[section]
+            assert grid.schema.section(section, candidate) == alone.schema.section(section, same)
+            assert section in FACTORS or grid.schema.section(section, candidate) == alone.base[section]
 
 
 def test_a_study_is_refined_on_the_command_line() -> None:

@@ -32,8 +32,9 @@ capabilities: {{needs_data_type: {typed}, needs_calibration: {calibrated}, uses_
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
-    """The word that names a folder with four methods of one's own."""
-    (tmp_path / "method").mkdir()
+    """The word that names a folder with four methods of one's own, each a rounding under its name."""
+    for kind in ("method", "rounding"):
+        (tmp_path / kind).mkdir()
     for name, version, typed, calibrated in (
         ("smoothing", 3, "false", "false"),
         ("typed", 1, "true", "false"),
@@ -41,7 +42,8 @@ def own(tmp_path: Path) -> str:
         ("broken", "one", "true", "false"),
     ):
         text = METHOD.format(name=name, version=version, typed=typed, calibrated=calibrated)
-        (tmp_path / "method" / f"{name}.yaml").write_text(text)
+        (tmp_path / "rounding" / f"{name}.yaml").write_text(text)
+        (tmp_path / "method" / f"{name}.yaml").write_text(f"{{name: {name}, source: null, factors: {{rounding: {name}}}}}")
     return f"hydra.searchpath=[file://{tmp_path}]"
 
 
@@ -110,9 +112,9 @@ def test_a_data_type_of_sixteen_bits_runs(tmp_path: Path) -> None:
         ("+calibration.num_samples=3", "calibration.num_samples"),
         ("block_size=tensor block_axis=input", "block_axis=input would change nothing: every trial has flat"),
         ("method=none 'model.unquantized=[a]'", "model.unquantized=[a] would change nothing"),
-        ("method=careful", "method careful needs calibration text, got calibration=none; give calibration=…"),
-        ("method=broken", "method broken: its yaml must say version: 1 (a whole number, raised when its numbers change), got 'one'"),
-        ("method=typed", "method typed has a yaml and no code: write quantsweep/rounding/typed.py"),
+        ("method=careful", "rounding careful needs calibration text, got calibration=none; give calibration=…"),
+        ("method=broken", "rounding broken: its yaml must say version: 1 (a whole number, raised when its numbers change), got 'one'"),
+        ("method=typed", "rounding typed has a yaml and no code: write quantsweep/rounding/typed.py"),
     ],
 )
 def test_what_nothing_would_read_is_refused(tmp_path: Path, own: str, words: str, said: str) -> None:
@@ -140,7 +142,7 @@ def test_a_model_of_which_no_layer_is_quantized_is_refused_at_planning(tmp_path:
 def test_a_copied_method_that_kept_its_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text(Path("conf/method/centering.yaml").read_text())
-    for words in ("method=mine", "method=mine,none"):
+    for words in ("method=mine", "method=mine,none"):  # (a step of it is an axis either way)
         with pytest.raises(ConfigurationError, match=r"method/mine\.yaml says name: centering; write name: mine"):
             trials(f"hydra.searchpath=[file://{tmp_path}]", words)
 
@@ -150,16 +152,16 @@ def test_a_copied_method_that_kept_its_name_is_refused(tmp_path: Path) -> None:
     [
         ("version: 1", "version: true", "version: 1 .* got True"),
         ("uses_seed: false", "uses_seed: no way", "capabilities.uses_seed as true or false, got 'no way'"),
-        ("  needs_calibration: false\n", "", r"lacks capabilities\.needs_calibration; conf/method/round_to_nearest\.yaml has all"),
+        ("  needs_calibration: false\n", "", r"lacks capabilities\.needs_calibration; conf/rounding/round_to_nearest\.yaml has all"),
         ("options: {}", "options: [a]", r"keys and values under options .* got \['a'\]"),
     ],
 )
 def test_a_component_that_is_not_whole_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
-    (tmp_path / "method").mkdir()
-    text = Path("conf/method/centering.yaml").read_text().replace("name: centering", "name: mine").replace(old, new)
-    (tmp_path / "method" / "mine.yaml").write_text(text)
-    with pytest.raises(ConfigurationError, match=f"method mine: its yaml .*{said}"):
-        trials(f"hydra.searchpath=[file://{tmp_path}]", "method=mine,none")
+    (tmp_path / "rounding").mkdir()
+    text = Path("conf/rounding/centering.yaml").read_text().replace("name: centering", "name: mine").replace(old, new)
+    (tmp_path / "rounding" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigurationError, match=f"rounding mine: its yaml .*{said}"):
+        trials(f"hydra.searchpath=[file://{tmp_path}]", "rounding=mine,none")
 
 
 # --- where it runs ------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ import pytest
 
 from quantsweep.composing.composition import compose_base, make_request, search_folders
 from quantsweep.composing.prepare import prepare
+from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.errors import ConfigurationErrors
 from quantsweep.operations.messages import plan_text
 from quantsweep.planning.plan import Expansion, expand
 
 
-def expansion(*words: str) -> Expansion:
+def expansion(*typed: str) -> Expansion:
+    words = expand_shorthand(typed)
     cfg = compose_base(words)
     request = make_request(cfg, search_folders(cfg.hydra), words)
     return expand(request.schema, request.grids)

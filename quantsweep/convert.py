@@ -46,7 +46,7 @@ def convert_value(hint: Any, value: Any, where: str) -> Any:
         return value
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    raise ConfigurationError(f"{where} must be {_type_name(hint)}, got {value!r} ({type(value).__name__})")
+    raise ConfigurationError(f"{where} must be {type_name(hint)}, got {value!r} ({type(value).__name__})")
 
 
 def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -59,10 +59,11 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
             return convert_value(arg, value, where)
         except ConfigurationError:
             continue
-    raise ConfigurationError(f"{where} must be {' or '.join(_type_name(a) for a in args)}, got {value!r} ({type(value).__name__})")
+    raise ConfigurationError(f"{where} must be {' or '.join(type_name(a) for a in args)}, got {value!r} ({type(value).__name__})")
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """A type in words: `a whole number`."""
     if hint is type(None):
         return "null"
     if typing.get_origin(hint) is typing.Literal:
