@@ -33,10 +33,9 @@ YAMLS = {
     "method/greedy": "source: null\nfactors: {rounding: greedy, block_axis: input}",
     "method/old": "version: 1\noptions: {}\n" + FREE % ", needs_data_type: true, data_types: null",
     "method/odd": "source: null\nfactors: {roundin: greedy}",
-    "calibration/text": "dataset: d\nnum_samples: 4\nsequence_length: 8\nseed: 0",
 }
 """Steps that planning can know from their yamls alone: no code of theirs is imported."""
-TEXT = "calibration=text"
+TEXT = "calibration=mini"
 
 
 @pytest.fixture(scope="module")
