@@ -32,23 +32,23 @@ from typing import Any
 
 import lm_eval
 import numpy as np
-import torch
 from lm_eval.api import metrics as lm_eval_metrics
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
 from quantsweep.errors import EvaluationError
 from quantsweep.evaluation.lm_eval_protocol import LmEvalModel
+from quantsweep.evaluation.perplexity import Perplexity
 from quantsweep.evaluation.requests import ROLLING, Encoder, Requests
 from quantsweep.evaluation.results import MetricValue, Samples, TaskResult
-from quantsweep.evaluation.scoring import Batch, Plan, Scorer
+from quantsweep.evaluation.scoring import Batch, Plan, Scorer, halving
 from quantsweep.evaluation.statistics import Items, aggregate, standard_error
 from quantsweep.models.loading import LoadedModel
 from quantsweep.tasks.definition import load_task, own_definition, pinned_data
 from quantsweep.tasks.mistakes import said_in_words
 from quantsweep.tasks.progress import OnProgress, reporting, silent
 from quantsweep.tasks.templates import compiled_once
-from quantsweep.trial.specs import TaskSpec
+from quantsweep.trial.specs import PERPLEXITY, TaskSpec
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,7 @@ class Evaluator:
         if batch_size is not None and batch_size < 1:
             raise EvaluationError(f"batch_size must be at least 1, or null for the default; got {batch_size}")
         self._loaded = loaded
+        self._asked_batch_size = batch_size
         self._batch_size = batch_size or _DEFAULT_BATCH.get(loaded.model.device.type, _DEFAULT_BATCH_GPU)
         self._task_path = task_path
         self._as_planned = as_planned
@@ -122,6 +123,7 @@ class Evaluator:
         self._scorer = Scorer(loaded.model, self._on_progress)
         self._lm_eval_model: LmEvalModel | None = None
         self._prepared: dict[str, _Prepared] = {}
+        self._perplexities: dict[str, Perplexity] = {}
 
     @property
     def scored(self) -> float:
@@ -133,7 +135,10 @@ class Evaluator:
 
         Raises EvaluationError when the task cannot be had or is not what `spec` says.
         """
-        if spec.task_key not in self._prepared:
+        if spec.kind == PERPLEXITY:
+            if spec.task_key not in self._perplexities:
+                self._perplexities[spec.task_key] = Perplexity.of(spec, self._loaded, self._asked_batch_size, self._on_progress)
+        elif spec.task_key not in self._prepared:
             with compiled_once():
                 self._prepared[spec.task_key] = self._prepare(spec)
 
@@ -145,6 +150,8 @@ class Evaluator:
         Raises EvaluationError as `prepare` does, and torch.OutOfMemoryError when even one sequence does not fit.
         """
         self.prepare(spec)
+        if spec.kind == PERPLEXITY:
+            return self._perplexities[spec.task_key].evaluate(self._scorer)
         prepared = self._prepared[spec.task_key]
         started = time.perf_counter()
         answers = self._score(prepared)
@@ -181,6 +188,14 @@ class Evaluator:
             seconds=time.perf_counter() - started,
         )
 
+    def texts(self, spec: TaskSpec) -> list[str]:
+        """What of a task is scored, as text: a document's requests one behind the other, or the windows of a perplexity."""
+        self.prepare(spec)
+        if spec.kind == PERPLEXITY:
+            return self._perplexities[spec.task_key].texts(self._loaded)
+        documents = self._prepared[spec.task_key].requests.documents
+        return [" ".join(text for instance in document for text in map(str, instance.args)) for document in documents]
+
     def _prepare(self, spec: TaskSpec) -> _Prepared:
         task = load_task(spec, self._task_path, as_planned=self._as_planned)
         revision = pinned_data(task, spec, self._data_revisions.get(spec.name))
@@ -212,25 +227,21 @@ class Evaluator:
 
     def _score(self, prepared: _Prepared) -> list[Answer]:
         """Log-likelihood and greediness of each request, in the order of `prepared.requests.instances`."""
-        while (answers := self._try_to_score(prepared)) is None:
-            torch.cuda.empty_cache()
-            prepared.set_batch_size(prepared.batch_size // 2)
-            logger.warning("out of GPU memory: going on with batches of %d sequences", prepared.batch_size)
-        return answers
 
-    def _try_to_score(self, prepared: _Prepared) -> list[Answer] | None:
-        """The answers, or None when the batch is too large; the failed attempt's tensors are gone once this returns."""
+        def attempt(batch_size: int) -> list[Answer]:
+            if batch_size != prepared.batch_size:
+                prepared.set_batch_size(batch_size)
+            return self._score_once(prepared)
+
+        return halving(attempt, prepared.batch_size)[0]
+
+    def _score_once(self, prepared: _Prepared) -> list[Answer]:
         is_rolling = prepared.task.OUTPUT_TYPE == ROLLING
         requests = prepared.requests
-        try:
-            if prepared.lm_eval_model is not None:
-                found = prepared.lm_eval_model.answers(requests.instances, requests.window, prepared.batch_size, self._on_progress)
-                return [(float(answer), False) for answer in found] if is_rolling else found
-            loglikelihoods, is_greedy = self._scorer.score(prepared.batches, prepared.plan.num_spans, with_greedy=not is_rolling)
-        except torch.OutOfMemoryError:
-            if prepared.batch_size == 1:
-                raise
-            return None
+        if prepared.lm_eval_model is not None:
+            found = prepared.lm_eval_model.answers(requests.instances, requests.window, prepared.batch_size, self._on_progress)
+            return [(float(answer), False) for answer in found] if is_rolling else found
+        loglikelihoods, is_greedy = self._scorer.score(prepared.batches, prepared.plan.num_spans, with_greedy=not is_rolling)
         return [
             (float(loglikelihoods[first:last].sum()), bool(is_greedy[first:last].all()))
             for first, last in itertools.pairwise(requests.first_span)

@@ -28,7 +28,7 @@ class Samples:
     correct, correct_norm: whether `acc` and `acc_norm` count the example as right; None where the task has no such metric,
     and for an example whose log-likelihoods cannot be compared (NaN).
     loglikelihood: natural logarithm of the probability of the gold answer (the best one, if several
-    are right), or of the whole document for a rolling task; rounded to float32.
+    are right), of the whole document for a rolling task, or of a window's targets; rounded to float32.
     num_bytes: UTF-8 bytes of the document, for rolling tasks.
     """
 
@@ -45,7 +45,7 @@ class TaskResult:
     num_samples: documents.  requests_hash: hash of the rendered requests and their gold answers; two
     evaluations can be paired when theirs are equal.  data_revision: "sha256:…" of local data files,
     "hub:<commit>", or None when it cannot be known.  task_version: as the loaded task states it.
-    window: tokens of one window of a rolling task; None for other tasks.
+    window: tokens of one window of a rolling task or a perplexity; None for other tasks.
     num_tokens: tokens that were scored; num_input_tokens: tokens that went through the model.
     num_truncated: texts that were longer than the model's context and lost their beginning.
     num_nonfinite: requests whose log-likelihood is NaN or infinite; where one that an accuracy
@@ -59,7 +59,7 @@ class TaskResult:
     samples: Samples
     requests_hash: str
     data_revision: str | None
-    lm_eval_version: str
+    lm_eval_version: str | None
     task_version: str
     window: int | None
     num_tokens: int

@@ -20,9 +20,10 @@ Shapes: B sequences, T tokens, N selected positions, M scored tokens, V vocabula
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ from transformers import PreTrainedModel
 
 from quantsweep.evaluation.tokens import Span
 from quantsweep.tasks.progress import OnProgress, silent
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Logits that are turned into float32 log-probabilities at once: 64 MB; on a CPU small enough for its cache.
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
@@ -116,6 +120,23 @@ def _batch(rows: Sequence[_Row]) -> Batch:
             scored += [(first + offset, token, span) for offset, token in enumerate(continuation)]
     source, target, span_of = np.array(sorted(scored), dtype=np.int64).T.copy()
     return Batch(inputs, torch.tensor(positions), torch.from_numpy(source), torch.from_numpy(target), span_of)
+
+
+def halving(attempt: Callable[[int], T], batch_size: int) -> tuple[T, int]:
+    """`attempt(batch_size)`, with half as many sequences after each lack of GPU memory, and the batch size that was possible.
+
+    Raises torch.OutOfMemoryError when even one sequence does not fit.
+    """
+    while True:
+        try:
+            return attempt(batch_size), batch_size
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        # Out here the failed attempt's tensors are gone.
+        torch.cuda.empty_cache()
+        batch_size //= 2
+        logger.warning("out of GPU memory: going on with batches of %d sequences", batch_size)
 
 
 class Scorer:

@@ -14,12 +14,16 @@ from functools import cache, partial
 from itertools import groupby
 from typing import Any, Protocol
 
-from quantsweep.trial.specs import ModelSpec, PlannedTrial, Resources, Shard, TaskSpec, canonical_json
+from quantsweep.trial.specs import PERPLEXITY, ModelSpec, PlannedTrial, Resources, Shard, TaskSpec, canonical_json
 
 EXAMPLES_OF_A_TASK = 2_000
 """Assumed where a task has no limit."""
 TOKENS_AN_EXAMPLE = 150
 """Assumed: four continuations of some 40 tokens, or one document window."""
+WINDOWS_OF_A_TEXT = 256
+"""Assumed of a perplexity: as many as C4 is measured on; WikiText-2 has some 160."""
+TOKENS_A_WINDOW = 2_048
+"""Assumed of a perplexity; models of a shorter context have shorter ones, and more of them."""
 OPERATIONS_A_SECOND = {"cpu": 2e10, "gpu": 5e13}
 """Assumed sustained rate of one worker."""
 SECONDS_A_TRIAL = 0.1
@@ -94,6 +98,8 @@ def load_minutes(planned: PlannedTrial) -> float:
 
 def assumed_tokens(task: TaskSpec) -> int:
     """Tokens that one evaluation of a task is assumed to send through the model."""
+    if task.kind == PERPLEXITY:
+        return (task.limit or WINDOWS_OF_A_TEXT) * (task.window or TOKENS_A_WINDOW)
     return (task.limit or EXAMPLES_OF_A_TASK) * TOKENS_AN_EXAMPLE
 
 

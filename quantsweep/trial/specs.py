@@ -232,6 +232,8 @@ class TaskSpec(TextSource):
 @lru_cache(maxsize=4096)
 def asked_otherwise(task: TaskSpec) -> TaskSpec | None:
     """The same evaluation in other words: the task's own few-shot count in numbers, or as null; None if there are none."""
+    if task.kind == PERPLEXITY:
+        return None
     if task.num_fewshot is None:
         return replace(task, num_fewshot=task.default_num_fewshot)
     return replace(task, num_fewshot=None) if task.num_fewshot == task.default_num_fewshot else None
