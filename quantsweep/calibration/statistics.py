@@ -29,31 +29,33 @@ class StatisticsStore:
         self.passes = 0
         """How often a model was run for them."""
 
-    def inputs(self, session: Session, tokens_NT: Tensor, on_progress: OnProgress) -> Mapping[str, LayerInputs]:
-        """What enters each quantizable layer, without Hessians and samples, on the host; inputs are taken as they come, unquantized.
+    def inputs(self, session: Session, tokens_NT: Tensor, on_progress: OnProgress, *, sample_tokens: int = 0) -> Mapping[str, LayerInputs]:
+        """What enters each quantizable layer, without Hessians, on the host; inputs are taken as they come, unquantized.
 
+        sample_tokens: about so many inputs themselves are kept (of an expert its share of them).
         Raises QuantizationError for inputs that are no numbers.
         """
-        key = content_hash([session.loaded.spec.identity(), checksum(tokens_NT), session.rewritten()])
+        key = content_hash([session.loaded.spec.identity(), checksum(tokens_NT), sample_tokens, session.rewritten()])
         if key not in self._held:
             self.passes += 1
             if len(self._held) >= MOST_SETS:
                 del self._held[next(iter(self._held))]
-            self._held[key] = _measure(session, tokens_NT, on_progress)
+            self._held[key] = _measure(session, tokens_NT, on_progress, sample_tokens)
         return self._held[key]
 
 
-def _measure(session: Session, tokens_NT: Tensor, on_progress: OnProgress) -> Mapping[str, LayerInputs]:
+def _measure(session: Session, tokens_NT: Tensor, on_progress: OnProgress, sample_tokens: int) -> Mapping[str, LayerInputs]:
+    every = 0 if not sample_tokens else max(1, tokens_NT.numel() // sample_tokens)
     sums: dict[str, InputSums] = {}
 
     def hear(name: str, values: Tensor) -> None:
         if name not in sums:
-            sums[name] = InputSums(session.layers[name].in_features, values.device)
+            sums[name] = InputSums(session.layers[name].in_features, values.device, sample_every=every)
         sums[name].add(values)
 
     model = session.model
     device = model.get_input_embeddings().get_parameter("weight").device
-    with torch.inference_mode(), session.plain_inputs(), listening(session.layers, hear):
+    with torch.no_grad(), session.plain_inputs(), listening(session.layers, hear):
         for tokens_T in tokens_NT:
             model.base_model(tokens_T[None].to(device), use_cache=False)  # without the head, whose outputs would be the largest tensor
             on_progress()

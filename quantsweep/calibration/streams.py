@@ -147,7 +147,7 @@ class BlockPass:
             if len(heard) == len(layers):
                 raise _Enough
 
-        with torch.inference_mode(), listening(layers, hear):
+        with torch.no_grad(), listening(layers, hear):
             for window in range(self.num_windows):
                 heard.clear()
                 try:
@@ -163,7 +163,7 @@ class BlockPass:
     def outputs(self, stream: Stream = "weights") -> Iterator[Tensor]:
         """The block's output at each window, (1, T, H)."""
         for window in range(self.num_windows):
-            with torch.inference_mode():
+            with torch.no_grad():
                 output = self.run(self.hidden(window, stream), stream)
             self._on_progress()
             yield output
@@ -186,7 +186,7 @@ class BlockPass:
             else:
                 groups.append((source, [name]))
 
-        with torch.inference_mode(), listening(self.layers, hear):
+        with torch.no_grad(), listening(self.layers, hear):
             self.run(self.hidden(0, self._quantized), "weights")
         if odd := [name for name in self.layers if calls[name] != 1]:
             times = "does not run" if not calls[odd[0]] else f"runs {calls[odd[0]]} times"
@@ -239,7 +239,7 @@ def _entering(session: Session, tokens_NT: Tensor, on_progress: OnProgress) -> t
 
         return catch
 
-    with ExitStack() as stack, torch.inference_mode(), session.plain_inputs():
+    with ExitStack() as stack, torch.no_grad(), session.plain_inputs():
         for name in names:
             handle = session.model.get_submodule(name).register_forward_pre_hook(catcher(name), with_kwargs=True)
             stack.callback(handle.remove)

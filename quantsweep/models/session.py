@@ -3,6 +3,7 @@
     write(name, value)      a layer's weight (out × in, an expert's too), or any parameter or buffer
     replace(name, module)   another module in the place of one
     on_input(name, change)  a change of what enters a module
+    on_attention(site, …)   a change of queries, keys, values or probabilities, in all blocks
     restore()               all of it undone, and proven
 
 Proof is a comparison of the whole model with what was loaded: checksums of all parameters and buffers, which
@@ -16,6 +17,7 @@ write to one of them: each name is written alone, and `restore` ties them again.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +25,10 @@ from typing import Any
 import torch
 from accelerate.hooks import add_hook_to_module  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
-from quantsweep.errors import ModelError, QuantizationError
+from quantsweep.errors import ModelError, QuantizationError, did_you_mean
 from quantsweep.models.blocks import decoder_blocks
 from quantsweep.models.checksums import differing, state_checksums, structure_of, structure_of_module
 from quantsweep.models.layers import LinearLayer
@@ -35,6 +39,43 @@ Change = Callable[[Tensor], Tensor]
 """What is done to a tensor on its way: values in, values of the same shape and dtype out."""
 _WITHOUT = "after loading, and not through the trial's session"
 _NOT_BACK = "and did not come back when the trial was over"
+
+
+ATTENTION_SITES = ("q", "k", "v", "probabilities")
+_OURS = "quantsweep"
+_CHANGES: dict[int, dict[str, Change]] = defaultdict(dict)
+"""By model (the identity of its configuration), what is done at each site of its attention."""
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q kᵀ · scaling + mask) v with the changes of this model: (1, heads, T, d) → (1, T, heads, d) and the probabilities."""
+    if odd := [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]:
+        raise QuantizationError(f"attention with {odd[0]} is not known: its sites cannot be quantized")
+    changes = _CHANGES[id(module.config)]
+    query, key, value = (changes.get(site, _same)(values) for site, values in (("q", query), ("k", key), ("v", value)))
+    groups = query.shape[1] // key.shape[1]
+    key, value = (values.repeat_interleave(groups, dim=1) for values in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = scores if attention_mask is None else scores + attention_mask
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    probabilities = changes.get("probabilities", _same)(scores.softmax(dim=-1, dtype=exact).to(query.dtype))
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+AttentionInterface.register(_OURS, _attention)
+AttentionMaskInterface.register(_OURS, eager_mask)
 
 
 class Session:
@@ -139,9 +180,34 @@ class Session:
         self._undo.append(handle.remove)
         self._expected[name] = structure_of_module(module)
 
+    def on_attention(self, site: str, change: Change) -> None:
+        """Change queries, keys or values (1, heads, T, d) as they enter attention, or its probabilities (1, heads, T, T), in all blocks.
+
+        site: q, k, v (after rotary embedding) or probabilities.  From then on attention is computed by plain matrix products.
+        Raises QuantizationError for a model whose attention is code of its own (BLOOM, Falcon), or has more than queries, keys and values.
+        """
+        if site not in ATTENTION_SITES:
+            raise QuantizationError(did_you_mean("attention site", site, ATTENTION_SITES))
+        config: Any = self.model.config
+        if config._attn_implementation != _OURS:
+            before = config._attn_implementation
+            config._attn_implementation = _OURS
+            self._undo.append(lambda: setattr(config, "_attn_implementation", before))
+            self._undo.append(_CHANGES[id(config)].clear)
+        changes = _CHANGES[id(config)]
+        calls: list[int] = []
+        changes[site] = lambda values: calls.append(1) or values  # type: ignore[func-returns-value]
+        with torch.no_grad():
+            self.model(torch.zeros(1, 2, dtype=torch.int64, device=self.model.device), use_cache=False)
+        if len(calls) != len(self.block_names):
+            raise QuantizationError(f"{config.model_type} models compute attention in a way of their own: site {site} cannot be reached")
+        if isinstance(change, nn.Module):
+            change.to(self.model.device)
+        changes[site] = lambda values: values if self._inputs_are_plain else change(values)
+
     @contextmanager
     def plain_inputs(self) -> Iterator[None]:
-        """Inputs as they come, without the changes of `on_input`, while the block lasts."""
+        """Inputs as they come, without the changes of `on_input` and `on_attention`, while the block lasts."""
         before, self._inputs_are_plain = self._inputs_are_plain, True
         try:
             yield

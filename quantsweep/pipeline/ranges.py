@@ -1,7 +1,8 @@
 """Weights to codes, within the range that a trial's clipping chooses.
 
     scales and zero points    from the values of each block, clamped to its limits
-    codes                     of the values as they are: those beyond the limits become the outermost levels
+    codes                     of the clamped values too, where a weight is rounded as a whole (GPTQ encodes what a weight has become
+                              by then, and what lies beyond the outermost level becomes it)
 
 Without a clipping the limits are the extremes of the block, which change nothing.
 """
@@ -36,15 +37,19 @@ def quantize_in_range(weight_OI: Tensor, spec: QuantizationSpec, context: LayerC
 def quantize_blocks_in_range(blocks: Blocks, spec: QuantizationSpec, context: LayerContext, columns_J: Tensor | None = None) -> Quantized:
     """The same for a weight that is cut already."""
     data_type: DataType = data_type_of(spec)
-    qparams = qparams_in_range(blocks, spec, context, columns_J)
-    return Quantized(codes_NB=data_type.quantize(blocks.values_NB, qparams), qparams=qparams, layout=blocks.layout)
+    within = _within_range(blocks, context, columns_J)
+    qparams = data_type.choose_qparams(within, spec)
+    return Quantized(codes_NB=data_type.quantize(within.values_NB, qparams), qparams=qparams, layout=blocks.layout)
 
 
 def qparams_in_range(blocks: Blocks, spec: QuantizationSpec, context: LayerContext, columns_J: Tensor | None = None) -> QParams:
     """Scales (and zero points, codebook) of the blocks, (N, 1), from their values within the range."""
     data_type: DataType = data_type_of(spec)
+    return data_type.choose_qparams(_within_range(blocks, context, columns_J), spec)
+
+
+def _within_range(blocks: Blocks, context: LayerContext, columns_J: Tensor | None) -> Blocks:
     if context.clipping is None:
-        return data_type.choose_qparams(blocks, spec)
+        return blocks
     low_N, high_N = context.clipping(blocks, columns_J)
-    clamped_NB = blocks.values_NB.clamp(low_N[:, None], high_N[:, None])
-    return data_type.choose_qparams(replace(blocks, values_NB=clamped_NB), spec)
+    return replace(blocks, values_NB=blocks.values_NB.clamp(low_N[:, None], high_N[:, None]))

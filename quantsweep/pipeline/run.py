@@ -134,9 +134,10 @@ def _hang_activations(session: Session, spec: QuantizationSpec, steps: _Steps, h
                 session.on_input(name, steps.activation.module(spec.activation, ranges.get(name)))
         elif site == "head" and not steps.activation.needs_ranges:
             session.on_input(session.head_name, steps.activation.module(spec.activation, None))
+        elif steps.activation.needs_ranges:
+            raise QuantizationError(f"ranges that are fixed beforehand are known for the inputs of linear layers, not at site {site}")
         else:
-            way = "with ranges fixed beforehand " if steps.activation.needs_ranges else ""
-            raise QuantizationError(f"activations cannot be quantized {way}at site {site}; sites: linear, head")
+            session.on_attention(site, steps.activation.module(spec.activation, None))
 
 
 class _Layers:

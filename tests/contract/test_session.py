@@ -172,3 +172,34 @@ def test_names_that_are_not_there_are_refused() -> None:
         session.replace("nothing", nn.Identity())
     with pytest.raises(QuantizationError, match="one of several experts"):
         Session(loaded_model("mixtral")).on_input("model.layers.0.mlp.experts.down_proj.0", torch.neg)
+
+
+@pytest.mark.parametrize("site", ["q", "k", "v", "probabilities"])
+@pytest.mark.parametrize("family", ["opt", "gpt2", "gpt_neox", "llama", "qwen3", "mixtral", "glm4"])
+def test_attention_is_changed_at_its_sites_and_comes_back(family: str, site: str) -> None:
+    """Where nothing is changed the function stays what it was; zeros in place of the values leave attention nothing to put out."""
+    loaded = loaded_model(family, torch.float64)
+    before = logits(loaded.model)
+    session = Session(loaded)
+    session.on_attention(site, lambda values: values)
+    torch.testing.assert_close(logits(loaded.model), before, rtol=0, atol=1e-10)
+    shapes: list[torch.Size] = []
+    session.on_attention(site, lambda values: shapes.append(values.shape) or values * 0)
+    assert not torch.allclose(logits(loaded.model), before)
+    assert len(shapes) == len(session.block_names)
+    assert shapes[0][2] == TOKENS.shape[1]
+    with session.plain_inputs():
+        torch.testing.assert_close(logits(loaded.model), before, rtol=0, atol=1e-10)
+    session.restore()
+    assert torch.equal(logits(loaded.model), before)
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon-7b"])
+def test_attention_that_is_code_of_its_own_is_refused(family: str) -> None:
+    loaded = loaded_model(family)
+    before = logits(loaded.model)
+    session = Session(loaded)
+    with pytest.raises(QuantizationError, match="compute attention in a way of their own: site q cannot be reached"):
+        session.on_attention("q", torch.neg)
+    session.restore()
+    assert torch.equal(logits(loaded.model), before)
