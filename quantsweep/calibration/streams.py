@@ -174,24 +174,20 @@ class BlockPass:
 
     def _find_groups(self) -> tuple[tuple[str, ...], ...]:
         calls: Counter[str] = Counter()
-        groups: list[tuple[object, list[str]]] = []
+        groups: dict[int, tuple[Tensor, list[str]]] = {}  # by identity, which is one's own while the tensor is held
 
         def hear(name: str, values: Tensor) -> None:
             calls[name] += 1
-            of_experts = self.layers[name].expert is not None
-            source = (self.layers[name].module, self.layers[name].parameter) if of_experts else values
-            same = [names for other, names in groups if other is source or (of_experts and other == source)]
-            if same:
-                same[0].append(name)
-            else:
-                groups.append((source, [name]))
+            # Experts see different tokens: what they have in common is the parameter of which each is a part.
+            source = values if self.layers[name].expert is None else self.layers[name].parameter
+            groups.setdefault(id(source), (source, []))[1].append(name)
 
         with torch.no_grad(), listening(self.layers, hear):
             self.run(self.hidden(0, self._quantized), "weights")
         if odd := [name for name in self.layers if calls[name] != 1]:
             times = "does not run" if not calls[odd[0]] else f"runs {calls[odd[0]]} times"
             raise QuantizationError(f"layer {odd[0]} {times} in one pass of its block: it cannot be calibrated")
-        return tuple(tuple(names) for _, names in groups)
+        return tuple(tuple(names) for _, names in groups.values())
 
 
 def walk(

@@ -34,10 +34,11 @@ from quantsweep.evaluation.share import Share
 from quantsweep.failures import classes
 from quantsweep.running.environment import RunningCode
 from quantsweep.signs import while_bytes_move
-from quantsweep.trial.specs import ModelSpec, PlannedTrial, RunSettings, TaskSpec, TrialSpec
+from quantsweep.trial.specs import CalibrationSpec, ModelSpec, PlannedTrial, RunSettings, TaskSpec
 from quantsweep.words import count
 
 if TYPE_CHECKING:
+    from quantsweep.calibration.data import CalibrationTokens
     from quantsweep.calibration.statistics import StatisticsStore
     from quantsweep.evaluation.evaluator import Evaluator
     from quantsweep.models.loading import LoadedModel
@@ -162,36 +163,36 @@ class TrialRunner:
         from quantsweep.pipeline.run import quantize
 
         started = time.perf_counter()
-        outcome = quantize(session, planned.trial.quantization, self._help(session.loaded, planned.trial))
+        text = self._calibration(session.loaded, planned.trial.calibration)
+        outcome = quantize(session, planned.trial.quantization, self._help(planned.trial.seed, text))
         seconds = time.perf_counter() - started
         with while_bytes_move(self._progress):
             state = session.written_state()
-        sizes, layers = model_sizes(session.loaded, outcome), [layer.row() for layer in outcome.layers]
+        sizes = model_sizes(session.loaded, outcome) | {"calibration_hash": None if text is None else text.hash}
+        layers = [layer.row() for layer in outcome.layers]
         self._send({"event": "quantized", "quantize_seconds": seconds, "sizes": sizes, "layers": layers})
         return state
 
-    def _help(self, loaded: LoadedModel, trial: TrialSpec) -> Help:
+    def _calibration(self, loaded: LoadedModel, spec: CalibrationSpec | None) -> CalibrationTokens | None:
+        from quantsweep.calibration.data import load_tokens
+
+        if spec is None:
+            return None
+        return load_tokens(
+            spec, loaded.tokenizer, max_length=loaded.max_length, num_embeddings=loaded.num_embeddings, on_progress=self._progress
+        )
+
+    def _help(self, seed: int | None, text: CalibrationTokens | None) -> Help:
         import torch
 
-        from quantsweep.calibration.data import load_tokens
         from quantsweep.calibration.statistics import StatisticsStore
         from quantsweep.pipeline.interface import Help
 
         if self._statistics is None:
             self._statistics = StatisticsStore()
-        tokens_NT = None
-        if trial.calibration is not None:
-            text = load_tokens(
-                trial.calibration,
-                loaded.tokenizer,
-                max_length=loaded.max_length,
-                num_embeddings=loaded.num_embeddings,
-                on_progress=self._progress,
-            )
-            tokens_NT = text.tokens_NT
         return Help(
-            tokens_NT=tokens_NT,
-            generator=torch.Generator().manual_seed(trial.seed or 0),
+            tokens_NT=None if text is None else text.tokens_NT,
+            generator=torch.Generator().manual_seed(seed or 0),
             progress=self._progress,
             statistics=self._statistics,
         )

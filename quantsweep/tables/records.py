@@ -119,6 +119,7 @@ SIZE = (
         "layers",
         "layers that were done otherwise than asked (`fallbacks` of the table layers); null in older tables",
     ),
+    Column("calibration_hash", _TEXT, "hash", "of the tokens of the calibration text; null without one, and in older tables"),
     Column(
         "bits_per_weight", _REAL, "bits", "stored bits a quantized weight, all counted (kept columns and means too); 16 for the baseline"
     ),

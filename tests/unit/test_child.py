@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from evaluation_cases import ROLLING, spec_of
+from torch import Tensor
+from transformers import AutoTokenizer
 
+from quantsweep.calibration.data import load_tokens
 from quantsweep.errors import EvaluationError
 from quantsweep.mini import model_path
+from quantsweep.pipeline.interface import InputNeeds, Layer, LayerContext, Stored
 from quantsweep.running.child import TrialRunner
+from quantsweep.tables.records import COLUMNS
+from quantsweep.trial import registry
 from quantsweep.trial.identity import local_content
-from quantsweep.trial.specs import ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, StepSpec, TaskSpec, TrialSpec
+from quantsweep.trial.specs import CalibrationSpec, ModelSpec, PlannedTrial, QuantizationSpec, RunSettings, StepSpec, TaskSpec, TrialSpec
 from quantsweep.trial.task_identity import read_own_tasks
 
 
@@ -85,3 +93,53 @@ def test_documents_that_changed_since_planning_are_no_row(tmp_path: Path) -> Non
     done, error = run(tmp_path, good, same)
     assert done == [same.task_key]
     assert "its YAML, Python or documents are not those that were planned" in str(error)
+
+
+class Asking:
+    """A rounding that looks at text, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[LayerContext] = []
+
+    def check(self, spec: QuantizationSpec) -> None:
+        """Anything goes."""
+
+    def needs(self, spec: QuantizationSpec) -> InputNeeds:
+        """Some inputs."""
+        return InputNeeds(sample_tokens=4)
+
+    def encode(self, layer: Layer, weight_OI: Tensor, spec: QuantizationSpec, context: LayerContext) -> Stored:
+        """Bytes of zeros beside the signs of the weight."""
+        self.given.append(context)
+        return Stored(extras={"signs": weight_OI.sign().to(torch.int8)}, fallbacks=("tried twice",) if len(self.given) == 1 else ())
+
+    def decode(self, stored: Stored, spec: QuantizationSpec, dtype: torch.dtype) -> Tensor:
+        """A tenth of the signs."""
+        return stored.extras["signs"].to(dtype) / 10
+
+
+def test_calibration_and_seed_reach_the_steps_and_records_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens are those of the trial's text, cut for the model; statistics are shared by the trials of a child."""
+    text = CalibrationSpec(name="mini", path="package://quantsweep/mini/text/calibration.txt", num_samples=2, sequence_length=16, seed=3)
+    asking, events = Asking(), []
+    monkeypatch.setattr(registry, "ROUNDINGS", {"asking": asking})
+    trial = replace(planned().trial, quantization=QuantizationSpec(rounding=StepSpec("asking", 1)), calibration=text, seed=5)
+    runner = TrialRunner(events.append)
+    for seed in (5, 6):
+        runner.run(PlannedTrial(trial=replace(trial, seed=seed), tasks=()), RunSettings(device="cpu"))
+    [loaded, quantized, done, *_] = [event for event in events if event["event"] != "progress"]
+    assert (loaded["event"], done["event"]) == ("loaded", "done")
+    given = [context.help for context in asking.given]
+    tokenizer = AutoTokenizer.from_pretrained(model_path("mini-neox-0.3m"))
+    expected = load_tokens(text, tokenizer, max_length=256, num_embeddings=2048).tokens_NT
+    assert torch.equal(given[0].tokens_NT, expected)
+    assert (given[0].generator.initial_seed(), given[-1].generator.initial_seed()) == (5, 6)
+    assert given[0].statistics is given[-1].statistics
+    assert quantized["sizes"]["num_fallbacks"] == 1
+    assert len(quantized["sizes"]["calibration_hash"]) == 32
+    assert [row["fallbacks"] for row in quantized["layers"]][:2] == ["tried twice", ""]
+    columns = {column.name for column in COLUMNS["layers"]}
+    for row in quantized["layers"]:
+        assert set(row) <= columns
+        assert row["num_tokens"] == 32
+        assert row["bits_by_part"] == f"signs={8 * row['in_features'] * row['out_features']}"
