@@ -7,6 +7,7 @@ which then lies on Hydra's search path.  A yaml of the user's in conf/task says 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,19 @@ def options_folder() -> Path:
     return cache_dir() / "tasks"
 
 
+def refuse_whole_home(folder: Path) -> None:
+    """Raise ConfigurationError for a home folder, or one above it: every folder below would be looked through for YAMLs."""
+    home = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111 - a user id without a home is no error here
+    if home.is_relative_to(folder):
+        raise ConfigurationError(f"task_path {folder} holds a whole home folder; give the folder of the task YAMLs itself")
+
+
 def write_options(folder: Path, known: Sequence[Path], asked: Iterable[str] = ()) -> Path | None:
     """Write the yamls of the tasks that `folder` defines and `known` (folders like conf/) does not; where they lie, None if there are none.
 
     Raises ConfigurationError when the cache cannot be written to, and where a YAML that cannot be read seems to define one of `asked`.
     """
+    refuse_whole_home(folder.resolve())
     own = read_own_tasks(folder)
     try:
         for name in asked:

@@ -20,6 +20,7 @@ from quantsweep.composing.cluster import cluster_spec
 from quantsweep.composing.command_line import as_typed
 from quantsweep.composing.components import has_option, load_yaml
 from quantsweep.composing.composition import Request, make_request
+from quantsweep.composing.own_tasks import refuse_whole_home
 from quantsweep.convert import convert
 from quantsweep.crew.gpus import num_gpus
 from quantsweep.crew.local import num_workers
@@ -260,6 +261,7 @@ def task_path(base: Mapping[str, Any]) -> str | None:
     folder = Path(typed).expanduser().resolve()
     if not is_folder(folder):
         raise ConfigurationError(f"task_path {folder} is not a folder; give a folder of lm-eval task YAMLs")
+    refuse_whole_home(folder)
     return str(folder)
 
 

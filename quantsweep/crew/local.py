@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,7 +157,9 @@ class _Hand(threading.Thread):
                     self._summary.superseded += ended.superseded
                     self._tally.end_shard(shard_id)
         except BaseException as error:  # noqa: BLE001 - said by the launcher at the end, an exit too; the other hands stop as well
-            self._summary.problems.append(f"{type(error).__name__}: {error}")
+            problem = f"{type(error).__name__}: {error}"
+            if problem not in self._summary.problems:  # a full disk stops all hands with the same words
+                self._summary.problems.append(problem)
             self._stop_asked.set(Stop.ERROR)
 
     def _observe(self, planned: PlannedTrial, status: str, evaluations: int) -> None:
@@ -196,6 +199,8 @@ def _attend(crew: list[_Hand], stop: Stop, shown: Display) -> bool:
 
 def _stopping_words(stop: Stop) -> Iterator[str]:
     if stop.reason == Stop.PERSON:
-        yield "stopping: the tasks at hand finish first; press Ctrl-C again to drop them"
+        by_hand = stop.signal in (None, signal.SIGINT.name)
+        asked, again = ("", "press Ctrl-C again to drop them") if by_hand else (f" ({stop.signal})", "a second signal drops them")
+        yield f"stopping{asked}: the tasks at hand finish first; {again}"
         if stop.drops_now():
             yield "stopping now: the tasks at hand are dropped"

@@ -34,7 +34,8 @@ from quantsweep.launching.refill import submit_waiting
 from quantsweep.launching.settle import settle
 from quantsweep.launching.tasks import Observation
 from quantsweep.operations.launches import ending
-from quantsweep.operations.messages import finished_text, plan_text, submitted_text
+from quantsweep.operations.messages import plan_text, submitted_text
+from quantsweep.operations.rows import finished_text
 from quantsweep.planning.plan import Plan
 from quantsweep.planning.plan_files import plan_files, write_plan
 from quantsweep.planning.typed import typed

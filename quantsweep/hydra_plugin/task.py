@@ -18,7 +18,7 @@ from quantsweep.errors import QuantsweepError, ResultsError
 from quantsweep.exit_status import ExitStatus, of_trials
 from quantsweep.hydra_plugin.flags import AS_THEY_ARE, MULTIRUN, SHOWS, split_flags, without_axes
 from quantsweep.hydra_plugin.mistakes import shown_plainly
-from quantsweep.operations.messages import results_text
+from quantsweep.operations.rows import results_text
 from quantsweep.planning.plan_files import write_plan
 from quantsweep.planning.typed import remember, typed
 from quantsweep.running.worker import run_shard

@@ -5,33 +5,24 @@ Pure functions from facts to text, so that the wording is in one place and can b
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
-
 from quantsweep.planning.plan import Plan, skipped_summary
-from quantsweep.tables import records
-from quantsweep.tables.effective import effective
-from quantsweep.trial.specs import BASELINE, PlantedOutliers
 from quantsweep.words import about, count, rounded, time_unit
 
 if TYPE_CHECKING:
     from quantsweep.crew.local import LocalSummary
     from quantsweep.launching.refill import SubmitSummary
-    from quantsweep.storage.paths import SweepFolder
     from quantsweep.trial.specs import Shard
 
 MAX_REASONS = 5
 MAX_MODELS = 6
 MAX_VALUES = 12
 UNKNOWN_WORDS = "(words not kept: launched by an older version)"
-MAX_ROWS_SHOWN = 48
-"""Evaluations of a grid whose rows are printed at its end: more do not fit on a screen."""
 STATES = {
     "done": "done",
     "running": "in running jobs",
@@ -175,74 +166,6 @@ def local_text(summary: LocalSummary, *, sweep: str, folder: Path) -> str:
     return text
 
 
-def finished_text(folder: SweepFolder, asked: Mapping[str, Collection[str]]) -> str:
-    """The end of a grid that was waited for: its rows, if they fit on a screen, and what to type next."""
-    name = folder.path
-    num_evaluations = sum(map(len, asked.values()))
-    rows = [results_text(folder.path, asked)] if num_evaluations <= MAX_ROWS_SHOWN else []
-    more = "" if rows else f"{count(num_evaluations, 'evaluation')}: "
-    return "\n".join([*rows, f"  {more}table and figure: python -m analysis {name}   in Python: quantsweep.load_results({str(name)!r})"])
-
-
-def results_text(folder: Path, asked: Mapping[str, Collection[str]]) -> str:
-    """The rows of some trials (trial id to task keys) as a table; what failed is said below it."""
-    trial_ids = list(asked)
-    metrics, trials = (effective(folder, table, _of(records.read_table(folder, table), trial_ids)) for table in ("metrics", "trials"))
-    rows = [r for r in metrics.to_pylist() if r["task_key"] in asked[r["trial_id"]]]
-    failed = [r for r in trials.to_pylist() if r["status"] == "failed"]
-    lines = table(
-        ("trial", "task", "metric", "value", "± stderr", "n", "bits a weight"),
-        [
-            (
-                _trial_words(r),
-                r["task"],
-                r["metric"],
-                _number(r["value"]),
-                _number(r["stderr"]),
-                str(r["num_samples"]),
-                f"{r['bits_per_weight']:.3f}",
-            )
-            for r in rows
-        ],
-    )
-    lines += [f"failed: {r['label']}: {r['failure_class']}: {r['failure_message']}" for r in failed]
-    return "\n".join(lines)
-
-
-def _trial_words(row: Mapping[str, Any]) -> str:
-    channels, scale, seed = (row[f"plant_{key}"] for key in ("channels", "scale", "seed"))
-    planted = "" if channels is None else f" {PlantedOutliers(channels=channels, scale=scale, seed=seed).label}"
-    if row["method"] == BASELINE:
-        return f"{row['model']}{planted} baseline"
-    options = "".join(f" {key}={value}" for key, value in json.loads(row["method_options"]).items())
-    method = "" if row["method"] == "round_to_nearest" else f" {row['method']}{options}"
-    if row["data_type"] is None:
-        return f"{row['model']}{planted}{method}"
-    return (
-        f"{row['model']}{planted}{method} {row['data_type']} {row['bit_width']}-bit {row['granularity']} {row['block_size'] or ''}".rstrip()
-    )
-
-
-def _of(rows: Any, trial_ids: list[str]) -> Any:
-    import pyarrow as pa
-
-    return rows.filter(pc.is_in(rows.column("trial_id"), value_set=pa.array(trial_ids, pa.string())))
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Lines of a plain text table; columns after the first three are numbers and stand to the right."""
-    everything = [header, *rows]
-    widths = [max(len(row[i]) for row in everything) for i in range(len(header))]
-    return [
-        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in everything
-    ]
-
-
 def status_text(status: Mapping[str, Any]) -> str:
     """The state of a sweep, from the facts that `quantsweep status --json` prints."""
     counts = "   ".join(f"{words} {status[key]:,}" for key, words in STATES.items() if status[key] or key == "done")
@@ -317,6 +240,22 @@ def show_text(facts: Mapping[str, Any]) -> str:
             lines.append(f"  {column:<{width}}  {shown}")
     lines.append(f"  the same again: quantsweep resume {facts['sweep']}")
     return "\n".join(lines)
+
+
+def said_once(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines for what failed, (reason, label) each: a reason that several share is said once, with how many, the most frequent first."""
+    labels: dict[str, list[str]] = {}
+    for reason, label in reasons:
+        labels.setdefault(reason, []).append(label)
+    by_count = sorted(labels.items(), key=lambda item: -len(item[1]))
+    lines = [f"failed: {names[0]}{_and_others(len(names) - 1)}: {reason}" for reason, names in by_count[:MAX_REASONS]]
+    if len(by_count) > MAX_REASONS:
+        lines.append(f"failed: … and {count(sum(len(names) for _, names in by_count[MAX_REASONS:]), 'more', 'more')} for other reasons")
+    return lines
+
+
+def _and_others(number: int) -> str:
+    return f" and {count(number, 'other')}" if number else ""
 
 
 def _when(moment: str | None) -> str:

@@ -2,13 +2,12 @@
 
 A trial's time has two parts that grow with different things, and past rows hold both:
 
-    an evaluation           seconds = a + b · parameters · tokens
-    everything else         seconds = c + d · parameters          one line a method: quantizing, restoring, writing
+    an evaluation           told by parameters · tokens
+    everything else         told by parameters, for each method: quantizing, restoring, writing
 
-Both lines are fitted to relative errors, with the say of outliers bounded (a stalled file system is
-no property of the model), and are never negative.  A model that ran before is scaled by how far it
-was from the lines: its own past is the best predictor.  What remains unexplained, as the spread of
-log(measured / predicted), becomes the interval.
+Both are read off between the medians of what ran (`quantsweep.operations.medians`).  A model that ran before is scaled by the
+median ratio of what it took to that: its own past is the best predictor.  What remains unexplained, as the spread of
+measured / predicted from trial to trial and from launch to launch, becomes the interval.
 
 Hardware is told by the rows' `device`; processors and GPUs are never mixed.  With fewer than
 MIN_TRIALS past trials, and for models far larger than any that ran there, the arithmetic of
@@ -29,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quantsweep.errors import ResultsError
-from quantsweep.operations.fitting import SMALLEST_SPREAD, Floats, Line, fit, robust_deviation
+from quantsweep.operations.medians import Floats, Medians, median_ratio, medians, spread
 from quantsweep.planning.shards import (
     ARITHMETIC,
     ARITHMETIC_RANGE,
@@ -49,8 +48,7 @@ MIN_TRIALS = 20
 MIN_TRIALS_OF_A_MODEL = 5
 """From so many past trials on, a model is scaled by its own past."""
 FARTHEST = 10.0
-"""Lines are drawn out to models so many times as large as the largest that ran: a miniature says nothing of how well a
-billion parameters fill a GPU."""
+"""Of models more times as large as the largest that ran the past says nothing: how well does a billion parameters fill a GPU?"""
 MAX_TRIALS = 40_000
 """Past trials that are looked at, newest sweeps first: planning must stay cheap however much was run."""
 TWO_SIDED_90 = 1.645
@@ -73,7 +71,7 @@ _METRICS = ("attempt", "model", "task", "task_key", "num_fewshot", "limit", "num
 class _Hardware:
     """What past trials on one device came to; `rest` is by method, under None for all methods together.
 
-    largest: parameters of the largest model that ran.  models, loads: by name, how far each was from the lines, and seconds to load it.
+    largest: parameters of the largest model that ran.  models, loads: by name, measured / predicted, and seconds to load it.
     spread: of log(measured / predicted) of a launch as a whole, and of its trials; spread_of_models: from one model to the next.
     """
 
@@ -81,8 +79,8 @@ class _Hardware:
     device: str
     num_trials: int
     largest: float
-    evaluation: Line
-    rest: Mapping[str | None, Line]
+    evaluation: Medians
+    rest: Mapping[str | None, Medians]
     models: Mapping[str, float]
     spread: float
     loads: Mapping[str, float]
@@ -301,54 +299,47 @@ def _learn_tokens(metrics: pa.Table) -> _Tokens:
     )
 
 
-# --- fitting --------------------------------------------------------------------------------------------------------------
+# --- medians --------------------------------------------------------------------------------------------------------------
 
 
 def _learn(device: str, trials: pa.Table, metrics: pa.Table) -> _Hardware:
-    """Fit both lines to the trials of one device."""
+    """What the trials of one device took."""
     evaluations = metrics.filter(pc.is_in(metrics.column("attempt"), value_set=trials.column("attempt").combine_chunks()))
     work = _floats(evaluations, "num_parameters") * _floats(evaluations, "num_input_tokens")
-    evaluation = fit(work, _floats(evaluations, "evaluate_seconds"))
+    evaluation = medians(work, _floats(evaluations, "evaluate_seconds"))
     parameters = _floats(trials, "num_parameters")
     rest_seconds = sum((_floats(trials, name) for name in _REST), np.zeros(trials.num_rows))
     methods = np.array(trials.column("method").to_pylist())
-    rest: dict[str | None, Line] = {None: fit(parameters, rest_seconds)}
-    rest |= {str(m): fit(parameters[methods == m], rest_seconds[methods == m]) for m in np.unique(methods)}
+    rest: dict[str | None, Medians] = {None: medians(parameters, rest_seconds)}
+    rest |= {str(m): medians(parameters[methods == m], rest_seconds[methods == m]) for m in np.unique(methods)}
 
     # The trial as a whole: its evaluations are found by their attempt.
     place = pc.index_in(evaluations.column("attempt"), value_set=trials.column("attempt").combine_chunks()).to_numpy()
     measured = rest_seconds + _sums(place, _floats(evaluations, "evaluate_seconds"), trials.num_rows)
-    predicted = np.array([rest[str(m)](p) for m, p in zip(methods, parameters, strict=True)])
-    predicted += _sums(place, evaluation(work), trials.num_rows)
-    ratios = np.log(np.maximum(measured, 1e-9) / np.maximum(predicted, 1e-9))
-    names = np.array(trials.column("model").to_pylist())
-    models = {
-        str(name): float(np.median(ratios[names == name])) for name in np.unique(names) if (names == name).sum() >= MIN_TRIALS_OF_A_MODEL
-    }
-    left = ratios - np.array([models.get(str(name), 0.0) for name in names])
+    predicted = _sums(place, evaluation(work), trials.num_rows)
+    for method in np.unique(methods):
+        predicted[methods == method] += rest[str(method)](parameters[methods == method])
+    models = _ratios(measured, predicted, trials.column("model").to_pylist())
+    predicted = predicted * np.array([models.get(name, 1.0) for name in trials.column("model").to_pylist()])
+    launches = _ratios(measured, predicted, trials.column("plan").to_pylist())
     return _Hardware(
         device=device,
         num_trials=trials.num_rows,
         largest=float(parameters.max()),
         evaluation=evaluation,
         rest=rest,
-        models={name: exp(ratio) for name, ratio in models.items()},
-        spread=hypot(max(SMALLEST_SPREAD, robust_deviation(left)), _spread_of_launches(left, trials.column("plan").to_pylist())),
-        spread_of_models=_spread_of(np.array(list(models.values())), FEW_MODELS),
+        models=models,
+        spread=hypot(spread(np.maximum(measured, 1e-9) / np.maximum(predicted, 1e-9), 0.0), spread(launches.values(), FEW_LAUNCHES)),
+        spread_of_models=spread(models.values(), FEW_MODELS),
         loads=_loads(trials),
     )
 
 
-def _spread_of_launches(residuals: Floats, plans: Sequence[str]) -> float:
-    """How far whole launches are from the others: a machine is busier one day, a file system slower."""
-    names = np.array(plans)
-    medians = [np.median(residuals[names == name]) for name in np.unique(names) if (names == name).sum() >= MIN_TRIALS_OF_A_MODEL]
-    return _spread_of(np.array(medians), FEW_LAUNCHES)
-
-
-def _spread_of(values: Floats, few: float) -> float:
-    """The standard deviation of a handful of values; `few` where there are fewer than three."""
-    return max(SMALLEST_SPREAD, float(np.std(values, ddof=1))) if values.size >= 3 else few
+def _ratios(measured: Floats, predicted: Floats, names: Sequence[str]) -> dict[str, float]:
+    """Name → median ratio of measured to predicted, of models (or launches: a machine is busier one day) with enough trials."""
+    of = np.array(names)
+    enough = (name for name in np.unique(of) if (of == name).sum() >= MIN_TRIALS_OF_A_MODEL)
+    return {str(name): median_ratio(measured[of == name], predicted[of == name]) for name in enough}
 
 
 def _loads(trials: pa.Table) -> dict[str, float]:

@@ -23,7 +23,6 @@ from quantsweep.trial.specs import (
     RunSettings,
     Shard,
     TaskSpec,
-    TrialSpec,
     asked_otherwise,
     other_key,
 )
@@ -118,6 +117,7 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
     skipped: dict[str, tuple[int, str]] = {}
     problems: list[str] = []
     duplicates = candidates = 0
+    seen: set[str] = set()
     all_verdicts: list[_Verdicts] = []
     for grid in grids:
         skipped |= {exclusion.reason: (0, "nothing") for exclusion in grid.exclusions if exclusion.reason not in skipped}
@@ -130,7 +130,9 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
                 problems.append(f"{error} ({grid.origin})")
                 continue
             verdicts.note(candidate, resolved.reason)
-            reason = resolved.reason or _excluded(grid, resolved.trial)
+            facts = facts_of(resolved.trial) if resolved.trial is not None and grid.exclusions else {}
+            seen.update(facts)
+            reason = resolved.reason or next((exclusion.reason for exclusion in grid.exclusions if exclusion.holds(facts)), None)
             if resolved.reason is not None and not grid.axes:
                 problems.append(resolved.reason)  # nobody asked for anything else
             if resolved.trial is None or reason is not None:
@@ -146,18 +148,19 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
     useful = {item for verdicts in all_verdicts for item in verdicts.useful}
     for verdicts in all_verdicts:
         problems.extend(verdicts.problems(schema, useful))
+        problems.extend(_conditions_on_nothing(verdicts.grid, seen))
     problems.extend(_namesakes(planned.trial.model for planned in found.values()))
     if problems:
         raise ConfigurationErrors(problems)
     return Expansion(trials=tuple(found.values()), duplicates=duplicates, skipped=skipped, candidates=candidates)
 
 
-def _excluded(grid: Grid, trial: TrialSpec | None) -> str | None:
-    """Why the study's author leaves a trial out; None if nobody does."""
-    if trial is None or not grid.exclusions:
-        return None
-    facts = facts_of(trial)
-    return next((exclusion.reason for exclusion in grid.exclusions if exclusion.holds(facts)), None)
+def _conditions_on_nothing(grid: Grid, facts: Collection[str]) -> Iterator[str]:
+    """A message for each condition on a key that no trial of the study has; what was typed over a study may leave such keys out."""
+    for exclusion in () if grid.typed else grid.exclusions:
+        for key, _ in exclusion.values:
+            if "." in key and key not in facts:
+                yield f"{exclusion.origin}: no trial has the key '{key}', so that the condition leaves nothing out"
 
 
 def _namesakes(models: Iterable[ModelSpec]) -> Iterator[str]:

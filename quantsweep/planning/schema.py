@@ -17,6 +17,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,8 @@ def build_model(config: Config, pins: Pins | None = None) -> ModelSpec:
     if revision is None and spec.hub_id is not None and pins is not None:
         revision = pins.revision(spec.hub_id)
     content = _content(spec.path, spec.gguf_file, spec.hub_id, revision)
-    found = {"revision": revision, "content": content, "path": _anywhere(spec.path)}
+    parameters = spec.parameters if spec.parameters or spec.path is None or spec.gguf_file else _num_parameters(spec.path)
+    found = {"revision": revision, "content": content, "path": _anywhere(spec.path), "parameters": parameters}
     return ModelSpec(**{f.name: getattr(spec, f.name) for f in fields(spec)} | found)
 
 
@@ -328,6 +330,12 @@ def _planted(config: Any) -> Any:
         return given or None
     convert(PlantedOutliers, {"channels": 1, **given, "scale": 2.0}, "model.plant_outliers")  # the other values are checked all the same
     return None
+
+
+@cache
+def _num_parameters(path: str) -> int:
+    """How many parameters the weight files of a local folder say that they hold; for planning only."""
+    return sum(prod(tensor.shape) for tensor in headers.read_tensors(identity.resolve_path(path)).values())
 
 
 @cache

@@ -36,6 +36,8 @@ class Stop:
         self._event = threading.Event()
         self._drop_at: float | None = None
         self.reason: str | None = None
+        self.signal: str | None = None
+        """Name of the first signal that asked; None where none did."""
 
     def set(self, reason: str = PERSON, grace: float | None = None) -> None:
         """Ask; the first reason stays, a shorter grace wins."""
@@ -67,6 +69,7 @@ def stopped_by_signals(stop: Stop) -> Iterator[None]:
     asked = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
+        stop.signal = stop.signal or signal.Signals(number).name
         stop.set(grace=0.0 if asked.is_set() else None)
         asked.set()
 

@@ -69,7 +69,7 @@ def load_task(spec: TaskSpec, task_path: Path | None = None, *, as_planned: bool
     with said_in_words(spec, lambda: definition, "its documents cannot be read"), quiet():
         _check_content(task, spec, definition)
     _set_fewshot(task, spec)
-    if spec.protocol is None:
+    if spec.protocol is None and (definition is not None or spec.replaces_own_answers):  # built-in tasks: where their key says so
         leave_out_own_answers(task)
     return task
 

@@ -3,7 +3,8 @@
 lm-eval leaves a document out of its own prompt only where `fewshot_split` names the split that is scored.  Where a task has a
 test split and no other (LAMBADA, the bundled tasks), its examples come from there all the same, and one in so many prompts
 holds the answer that is asked for.  Here such an example, and only such a one, gives way to another: all other prompts are
-lm-eval's own, drawn in the same order.
+lm-eval's own, drawn in the same order.  Of built-in tasks this is done where the task's key says so (`+others`), and nowhere
+else: one whose training split repeats a document of its test split has lm-eval's prompts, under the key that they have always had.
 """
 
 from __future__ import annotations

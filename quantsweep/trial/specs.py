@@ -212,7 +212,7 @@ class TaskSpec(TextSource):
     def task_key(self) -> str:
         """Identity of the task, readable: `mini_cloze@1.0`, `piqa@1.0+5shot+limit100`."""
         shots = f"+{self.num_fewshot}shot" if self.num_fewshot is not None else ""
-        others = "+others" if self._replaces_own_answers else ""
+        others = "+others" if self.replaces_own_answers else ""
         limit = f"+limit{self.limit}" if self.limit is not None else ""
         window = f"+window{self.window}" if self.window is not None else ""
         protocol = f"+{self.protocol}" if self.protocol is not None else ""
@@ -220,7 +220,7 @@ class TaskSpec(TextSource):
         return f"{self.name}@{self.version}{shots}{others}{limit}{window}{protocol}{own}"
 
     @property
-    def _replaces_own_answers(self) -> bool:
+    def replaces_own_answers(self) -> bool:
         """True if some prompt that is scored would hold its own answer in lm-eval, and so is another one here."""
         shots = self.default_num_fewshot if self.num_fewshot is None else self.num_fewshot
         if self.fewshot_pool is None or not shots or self.protocol is not None:

@@ -115,3 +115,11 @@ def test_only_prompts_with_their_own_answer_change() -> None:
 @pytest.mark.parametrize("name", ["mini_cloze", "mini_continuation"])
 def test_the_pools_of_the_bundled_tasks_are_what_their_yamls_say(name: str) -> None:
     assert len(load_task(spec_of(name)).sampler.fewshot_docs()) == yaml.safe_load((CONF / f"{name}.yaml").read_text())["fewshot_pool"]
+
+
+@pytest.mark.parametrize("changes", [{"limit": 20}, {"limit": 30, "fewshot_pool": None}], ids=str)
+def test_where_the_key_of_a_built_in_task_says_nothing_its_prompts_are_lm_evals(changes: dict[str, Any]) -> None:
+    """Also where two documents ask the same: train and test splits that overlap are lm-eval's, under the key of always."""
+    spec = spec_of("mini_cloze", num_fewshot=2, **changes)
+    assert "+others" not in spec.task_key
+    assert prompts(spec)[1] == prompts(replace(spec, protocol="lm_eval"))[1]

@@ -189,3 +189,17 @@ def test_a_run_that_was_taken_for_gone_leaves_all_the_rest_alone(sweep: SweepFol
     assert (summary.done, summary.failed, summary.superseded, summary.problems) == (2, 0, len(BITS) - 2, []), summary.problems
     assert not summary.interrupted
     assert "4 trials were left alone" in local_text(summary, sweep="s", folder=sweep.path)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGINT, "stopping: the tasks at hand finish first; press Ctrl-C again to drop them"),
+        (signal.SIGTERM, "stopping (SIGTERM): the tasks at hand finish first; a second signal drops them"),
+    ],
+)
+def test_what_is_waited_for_is_said_when_the_signal_comes(
+    play: Callable[..., LocalSummary], capfd: pytest.CaptureFixture[str], number: signal.Signals, words: str
+) -> None:
+    play({2: (LOADED, QUANTIZED, ask(number), task("t"), task("u"), DONE)}, workers=1, bits=(2,))
+    assert words in capfd.readouterr().err

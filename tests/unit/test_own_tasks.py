@@ -13,7 +13,7 @@ from quantsweep.composing.command_line import check_command_line
 from quantsweep.composing.composition import compose_base, search_folders
 from quantsweep.composing.prepare import prepare
 from quantsweep.composing.shorthand import expand_shorthand
-from quantsweep.errors import QuantsweepError
+from quantsweep.errors import ConfigurationError, QuantsweepError
 from quantsweep.planning.plan import Plan, build_plan, remaining_tasks
 from quantsweep.storage.paths import product_root
 from quantsweep.trial.specs import PlannedTrial
@@ -136,3 +136,11 @@ def test_null_and_the_tasks_own_few_shot_count_are_one_evaluation() -> None:
     again = build_plan(trial_plan.expansion, sweep="s", done=done, in_flight=frozenset(), settings=trial_plan.settings, workers=1)
     assert again.shards == ()
     assert [task.task_key for task in only(again).tasks] == ["mini_cloze@1.0"], "status looks for the key that has the row"
+
+
+@pytest.mark.parametrize("above", ["~", "~/..", "/"])
+def test_a_whole_home_folder_is_not_looked_through(above: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("it is walked"))
+    with pytest.raises(ConfigurationError, match="holds a whole home folder; give the folder of the task YAMLs"):
+        expand_shorthand([f"task_path={above}", "task=mine"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from quantsweep.composing import prepare
 from quantsweep.errors import ConfigurationError
 from quantsweep.models.anatomy import _DESCRIPTIONS
 from quantsweep.models.loading import load_model
+from quantsweep.planning.schema import build_model
 from quantsweep.trial.specs import ClusterSpec, ModelSpec, RunSettings
 from tests import model_cases as cases
 
@@ -80,3 +82,12 @@ def test_a_broken_folder_is_refused_before_anything_is_submitted(tmp_path: Path,
     file.write_bytes(file.read_bytes()[:-1])
     assert main.main(["plan", f"model={folder}", f"results_dir={tmp_path}"]) != 0
     assert "has 667,735 bytes where its header promises 667,736" in capsys.readouterr().err
+
+
+def test_the_size_of_a_folder_is_what_its_headers_say(tmp_path: Path) -> None:
+    """A folder's yaml says no size; a billion parameters were assumed, and hours predicted for seconds."""
+    folder = cases.copy_of_mini(tmp_path / "mine")
+    model = build_model({"path": str(folder), "family": "own", "dtype": "float32"})
+    assert model.parameters == sum(weight.numel() for weight in load_model(model, "cpu").model.parameters())
+    assert build_model({"path": str(folder), "family": "own", "parameters": 5}).parameters == 5
+    assert model.identity() == dataclasses.replace(model, parameters=None).identity()

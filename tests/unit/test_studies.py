@@ -127,6 +127,8 @@ def test_conditions_know_the_baseline(tmp_path: Path, condition: str) -> None:
         ("[{exclude: bit_width < 4, because: x}]", "`exclude: {KEY: VALUES, …}` and `because: REASON`"),
         ("[{exclude: {bitwidth: 3}, because: x}]", "Did you mean 'bit_width'?"),
         ("[{exclude: {data_type: quantil}, because: x}]", "Did you mean 'quantile'?"),
+        ("[{exclude: {data_type.options.convntion: kbit}, because: x}]", "no trial has the key 'data_type.options.convntion'"),
+        ("[{exclude: {model.dtyp: float16}, because: x}]", "no trial has the key 'model.dtyp'"),
         ("[{exclude: {limit: 3}, because: x}]", "limit is asked of every trial and is no part of one"),
         ("[{exclude: {task: mini}, because: x}]", "task is asked of every trial and is no part of one"),
         ("[{exclude: {bit_width: 'range(3,9,0)'}, because: x}]", "a step that is not 0"),
