@@ -3,12 +3,16 @@
 A trial of A has the trial of B as its partner that agrees in every axis of which the two arms have a value in common.  Of
 `bit_width=3` and `bit_width=4` that is everything but the bit width; of quantized trials and baselines it is the model; of two sweeps that
 asked the same it is everything.  An axis of which they have no value in common is what the comparison is about.
+
+Options and versions depend on other axes (floats have other exponent bits at other widths): they are asked to agree only among trials that
+agree in all else, and only where these have a value in common.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -17,6 +21,7 @@ from quantsweep.tables.records import IDENTITY
 from quantsweep.words import count
 
 _AXES = tuple(column.name for column in IDENTITY if column.name != "trial_id")
+_DEPENDENT = ("_options", "_version")
 
 
 def pair_trials(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[str, str]]:
@@ -29,18 +34,13 @@ def pair_trials(a: pd.DataFrame, b: pd.DataFrame) -> list[tuple[str, str]]:
         if rows.empty:
             raise ConfigurationError(f"{name} has no trials with samples: nothing to compare")
     axes = shared_axes(a, b)
-    of_a, of_b = _by_key(a, axes), _by_key(b, axes)
+    first = [axis for axis in axes if not axis.endswith(_DEPENDENT)]
     pairs: list[tuple[str, str]] = []
-    for key, left in of_a.items():
-        right = of_b.get(key, [])
-        if len(left) > 1 and len(right) > 1:
-            fitting = pd.concat([a[a["trial_id"].isin(left)], b[b["trial_id"].isin(right)]])
-            apart = [axis for axis in _known(a, b) if axis not in axes and len(set(_texts(fitting, axis))) > 2]
-            raise ConfigurationError(
-                f"{count(len(left), 'trial')} of A and {len(right)} of B fit each other alike (they differ in {', '.join(apart)}). "
-                f"Name what is to be compared in A and in B, such as {apart[0] if apart else 'bit_width'}=…"
-            )
-        pairs += [(one, other) for one in left for other in right]
+    for left, right in _groups(a, b, first):
+        second = [axis for axis in axes if axis.endswith(_DEPENDENT) and set(_texts(left, axis)) & set(_texts(right, axis))]
+        for one, other in _groups(left, right, second):
+            _refuse_many(one, other)
+            pairs += itertools.product(map(str, one["trial_id"]), map(str, other["trial_id"]))
     if not pairs:
         raise ConfigurationError(
             f"no trial of A has a partner in B that agrees in {', '.join(axes) or 'anything'}. "
@@ -80,9 +80,25 @@ def _texts(rows: pd.DataFrame, axis: str) -> list[str]:
     return ["null" if pd.isna(value) else str(value).removesuffix(".0") for value in rows[axis]]
 
 
-def _by_key(rows: pd.DataFrame, axes: Sequence[str]) -> dict[tuple[str, ...], list[str]]:
-    found: dict[tuple[str, ...], list[str]] = {}
-    keys = zip(*(_texts(rows, axis) for axis in axes), strict=True) if axes else ((),) * len(rows)
-    for key, trial in zip(keys, rows["trial_id"], strict=True):
-        found.setdefault(tuple(key), []).append(str(trial))
+def _groups(a: pd.DataFrame, b: pd.DataFrame, axes: Sequence[str]) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The trials of A and of B that agree in `axes`, group by group."""
+    of_a, of_b = (_places(rows, axes) for rows in (a, b))
+    for key in of_a.keys() & of_b.keys():
+        yield a.iloc[of_a[key]], b.iloc[of_b[key]]
+
+
+def _places(rows: pd.DataFrame, axes: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
+    found: dict[tuple[str, ...], list[int]] = {}
+    keys = zip(*(_texts(rows, axis) for axis in axes), strict=True) if axes else [()] * len(rows)
+    for place, key in enumerate(keys):
+        found.setdefault(tuple(key), []).append(place)
     return found
+
+
+def _refuse_many(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    if len(a) > 1 and len(b) > 1:
+        apart = [axis for axis in _known(a, b) if len(set(_texts(a, axis))) > 1 or len(set(_texts(b, axis))) > 1]
+        raise ConfigurationError(
+            f"{count(len(a), 'trial')} of A and {len(b)} of B fit each other alike (they differ in {', '.join(apart)}). "
+            f"Name what is to be compared in A and in B, such as {apart[0] if apart else 'bit_width'}=…"
+        )

@@ -412,6 +412,19 @@ def test_partners_agree_in_all_that_the_arms_share() -> None:
         partners.pair_trials(arms[3][:0], arms[4])
 
 
+def test_options_that_follow_the_bit_width_do_not_part_partners() -> None:
+    """Floats have other exponent bits at other widths, integers one option at all of them; a variant of floats is one of its own."""
+    options = {("fp", 4): "2", ("fp", 5): "3", ("int", 4): "k", ("int", 5): "k"}
+    rows = [
+        samples(f"{name}{bits}", correct=RIGHT, data_type=name, bit_width=bits, data_type_options=o) for (name, bits), o in options.items()
+    ]
+    four, five = (frame(*(one for one in rows if one["bit_width"] == bits)) for bits in (4, 5))
+    assert partners.pair_trials(four, five) == [("fp4", "fp5"), ("int4", "int5")]
+    variant = samples("fp4e3", correct=RIGHT, data_type="fp", bit_width=4, data_type_options="3")
+    assert ("fp4e3", "fp5") in (found := partners.pair_trials(pd.concat([four, frame(variant)]), five))
+    assert ("fp4", "fp5") not in found
+
+
 OTHER = {"correct": WRONG, "bit_width": 3}
 
 
