@@ -88,14 +88,19 @@ class BlockPass:
         return self._groups
 
     @property
+    def device(self) -> torch.device:
+        """Where the block computes."""
+        return next(self.module.parameters()).device
+
+    @property
     def num_windows(self) -> int:
         """N."""
         return len(next(iter(self._inputs.values())))
 
     def hidden(self, window: int, stream: Stream = "weights") -> Tensor:
         """What enters the block at one window, (1, T, H) on the block's device."""
-        device = next(self.module.parameters()).device
-        return self._inputs["original" if stream == "original" else self._quantized][window : window + 1].to(device, non_blocking=True)
+        kept = self._inputs["original" if stream == "original" else self._quantized]
+        return kept[window : window + 1].to(self.device, non_blocking=True)
 
     def run(self, hidden_1TH: Tensor, stream: Stream = "weights", *, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """The block's output (1, T, H); differentiable where gradients are on.
@@ -211,8 +216,8 @@ def walk(
         for kind, values_NTH in inputs.items():
             for window, output in enumerate(block.outputs(kind)):
                 values_NTH[window].copy_(output[0], non_blocking=True)
-        if first_NTH.is_pinned():
-            torch.cuda.synchronize()
+            if block.device.type == "cuda":
+                torch.cuda.synchronize(block.device)  # the next block may lie on another one, which waits for none of this
 
 
 def _entering(session: Session, tokens_NT: Tensor, on_progress: OnProgress) -> tuple[dict[str, _Arguments], Tensor]:

@@ -197,7 +197,7 @@ class Session:
         changes = _CHANGES[id(config)]
         calls: list[int] = []
         changes[site] = lambda values: calls.append(1) or values  # type: ignore[func-returns-value]
-        with torch.no_grad():
+        with torch.no_grad(), self.plain_inputs():
             self.model(torch.zeros(1, 2, dtype=torch.int64, device=self.model.device), use_cache=False)
         if len(calls) != len(self.block_names):
             raise QuantizationError(f"{config.model_type} models compute attention in a way of their own: site {site} cannot be reached")

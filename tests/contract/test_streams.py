@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 
 from quantsweep.calibration.inputs import InputSums
@@ -55,6 +56,29 @@ def test_blocks_meet_what_the_whole_model_gives_them(family: str) -> None:
         session.write(name, session.read(name).sign() / 10)
     assert names == list(session.block_names)
     session.restore()
+
+
+def test_blocks_of_a_model_spread_over_devices_are_read_and_written_like_others() -> None:
+    """With the hooks by which accelerate moves inputs to where a block lies, and with a layer replaced that has one."""
+    plain, spread = Session(loaded_model("llama")), Session(loaded_model("llama"))
+    places = [*spread.block_names, "model.layers.1.mlp.down_proj"]
+    for name in places:
+        add_hook_to_module(spread.model.get_submodule(name), AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    spread = Session(spread.loaded)
+    for one, other in zip(walk(plain, TOKENS), walk(spread, TOKENS), strict=True):
+        assert one.groups == other.groups
+        for group in one.groups:
+            expected, found = one.capture(group), other.capture(group)
+            for name in group:
+                assert torch.equal(expected[name].hessian_II, found[name].hessian_II)
+                for session in (plain, spread):
+                    session.write(name, session.read(name).sign() / 10)
+                assert torch.equal(plain.read(name), spread.read(name)), "no hook puts the old weight back"
+    for session in (plain, spread):
+        session.replace(places[-1], nn.Linear(48, 32, bias=False).requires_grad_(False))
+    assert spread.model.get_submodule(places[-1])._hf_hook is not None
+    spread.restore()
+    plain.restore()
 
 
 @pytest.mark.parametrize("family", CONFIGS)
