@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from quantsweep.cli._sweep import add_sweep, find_sweep
@@ -14,8 +15,9 @@ from quantsweep.planning.plan_files import read_asked
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
 from quantsweep.tables.filters import planned_rows
+from quantsweep.trial.quantization import DEFAULT_STEPS, FACTORS
 
-AXES = ("model", "method", "data_type", "bit_width", "block_size", "plant_scale", "seed", "task_key")
+AXES = ("model", "method", "data_type", "bit_width", "block_size", *FACTORS, "activation_bit_width", "plant_scale", "seed", "task_key")
 """Columns whose values say what a sweep is about."""
 
 
@@ -44,8 +46,14 @@ def sweep_contents(folder: SweepFolder) -> dict[str, Any]:
         "sweep": folder.name,
         "folder": str(folder.path),
         "launches": [_launch(launch, done) for launch in read_launches(folder)],
-        "values": {column: [value for value in seen if value is not None] for column, seen in values.items()},
+        "values": {column: _worth_saying(column, seen) for column, seen in values.items()},
     }
+
+
+def _worth_saying(column: str, seen: Iterable[Any]) -> list[Any]:
+    """The values of a column; none of a factor that no trial chose, or that the method says already."""
+    values = [value for value in seen if value is not None]
+    return [] if column == "rounding" or values == [DEFAULT_STEPS.get(column)] else values
 
 
 def _launch(launch: Launch, done: Done) -> dict[str, Any]:

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from quantsweep.operations.messages import said_once
 from quantsweep.tables import records
 from quantsweep.tables.effective import effective
-from quantsweep.trial.specs import BASELINE, PlantedOutliers
+from quantsweep.trial.quantization import BASELINE, NONE
+from quantsweep.trial.specs import PlantedOutliers
 from quantsweep.words import count
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _trial_words(row: Mapping[str, Any]) -> str:
         return f"{row['model']}{planted} baseline"
     options = "".join(f" {key}={value}" for key, value in json.loads(row["method_options"]).items())
     method = "" if row["method"] == "round_to_nearest" else f" {row['method']}{options}"
+    if row["activation"] != NONE:
+        method += f" activations {row['activation_bit_width']}-bit"
     if row["data_type"] is None:
         return f"{row['model']}{planted}{method}"
     return (

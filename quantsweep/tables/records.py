@@ -23,7 +23,6 @@ import io
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from quantsweep.errors import ResultsError
 from quantsweep.storage.files import filesystem_now, write_table
 from quantsweep.storage.paths import TABLES, SweepFolder
 from quantsweep.storage.workers import read_records, worker_of_file
+from quantsweep.tables.columns import FACTOR_COLUMNS, NEEDED_TO_FILL, Column, factor_columns, filled
 from quantsweep.tables.forgetting import read_forgotten
 from quantsweep.tables.order import launches
 from quantsweep.tables.table_files import FINAL, add_columns, list_files, make_place, next_place, places_of, table_files
@@ -65,16 +65,6 @@ WHAT_IS_LOST = {
 """What becomes of the rows of a file that is moved away."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of a table: the data dictionary (`results/README.md`) is printed from these."""
-
-    name: str
-    type: pa.DataType
-    unit: str
-    meaning: str
-
-
 _TEXT, _INT, _LONG, _REAL, _FLAG = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -83,8 +73,8 @@ IDENTITY = (
     Column("model", _TEXT, "name", "model, as in conf/model"),
     Column("family", _TEXT, "name", "model family: sizes of one family make one scaling curve"),
     Column("model_content", _TEXT, "", "the exact weights: commit of the hub, or hash of the local files"),
-    Column("method", _TEXT, "name", "quantization method; none is the unquantized baseline"),
-    Column("method_version", _INT, "", "version of the method's numbers, raised by hand"),
+    Column("method", _TEXT, "name", "the method that was named, and steps that are others than its own; none is the unquantized baseline"),
+    Column("method_version", _INT, "", "version of its rounding's numbers, raised by hand"),
     Column("data_type_version", _INT, "", "version of the data type's numbers; null for the baseline"),
     Column("data_type", _TEXT, "name", "element data type; null for the baseline"),
     Column("bit_width", _INT, "bits", "bits of one code; null for the baseline and for methods without a data type"),
@@ -94,7 +84,8 @@ IDENTITY = (
     Column("symmetric", _FLAG, "", "levels are symmetric about zero (no zero point)"),
     Column("scale_dtype", _TEXT, "name", "what scales are stored in"),
     Column("data_type_options", _TEXT, "JSON", "options of the data type, defaults written out"),
-    Column("method_options", _TEXT, "JSON", "options of the method, defaults written out"),
+    Column("method_options", _TEXT, "JSON", "options of the rounding, defaults written out"),
+    *FACTOR_COLUMNS,
     Column("calibration", _TEXT, "name", "calibration text; null where the method uses none"),
     Column("seed", _LONG, "", "seed; null where nothing is random"),
     Column("dtype", _TEXT, "name", "dtype in which the model computed"),
@@ -267,6 +258,7 @@ def identity_columns(trial: TrialSpec) -> dict[str, Any]:
         "scale_dtype": q.scale_dtype,
         "data_type_options": canonical_json(dict(q.data_type_options)),
         "method_options": canonical_json(dict(q.rounding.options)),
+        **factor_columns(q),
         "calibration": None if trial.calibration is None else trial.calibration.name,
         "seed": trial.seed,
         "dtype": trial.model.dtype,
@@ -374,7 +366,8 @@ def read_table(folder: Path, table: str, columns: Iterable[str] | None = None) -
     """All rows of one table of one sweep, as written, but for those that are forgotten; an empty table if there are none.
 
     Files whose name begins with a dot are unfinished and are left out.  Columns that a file of an
-    older version does not have are null.  Raises ResultsError for a file that is not Parquet, by name:
+    older version does not have are null,
+    factors (`quantsweep.tables.columns`) none.  Raises ResultsError for a file that is not Parquet, by name:
     a damaged file is said, never skipped.
     """
     return decoded(read_encoded(folder, table, columns), table)
@@ -391,8 +384,9 @@ def read_encoded(folder: Path, table: str, columns: Iterable[str] | None = None)
     """The same as `read_table`, texts dictionary-encoded: a third of the memory, and quick to sort and compare."""
     forgotten = read_forgotten(folder)
     names = list(columns) if columns is not None else arrow_schema(table).names
-    needed = [*forgotten.columns(table), *(["plan"] if "launch" in names else [])]
-    rows = _read_patiently(folder / table, table, list(dict.fromkeys([*names, *needed])))
+    needed = [*names, *forgotten.columns(table), *(["plan"] if "launch" in names else [])]
+    needed += [other for name in needed for other in NEEDED_TO_FILL.get(name, ())]
+    rows = filled(_read_patiently(folder / table, table, list(dict.fromkeys(needed))))
     gone = forgotten.mask(table, rows)
     return _with_launches(rows.filter(pa.array(~gone)) if gone.any() else rows, folder).select(names)
 
@@ -459,7 +453,7 @@ def _read_files(files: Sequence[Path], table: str, names: list[str]) -> pa.Table
 def read_file(content: bytes, table: str, columns: Iterable[str]) -> tuple[pa.Table, frozenset[str]]:
     """Some columns of one file's content, as `read_encoded` gives them, and the file's columns that this version does not know.
 
-    Columns that the file does not have are null.
+    Columns that the file does not have are null, factors none.
     """
     schema = _encoded_schema(table)
     metadata = pq.read_metadata(io.BytesIO(content))
@@ -468,9 +462,11 @@ def read_file(content: bytes, table: str, columns: Iterable[str]) -> tuple[pa.Ta
         raise pa.ArrowInvalid("it has no column trial_id: it is not a file of this table")
     texts = [field.name for field in schema if pa.types.is_dictionary(field.type) and field.name in there]
     names = list(columns)
-    rows = pq.ParquetFile(io.BytesIO(content), metadata=metadata, read_dictionary=texts).read([name for name in names if name in there])
-    arrays = [rows.column(name) if name in there else pa.nulls(metadata.num_rows, schema.field(name).type) for name in names]
-    return pa.table(arrays, names=names).cast(pa.schema([schema.field(name) for name in names])), there - set(schema.names)
+    wide = list(dict.fromkeys([*names, *(other for name in names for other in NEEDED_TO_FILL.get(name, ()))]))
+    rows = pq.ParquetFile(io.BytesIO(content), metadata=metadata, read_dictionary=texts).read([name for name in wide if name in there])
+    arrays = [rows.column(name) if name in there else pa.nulls(metadata.num_rows, schema.field(name).type) for name in wide]
+    whole = filled(pa.table(arrays, names=wide).cast(pa.schema([schema.field(name) for name in wide])))
+    return whole.select(names), there - set(schema.names)
 
 
 def _encoded_schema(table: str) -> pa.Schema:

@@ -24,7 +24,17 @@ from quantsweep.tables.effective import effective
 if TYPE_CHECKING:
     import pandas as pd
 
-WHOLE_OR_NULL = ("data_type_version", "bit_width", "block_size", "seed", "num_fewshot", "limit", "plant_channels", "plant_seed")
+WHOLE_OR_NULL = (
+    "data_type_version",
+    "bit_width",
+    "block_size",
+    "activation_bit_width",
+    "seed",
+    "num_fewshot",
+    "limit",
+    "plant_channels",
+    "plant_seed",
+)
 """Axes of `records.IDENTITY` and `records.TASK` that are whole numbers or null: columns of pandas' Int64, with <NA> for null."""
 
 Sweeps = str | Path | Iterable[str | Path]
@@ -102,17 +112,17 @@ def _whole_numbers(rows: pa.Table) -> dict[str, pd.Series[Any]]:
 
 
 def _options(rows: pa.Table) -> dict[str, pd.Series[Any]]:
-    """The JSON columns of options, one column each option: data_type_exponent_bits, method_…."""
+    """The JSON columns of options, one column each option: data_type_exponent_bits, method_…, transform_smooth_alpha."""
     import pandas as pd
 
     columns: dict[str, pd.Series[Any]] = {}
-    for prefix in ("data_type", "method"):
-        encoded = records.encoded(rows.column(f"{prefix}_options"))
+    for name, prefix in (("data_type_options", "data_type_"), ("method_options", "method_"), ("step_options", "")):
+        encoded = records.encoded(rows.column(name))
         parsed = [json.loads(text) for text in encoded.dictionary.to_pylist()]
         codes = encoded.indices.to_numpy()
         for key in sorted({key for options in parsed for key in options}):
             given = [options.get(key) for options in parsed]
             kinds = {type(value) for value in given if value is not None}
             values = pd.Series(given, dtype="Int64" if kinds == {int} else None)
-            columns[f"{prefix}_{key}"] = values.take(codes).reset_index(drop=True)
+            columns[f"{prefix}{key.replace('.', '_')}"] = values.take(codes).reset_index(drop=True)
     return columns

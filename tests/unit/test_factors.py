@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from quantsweep.composing.composition import compose_base, make_request, search_
 from quantsweep.composing.prepare import prepare
 from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.errors import ConfigurationError
+from quantsweep.planning.conditions import facts_of
 from quantsweep.planning.plan import Expansion, expand
+from quantsweep.tables.filters import PLAN_COLUMNS, parse
+from quantsweep.tables.records import identity_columns
+from quantsweep.trial.quantization import FACTORS
 from quantsweep.trial.specs import QuantizationSpec, TrialSpec
 
 FREE = "capabilities: {needs_calibration: false, uses_seed: false%s}"
@@ -195,3 +200,28 @@ def test_a_step_without_code_is_refused_before_anything_runs(steps: Path, tmp_pa
     cfg = compose_base(words)
     with pytest.raises(ConfigurationError, match=r"clipping grid has a yaml and no code: write quantsweep/clipping/grid\.py"):
         prepare(cfg, search_folders(cfg.hydra), words)
+
+
+def test_each_factor_is_a_column(steps: Path) -> None:
+    (trial,) = trials(steps, "method=published", TEXT, "compensation=rest", "transform=[even]")
+    columns = identity_columns(trial)
+    assert {factor: columns[factor] for factor in FACTORS} == {
+        **{"rounding": "greedy", "transform": "even", "clipping": "absmax", "correction": "none", "tuning": "none", "compensation": "rest"},
+        **{"activation": "rows", "kv_cache": "none", "scope": "none"},
+    }
+    assert (columns["method"], columns["activation_bit_width"], columns["calibration"]) == ("published+compensation=rest", 6, "mini")
+    assert json.loads(columns["step_options"]) == {
+        **{"transform.even.alpha": 0.75, "compensation.rank": 8, "activation.data_type": "int", "activation.symmetric": True},
+        **{"activation.convention": "absmax_full", "activation.sites": "linear"},
+    }
+    assert json.loads(columns["method_options"]) == {"chunk": 128, "damping": 0.05, "order": True}
+
+
+def test_conditions_and_filters_know_factors(steps: Path) -> None:
+    found = planned(steps, "compensation=none,rest", "transform=none,[turn],[even]", TEXT, "bit_width=4")
+    kept = parse(["compensation=rest", "transform=even"], PLAN_COLUMNS)
+    matched = [p.trial.quantization.method for p in found.trials if kept.matches_planned(p)]
+    assert matched == ["round_to_nearest+transform=even+compensation=rest"]
+    facts = [facts_of(p.trial) for p in found.trials]
+    assert [(f["compensation"], f["transform"]) for f in facts][:2] == [("none", "none"), ("none", "turn")]
+    assert [f.get("transform.even.options.alpha") for f in facts if f["transform"] == "even"] == [0.5, 0.5]

@@ -16,6 +16,7 @@ from quantsweep.storage.files import write_table
 from quantsweep.storage.paths import TABLES, SweepFolder
 from quantsweep.tables import records
 from quantsweep.tables.compaction import compact
+from quantsweep.tables.filters import parse
 from quantsweep.tables.table_files import FINAL
 
 OLD = Path(__file__).resolve().parents[1] / "golden" / "sweep_8d87509"
@@ -41,6 +42,22 @@ def test_a_folder_of_an_older_version_is_read_as_it_is(old: SweepFolder) -> None
     assert len(quantsweep.load_layers(old.path)) == len(pq.read_table(OLD / "layers"))
     assert len(records.read_done(old.path)) == 2
     assert frame.tag.isna().all(), "neither its plans nor its rows have one"
+
+
+def test_rows_from_before_there_were_factors_have_them_at_none(old: SweepFolder) -> None:
+    """Read as they are, beside rows of this version, and folded; a filter means the same by them."""
+    records.Writer(old, "zz-new").add("metrics", [row("metrics", trial_id="new", rounding="gptq", activation="per_token")])
+    (rounding,) = set(pd.read_parquet(OLD / "metrics").method)
+    for _ in range(2):
+        frame = quantsweep.load_results(old.path)
+        before = frame[frame.trial_id != "new"]
+        assert {name: set(before[name]) for name in ("rounding", "activation", "clipping", "scope", "step_options")} == {
+            **{"rounding": {rounding}, "activation": {"none"}, "clipping": {"absmax"}, "scope": {"none"}, "step_options": {"{}"}},
+        }
+        assert list(frame[frame.trial_id == "new"].activation) == ["per_token"]
+        rows = records.read_encoded(old.path, "metrics", ["trial_id", "rounding", "activation"])
+        assert parse(["activation=none", f"rounding={rounding}"]).mask(rows).sum() == len(before)
+        compact(old)
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -41,7 +41,7 @@ EXAMPLES: dict[pa.DataType, Any] = {
 
 def row(table: str, **values: Any) -> dict[str, Any]:
     base = {c.name: EXAMPLES[c.type] for c in records.COLUMNS[table]}
-    return base | {"data_type_options": '{"exponent_bits":2}', "method_options": "{}"} | values
+    return base | {"data_type_options": '{"exponent_bits":2}', "method_options": "{}", "step_options": "{}"} | values
 
 
 @pytest.fixture
