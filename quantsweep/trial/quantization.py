@@ -66,6 +66,13 @@ class StepSpec:
                 return value
         raise ConfigurationError(f"step {self.name} has no option {name}; it has {', '.join(key for key, _ in self.options) or 'none'}")
 
+    def number(self, name: str) -> float:
+        """The value of an option that is a number; raises ConfigurationError for another."""
+        value = self.option(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigurationError(f"step {self.name} needs a number as its option {name}, got {value!r}")
+        return value
+
     def identity(self) -> dict[str, Any]:
         """All of it."""
         return {"name": self.name, "version": self.version, "options": self.options}

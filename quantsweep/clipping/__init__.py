@@ -1,0 +1,1 @@
+"""The range that scales are made from, one module each (`CLIPPING`)."""
