@@ -34,7 +34,10 @@ FLOORS = {  # a room may import itself and what lies on a lower floor; modules o
     "pipeline": 6,
     "evaluation": 6,
     "failures": 6,
+    "clipping": 7,
+    "compensations": 7,
     "rounding": 7,
+    "transforms": 7,
     "running": 7,
     "operations": 8,
     "launching": 9,
@@ -55,7 +58,8 @@ FORBIDDEN = {
     ("launching", "crew", "operations", "composing", "hydra_plugin", "_plugins", "cli"): {"torch", "transformers", "lm_eval"},
     ("checkpoints",): {"hydra", "omegaconf", "submitit", "lm_eval", "pandas"},
     ("checkpoints.headers", "checkpoints.planned_layers", "checkpoints.pins"): {"torch", "transformers"},
-    ("numerics", "data_types", "rounding"): {"hydra", "transformers", "pyarrow", "pandas", "omegaconf", "lm_eval"},
+    ("numerics", "data_types"): {"hydra", "transformers", "pyarrow", "pandas", "omegaconf", "lm_eval"},
+    ("rounding", "clipping", "compensations", "transforms"): {"hydra", "transformers", "pyarrow", "pandas", "omegaconf", "lm_eval"},
     ("models", "calibration", "pipeline", "tasks", "evaluation"): {"hydra", "omegaconf", "submitit"},
 }
 CHILDREN = {"running.child", "operations.prewarm_child"}
