@@ -172,3 +172,15 @@ def test_a_percentile_of_all_is_no_clipping() -> None:
     bare = run(spec_of(), tokens=None)[1]
     assert all(torch.equal(everything[name], bare[name]) for name in bare)
     assert not any(torch.equal(clipped[name], bare[name]) for name in bare)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    """A changed default is another method under the old name: whoever means it raises the version, and changes this."""
+    assert dict(step("rounding", "gptq").options) == {
+        "damping": 0.01, "activation_order": False, "static_groups": False, "group_refit": "stale", "update_columns": 128,
+        "stream": "weights", "granularity": "block",
+    }  # fmt: skip
+    assert dict(step("transform", "awq_scale").options) == {"grid": 20, "unfoldable": "skip"}
+    assert dict(step("clipping", "mse").options) == {"exponent": 2.4, "grid": 100, "least": 0.2}
+    assert dict(step("clipping", "awq_clip").options) == {"sample_tokens": 512}
+    assert dict(step("compensation", "lorc").options) == {"rank": 8, "factor_bits": 16}
