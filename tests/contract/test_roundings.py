@@ -63,7 +63,12 @@ def test_yaml_is_complete(name: str) -> None:
     assert isinstance(yaml["version"], int)
     assert set(yaml) == {"name", "version", "options", "capabilities"}
     capabilities = yaml["capabilities"]
-    assert set(capabilities) - {"ranges"} == {"needs_data_type", "needs_calibration", "uses_seed", "data_types"}
+    assert set(capabilities) - {"ranges", "bounds", "options", "needs", "excludes"} == {
+        "needs_data_type",
+        "needs_calibration",
+        "uses_seed",
+        "data_types",
+    }
     assert set(capabilities.get("ranges", {})) <= set(yaml["options"])
 
 
