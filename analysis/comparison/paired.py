@@ -11,11 +11,14 @@ about one text, windows of one page) are one *cluster*, and x and w are its sums
     V_UK = Σ_uk (e_uk − its row's and its column's part)² · UK/((U−1)(K−1))        counted in both
 
 the variance over clusters *and* units is V_K + V_U − V_UK, but at least the greater of the two (Cameron, Gelbach & Miller 2011, with
-the interaction in place of the intersection).  An interval is one of three, each where its coverage was the best in simulation:
+the interaction in place of the intersection).  An interval is one of three, each where it covered best in simulation:
 
     accuracies, single examples     Tango's score interval of paired proportions (Statistics in Medicine 17, 1998): also where few or no
                                     answers differ.  The test is McNemar's, exact.
-    losses of one unit              studentized bootstrap of clusters (Efron & Tibshirani 1993, §12.5): losses of documents are skew
+    losses of one unit              as far as Student's t reaches, and as far as the studentized bootstrap of clusters does (Efron &
+                                    Tibshirani 1993, §12.5): heavy tails need the one, skew losses the other.  It covered, 2,000 times, of
+                                    20 and of 60 documents with normal losses 95 %, exponential 95 and 96 %, Student's with 3 degrees
+                                    97 and 96 %, log-normal 91 and 94 % (t alone 87 and 91 %)
     all else                        Student's t, degrees of freedom after Satterthwaite (`analysis.uncertainty`)
 
 McNemar's exact test is the sign-flip test of single examples: which arm is right is tossed for each example that differs.  With clusters
@@ -36,6 +39,7 @@ from scipy import optimize, stats
 from analysis.uncertainty import LEVEL, degrees_of_freedom, half_width
 
 Vector = npt.NDArray[np.float64]
+Interval = tuple[float, float]
 OnProgress = Callable[[float], None]
 """Called now and then with the share that is done."""
 POWER = 0.80
@@ -125,36 +129,50 @@ def estimate(paired: Paired, on_progress: OnProgress | None = None) -> Estimate:
         return _of_counts(paired, stderr, degrees)
     if math.isnan(stderr) or stderr == 0:
         return _without_spread(paired, stderr, degrees)
-    if num_units == 1 and not paired.is_count and num_clusters >= LEAST_CLUSTERS:
+    interval, inner, p = _students(paired.difference, stderr, degrees)
+    made, test = f"t over {_over(paired)}", "t"
+    if num_units == 1 and paired.is_count:
+        p, test = sign_flip(np.rint(paired.x_UK[0]).astype(np.int64)), "exact sign flips of whole clusters"
+    elif num_units == 1 and num_clusters >= LEAST_CLUSTERS:
         drawn = studentized(paired.x_UK[0], paired.w_UK[0], on_progress=on_progress)
-        (low, high), (low_inner, high_inner) = (
-            tuple(paired.difference - stderr * np.quantile(drawn, [(1 + level) / 2, (1 - level) / 2])) for level in (LEVEL, _inner(LEVEL))
-        )
+        interval = _wider(interval, _bootstrap(paired.difference, stderr, drawn, LEVEL))
+        inner = _wider(inner, _bootstrap(paired.difference, stderr, drawn, _inner(LEVEL)))
         seen = paired.difference / stderr
-        tail = min((1 + np.sum(drawn >= seen)), (1 + np.sum(drawn <= seen))) / (len(drawn) + 1)
-        p, interval, test = min(1.0, 2 * float(tail)), f"studentized bootstrap of {_clusters(paired)}", "the same bootstrap"
-    else:
-        these = half_width(examples, degrees_of_freedom(paired.moves_K))
-        half, inner = half_width(stderr, degrees), half_width(stderr, degrees, _inner(LEVEL))
-        low, high, low_inner, high_inner = (paired.difference + way for way in (-half, half, -inner, inner))
-        p, interval, test = 2 * float(stats.t.sf(abs(paired.difference) / stderr, degrees)), f"t over {_over(paired)}", "t"
-        if paired.is_count and num_units == 1:
-            p, test = sign_flip(np.rint(paired.x_UK[0]).astype(np.int64)), "exact sign flips of whole clusters"
+        rarer = 1 + min(np.sum(drawn >= seen), np.sum(drawn <= seen))
+        p = max(p, min(1.0, 2 * float(rarer) / (len(drawn) + 1)))
+        made, test = f"the wider of t and bootstrap over {_over(paired)}", "the less sure of t and bootstrap"
+    these = _students(paired.difference, examples, degrees_of_freedom(paired.moves_K))[0] if num_units > 1 else interval
     return Estimate(
         difference=paired.difference,
-        low=float(low),
-        high=float(high),
-        low_inner=float(low_inner),
-        high_inner=float(high_inner),
+        low=interval[0],
+        high=interval[1],
+        low_inner=inner[0],
+        high_inner=inner[1],
         p=p,
         stderr=stderr,
         stderr_examples=examples,
         degrees=degrees,
-        low_these=float(low if num_units == 1 else paired.difference - these),
-        high_these=float(high if num_units == 1 else paired.difference + these),
-        interval=interval,
+        low_these=these[0],
+        high_these=these[1],
+        interval=made,
         test=test,
     )
+
+
+def _students(difference: float, stderr: float, degrees: float) -> tuple[Interval, Interval, float]:
+    """(interval of LEVEL, the inner one, two-sided p) of Student's t."""
+    half, inner = half_width(stderr, degrees), half_width(stderr, degrees, _inner(LEVEL))
+    p = 2 * float(stats.t.sf(abs(difference) / stderr, degrees))
+    return (difference - half, difference + half), (difference - inner, difference + inner), p
+
+
+def _bootstrap(difference: float, stderr: float, drawn: Vector, level: float) -> Interval:
+    high, low = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(difference - stderr * low), float(difference - stderr * high)
+
+
+def _wider(one: Interval, other: Interval) -> Interval:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def standard_error(paired: Paired) -> tuple[float, float]:

@@ -90,26 +90,25 @@ def test_where_no_answer_differs_the_interval_is_not_nothing() -> None:
     assert (whole.low, whole.high) == score_interval(0, 0, 5)  # four questions on each of five texts are five examples
 
 
-def unpaired(both: int, gained: int, lost: int, number: int) -> float:
-    first, second = (both + gained) / number, (both + lost) / number
-    return float(2 * stats.norm.sf(abs(first - second) / math.sqrt((first * (1 - first) + second * (1 - second)) / (number - 1))))
-
-
 def test_lm_evals_users_case() -> None:
     """EleutherAI/lm-evaluation-harness#3868: n = 220, unpaired z-test p = .080, McNemar .008; the table itself is not published.
 
     Every table of 220 answers with these two figures is one that pairing decides, and its p is the exact test's.
     """
-    fitting = 0
+    number, fitting = 220, 0
     for gained, lost in itertools.combinations(range(60), 2):
-        if round(stats.binomtest(gained, gained + lost).pvalue, 3) != 0.008:
+        if round(float(2 * stats.binom.cdf(gained, gained + lost, 0.5)), 3) != 0.008:
             continue
-        tables = sum(round(unpaired(both, gained, lost, 220), 3) == 0.080 for both in range(220 - gained - lost + 1))
-        if tables:
-            fitting += tables
-            found = estimate(table(gained, lost, 220))
-            assert round(found.p, 3) == 0.008
-            assert found.high < 0
+        both = np.arange(number - gained - lost + 1)
+        first, second = (both + gained) / number, (both + lost) / number
+        variance = (first * (1 - first) + second * (1 - second)) / (number - 1)
+        unpaired = 2 * stats.norm.sf((second - first) / np.sqrt(variance))
+        if not (tables := int((np.round(unpaired, 3) == 0.080).sum())):
+            continue
+        fitting += tables
+        found = estimate(table(gained, lost, number))
+        assert round(found.p, 3) == 0.008
+        assert found.high < 0
     assert fitting >= 5
 
 
@@ -165,7 +164,7 @@ def test_intervals_of_few_answers_cover(number: int, gained: float, lost: float)
 
 
 def test_intervals_of_skew_losses_cover_where_students_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty documents with log-normal differences: the bootstrap covers 92 %, Student's t 87 % (1,500 runs; here fewer)."""
+    """Twenty documents with log-normal differences, the worst of them: 91 % of 2,000 intervals cover, of Student's 87 %."""
     monkeypatch.setattr(paired, "NUM_RESAMPLES", 999)
     random, truth = np.random.default_rng(5), math.exp(0.5)
     covered = np.zeros(2)
@@ -175,8 +174,8 @@ def test_intervals_of_skew_losses_cover_where_students_do_not(monkeypatch: pytes
         found = estimate(losses(x, w))
         half = found.stderr * stats.t.ppf(0.975, 19)
         covered += [found.low <= truth <= found.high, abs(found.difference - truth) <= half]
-    assert covered[0] / 300 >= 0.885
-    assert covered[0] > covered[1]
+    assert covered[0] / 300 >= 0.88
+    assert covered[0] >= covered[1] + 5
 
 
 def test_the_bootstrap_is_students_t_where_differences_are_normal() -> None:
