@@ -1,7 +1,10 @@
-"""From the shell: the table and the figure of a sweep, or a study.
+"""From the shell: what results say.
 
-    python -m analysis quickstart                           any sweep, by name or folder: one metric
+    python -m analysis                                      what there is to ask
+    python -m analysis quickstart                           any sweep, by name or folder: table and figure of one metric
     python -m analysis k_bit_inference k_bit_inference      a study on a sweep (or several): tables, claims and figures
+    python -m analysis table results.csv --metric acc       any table, ours or anybody's: degradation, equal bits, frontier, effects
+    python -m analysis law results.csv --metric loss        a scaling law fitted to it
 
 Figures are written into the sweep's folder, as PNG and SVG.
 """
@@ -16,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 import quantsweep
-from analysis import k_bit_report
+from analysis import k_bit_report, table_report
 from analysis.command import in_full, sweep_folder
 from analysis.figures import bits_against_size, save
 from analysis.selection import BASELINE, HEADLINE
@@ -26,13 +29,18 @@ from quantsweep.program import as_program
 from quantsweep.words import count
 
 STUDIES = {"k_bit_inference": k_bit_report.show}
+QUESTIONS = {"table": table_report.show_table, "law": table_report.show_law}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table and write `<metric>.png` and `.svg` beside the results; or what the named study prints and writes."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        if arguments and arguments[0] in STUDIES and not _is_sweep(arguments):
+        if not arguments:
+            _parser().print_help()
+        elif arguments[0] in QUESTIONS and not _is_sweep(arguments):
+            QUESTIONS[arguments[0]](arguments[1:])
+        elif arguments[0] in STUDIES and not _is_sweep(arguments):
             STUDIES[arguments[0]](arguments[1:])
         elif _names_a_study(arguments):
             raise ConfigurationError(f"{did_you_mean('study', arguments[0], STUDIES)} (there is no folder {arguments[0]} either)")
@@ -59,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Print a sweep's table and draw its figure.",
-        epilog=f"Studies: python -m analysis {{{','.join(STUDIES)}}} <folders of sweeps>",
+        epilog=__doc__.partition("\n\n")[2] if __doc__ else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sweep", type=sweep_folder, help="name of the sweep, or its folder: quickstart, results/quickstart")
     parser.add_argument("--metric", default=HEADLINE, help=f"metric to show (default: {HEADLINE})")

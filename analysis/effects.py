@@ -113,8 +113,8 @@ def factor_effects(board: Scoreboard, factor: str, *, against: str | None = None
 
     board: of `analysis.frames.board`, whose table has a column a factor.  against: the level to compare with; the most
     frequent one by default (of block sizes the largest).
-    Columns: bits, the other factors that vary, the factor, against, then `EFFECT`.  `attrs["left_out"]`: levels that
-    could not be compared, with the reason in words.
+    Columns: bits, the other factors that vary, the factor, against, then `EFFECT`.  `attrs["reasons"]`: of levels that
+    could not be compared, in words.
     Raises ConfigurationError for an unknown factor or level, and where no level can be told apart from another factor.
     """
     factors: tuple[str, ...] = board.table.attrs.get("factors", ())
@@ -136,7 +136,7 @@ def factor_effects(board: Scoreboard, factor: str, *, against: str | None = None
     reasons = [_why_not(quantized, factor, level, against, others) for level in lacking]
     if found.empty:
         raise ConfigurationError("; ".join(reasons) + ". Run trials that differ in one of them only")
-    found.attrs["left_out"] = tuple(reasons)
+    found.attrs["reasons"] = tuple(reasons)
     return found
 
 

@@ -9,7 +9,7 @@ Source: Dettmers & Zettlemoyer 2022, arXiv:2212.09720.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,20 +139,31 @@ class _KBitCase(Case):
 
 
 def _four_bit_wins(claim: Claim, case: _KBitCase) -> Finding:
-    found = case.curves(case.plain)
+    return _four_bit_leads(claim, case, case.curves(case.plain), SMALL_BLOCK, WIDTHS)
+
+
+def four_bit_wins(board: Scoreboard) -> Finding:
+    """Claim (a) on any table (`analysis.boards.board`): the best configuration of 4 bit against that of every other precision there is."""
+    found = [curve for curve in curves(board) if len(curve.models) >= MIN_MODELS]
+    widths = sorted({*WIDTHS, *(curve.bits for curve in found)})
+    return _four_bit_leads(CLAIMS[0], Case(board), found, None, widths)
+
+
+def _four_bit_leads(claim: Claim, case: Case, found: Sequence[Curve], block: str | None, widths: Sequence[float]) -> Finding:
+    where = f"block {block}" if block else "any block"
     with_four = 0
     for family in sorted({curve.family for curve in found}):
-        best = contenders(found, case.board.sign, family=family, block=SMALL_BLOCK)
+        best = contenders(found, case.board.sign, family=family, block=block)
         if 4 not in best:
             continue
         with_four += 1
-        for bits in WIDTHS:
+        for bits in widths:
             if bits != 4:
                 lead = mean_lead(best[4], best[bits], GRID_POINTS) if bits in best else {}
-                lacking = f"{family} at {bits} bit (block {SMALL_BLOCK}, {MIN_MODELS} models or more, some sizes shared with 4 bit)"
+                lacking = f"{family} at {bits} bit ({where}, {MIN_MODELS} models or more, some sizes shared with 4 bit)"
                 case.state(f"{family}: mean lead of 4 bit over {bits} bit at equal bits", lead, lacking=lacking)
     if with_four < MIN_FAMILIES:
-        case.missing.append(f"4-bit trials at block {SMALL_BLOCK} of {MIN_FAMILIES - with_four} more families, two models or more each")
+        case.missing.append(f"4-bit trials at {where} of {MIN_FAMILIES - with_four} more families, two models or more each")
     return decide(claim, case)
 
 

@@ -109,6 +109,34 @@ def meaningful(rows: pd.DataFrame, metric: str) -> pd.Series[float]:
     return rows["value"].mask(rows["num_nonfinite"] > 0)
 
 
+def block_label(rows: pd.DataFrame) -> pd.Series[str]:
+    """The block of each row: weights that share a scale, "channel", "tensor", or "none" for baselines."""
+    return pd.Series([_block(row) for row in _records(rows, "method", "granularity", "block_size")], index=rows.index, dtype=object)
+
+
+def data_type_label(rows: pd.DataFrame) -> pd.Series[str]:
+    """The data type of each row with those of its options that are not its default: `fp exponent_bits=3`; null where there is none."""
+    return _component_label(rows, "data_type")
+
+
+def rounding_label(rows: pd.DataFrame) -> pd.Series[str]:
+    """The method of each row with those of its options that are not its default: `outlier_dependent fraction=0.1`; null for baselines."""
+    return _component_label(rows, "method").mask(rows["method"] == BASELINE)
+
+
+def _component_label(rows: pd.DataFrame, kind: str) -> pd.Series[str]:
+    bits = rows["bit_width"].fillna(BASELINE_BITS).astype(int)
+    known = zip(rows[kind], rows[f"{kind}_options"], bits, strict=True)
+    return pd.Series([_with_unusual(kind, *one) for one in known], index=rows.index, dtype=object)
+
+
+@cache
+def _with_unusual(kind: str, name: str | None, options: str, bits: int) -> str | None:
+    if name is None or pd.isna(name):
+        return None
+    return " ".join([name, *(f"{key}={value}" for key, value in _unusual(json.loads(options), _usual_options(kind, name, bits)))])
+
+
 def block_order(block: str) -> tuple[int, int]:
     """Sorting key: numbers by size, then channel, tensor, and the baseline's none."""
     return (0, int(block)) if block.isdigit() else (1 + ("channel", "tensor", BASELINE).index(block), 0)
