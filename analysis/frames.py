@@ -200,7 +200,7 @@ def _duplicates(frame: pd.DataFrame) -> list[str]:
 
 def _twins(same: pd.DataFrame, factors: list[str], number: int) -> str:
     first = same.iloc[0]
-    known = {*REQUIRED, *factors, "task", "stderr"}
+    known = {*REQUIRED, *(() if first["is_baseline"] else factors), "task", "stderr"}
     differ = [str(name) for name in same.columns if name not in known and same[name].nunique(dropna=False) > 1]
     what = "baselines" if first["is_baseline"] else f"rows of one configuration at {first['bits']:g} bit"
     score = f"{first['metric']} of task {first['task']}" if first["task"] else str(first["metric"])
@@ -245,5 +245,5 @@ def from_results(results: pd.DataFrame) -> pd.DataFrame:
         }
     )
     same = [name for name in FACTORS if name in rows and name not in frame]
-    frame[same] = rows[same].mask(is_baseline)
+    frame[same] = rows[same]
     return checked(frame)

@@ -234,7 +234,8 @@ def _unusual(options: dict[str, Any], usual: dict[str, Any]) -> list[tuple[str, 
 @cache
 def _usual_options(kind: str, name: str, bit_width: int) -> dict[str, Any]:
     """The defaults that the component's yaml declares at this bit width; none for a component that is no longer there."""
-    path = product_root() / "conf" / kind / f"{name}.yaml"
+    folder = "rounding" if kind == "method" else kind  # a method's own options in the tables are those of its rounding
+    path = product_root() / "conf" / folder / f"{name}.yaml"
     if not path.is_file():
         return {}
     declared = yaml.safe_load(path.read_text())

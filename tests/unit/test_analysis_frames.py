@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from analysis.__main__ import main
 from analysis.boards import board, mean_over_seeds, mean_over_tasks, one_score, side_by_side
+from analysis.claims import CONTRADICTED, OPEN
 from analysis.correlation import correlation
 from analysis.curves import curves, interpolate
 from analysis.degradation import block_errors, degradation, mean_degradation, recovery
 from analysis.effects import factor_effects
 from analysis.equal_bits import best_bit_width, pareto, shares
 from analysis.frames import checked, from_results, read_table
+from analysis.k_bit_claims import four_bit_wins
 from analysis.scores import scores
 from analysis.tables import against_baseline
 from analysis.uncertainty import Scoreboard
@@ -307,3 +310,53 @@ def test_our_own_table_gives_the_answers_that_it_gave(reference: pd.DataFrame) -
     assert set(blocks["block_size"]) == {"64"}
     assert set(blocks["models"]) == {7}
     assert one_score(frame, "bits_per_byte")["task"].nunique() == 1
+
+
+# --- the claim and the commands -----------------------------------------------------------------------------------------
+
+
+def test_claim_a_is_judged_on_any_table_against_all_its_precisions() -> None:
+    """What 3 bit saves is worth more here than what it loses; a second family is missing, which hides no contradiction."""
+    finding = four_bit_wins(board(checked(table(num_samples=1_000_000))))
+    assert (finding.verdict, finding.num_models) == (CONTRADICTED, 3)
+    assert finding.decides == "f: mean lead of 4 bit over 3 bit at equal bits"
+    assert finding.effect == pytest.approx(-(0.05 * math.log2(4 / 3) + LOST[4.0] - LOST[3.0]))
+    assert any("1.58 bit" in statement.text for statement in finding.statements)
+    assert any("f at 5 bit (any block" in lack for lack in finding.missing)
+    assert four_bit_wins(board(checked(table(num_samples=50)))).verdict == OPEN
+    assert four_bit_wins(board(checked(table()))).statements == (), "no number is behind a value: nothing is concluded"
+
+
+def test_the_command_answers_a_table_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "theirs.csv"
+    theirs = pd.concat([table(task=task, num_samples=500) for task in ("a", "b")]).rename(columns={"bits": "wbits"})
+    theirs["data_type"] = np.where(theirs["wbits"] == 16, None, "int")
+    both = pd.concat([theirs, theirs[theirs.wbits == 4].assign(data_type="fp", value=lambda d: d.value + 0.002)])
+    both.to_csv(path, index=False)
+    assert main(["table", str(path), "--rename", "wbits=bits", "--task", "mean"]) == 0
+    said = capsys.readouterr().out
+    assert "acc of mean of 2 tasks: 15 trials of 3 models" in said
+    for title in ("degradation", "recovery", "best precision at equal bits", "Pareto frontier", "effect of data_type"):
+        assert f"\n{title}" in said
+    assert main(["table", str(path)]) == 1
+    assert "rename={'wbits': 'bits'}?" in capsys.readouterr().err
+    assert main([]) == 0
+    assert "python -m analysis law" in capsys.readouterr().out
+
+
+def test_the_command_fits_a_law_and_says_what_it_hangs_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = np.geomspace(1e6, 1e9, 5)
+    rows = [
+        {"model": f"m{n:.0e}", "family": "f", "parameters": n, "bits": bits, "metric": "loss", "value": 2 + 30 * n**-0.3 + added}
+        for n in sizes
+        for bits, added in ((16, 0.0), *((p, 5 * n**-0.1 * math.exp(-p / 0.8)) for p in (3, 4)))
+    ]
+    path = tmp_path / "losses.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    assert main(["law", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "delta = C N^−gamma_N exp(−P/gamma)\n10 points of 5 models; 8 of 8 starts ended here" in said
+    assert "fitted without m1e+09, the law foretells its 2 points with an error of +0.00% (median error of the other 8: 0.00%)" in said
+    assert "gamma: 0.8; 0.8 without the 5 points that move it most" in said
+    assert main(["law", str(path), "--law", "offsets", "--tokens"]) == 1
+    assert "no term of tokens" in capsys.readouterr().err
