@@ -5,18 +5,20 @@ bits, on their curves over the sizes of a family (`analysis.curves`): the curve 
 trials have no trial of as few bits that scores better?  Both work on a `Scoreboard`, which knows the intervals.
 
     best_bit_width(curves(board), board, block=None)
+    leads(curves(board), board)
     pareto(board)
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
 
 import pandas as pd
 
-from analysis.curves import Curve, combine, common_grid, contenders, whole
+from analysis.curves import Curve, combine, common_grid, contenders, mean_lead, whole
 from analysis.scores import SIZES
 from analysis.uncertainty import Scoreboard
 
@@ -85,6 +87,26 @@ def shares(best: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows, columns=["family", "bits", "share", "distinguishable", "mean_lead", "low", "high"])
+
+
+def leads(found: Sequence[Curve], board: Scoreboard, *, block: str | None = None, label: str | None = None) -> pd.DataFrame:
+    """Each two precisions of a family at equal bits, on average over the sizes that these two have in common.
+
+    found, block, label: as in `best_bit_width`, which asks of all widths at once and has no answer where they do not all share a range.
+    Columns: family, bits, over (the other one), lead (positive: `bits` is better), low and high (95 %, over examples), models (behind
+    both curves).
+    """
+    rows = []
+    for family in sorted({curve.family for curve in found}):
+        compared = contenders(found, board.sign, family=family, block=block, label=label)
+        for (bits, curve), (over, other) in itertools.combinations(compared.items(), 2):
+            weights = mean_lead(curve, other, GRID_POINTS)
+            if weights:
+                lead, half = board.sign * board.value(weights), board.margin(weights)
+                interval = {"low": lead - half, "high": lead + half}
+                models = {"models": int(board.table.loc[list(weights), "model"].nunique())}
+                rows.append({"family": family, "bits": bits, "over": over, "lead": lead} | interval | models)
+    return pd.DataFrame(rows, columns=["family", "bits", "over", "lead", "low", "high", "models"])
 
 
 def pareto(board: Scoreboard, *, size: str = SIZES[0]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from analysis.command import in_full, sweep_folder
 from analysis.curves import curves
 from analysis.degradation import degradation, mean_degradation, recovery
 from analysis.effects import factor_effects
-from analysis.equal_bits import best_bit_width, pareto, shares
+from analysis.equal_bits import best_bit_width, leads, pareto, shares
 from analysis.frames import PERPLEXITIES, from_results, read_table
 from analysis.laws import (
     Fit,
@@ -53,6 +53,7 @@ def show_table(arguments: list[str]) -> None:
     if scoreboard.sign > 0:
         _section("recovery, per cent of the baseline's score: mean over models, 95 % interval over models", _recovery, scoreboard)
     _section("best precision at equal bits: share of the sizes that a family's precisions have in common", _winners, scoreboard)
+    _section("each two precisions at equal bits: mean lead of the first, 95 % interval over examples", _leads, scoreboard)
     _section("Pareto frontier: no trial of as few bits scores better", _frontier, scoreboard)
     for factor in about["factors"]:
         if table.loc[table["label"] != BASELINE, factor].nunique() > 1:
@@ -145,6 +146,10 @@ def _recovery(scoreboard: Scoreboard) -> pd.DataFrame:
 
 def _winners(scoreboard: Scoreboard) -> pd.DataFrame:
     return shares(best_bit_width(curves(scoreboard), scoreboard, block=None))
+
+
+def _leads(scoreboard: Scoreboard) -> pd.DataFrame:
+    return leads(curves(scoreboard), scoreboard)
 
 
 def _frontier(scoreboard: Scoreboard) -> pd.DataFrame:

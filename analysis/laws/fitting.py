@@ -29,14 +29,19 @@ from quantsweep.words import count
 
 Vector = npt.NDArray[np.float64]
 HUBER = 1e-3
-FOLLOWED = 8
-"""Starts that are followed: the best of the grid."""
+TRIED, FOLLOWED = 32, 8
+"""Starts of the grid that are looked at: the best by their errors, some steps each; of these the best are followed to their end."""
+STEPS = 60
 WIDE = 0.1
 """Where Huber's loss first turns linear on the way from a start: wide, so that what is far off pulls as well."""
 SAME = 1e-3
 """Two minima are one where no constant differs by more than this part (or this much, below 1)."""
+IDLE = 1e-9
+"""A constant that moves predictions by less than this has no part in them."""
 SINGULAR = 1e-7
 """A direction whose change moves predictions by less than this part of the largest is not told by the data."""
+EDGE = 1e-4
+"""A constant that is so near to its bound lies at it."""
 FAILED = 0.1
 """More resamples than this part that tell nothing, and there is no interval."""
 
@@ -78,8 +83,8 @@ def fit(law: Law, points: pd.DataFrame, *, resamples: int = 200, seed: int = 0) 
     constants apart.
     """
     refuse_degenerate(law, points)
-    near = [follow(law, points, start, scale=WIDE)[1] for start in _best_starts(law, points)]
-    ends = [follow(law, points, start, tolerance=1e-12) for start in near]
+    near = sorted((follow(law, points, start, scale=WIDE, steps=STEPS) for start in _best_starts(law, points)), key=lambda end: end[0])
+    ends = [follow(law, points, start, tolerance=1e-12) for _, start in near[:FOLLOWED]]
     objective, constants = min(ends, key=lambda end: end[0])
     agreeing = sum(bool(np.all(np.abs(other - constants) <= SAME * np.maximum(np.abs(constants), 1.0))) for _, other in ends)
     _refuse_unidentified(law, points, constants)
@@ -107,22 +112,32 @@ def columns(law: Law, points: pd.DataFrame) -> dict[str, Vector]:
     return {name: points[name].to_numpy(float) for name in law.least}
 
 
-def follow(law: Law, points: pd.DataFrame, start: Vector, *, scale: float = HUBER, tolerance: float = 1e-9) -> tuple[float, Vector]:
+def follow(
+    law: Law, points: pd.DataFrame, start: Vector, *, scale: float = HUBER, tolerance: float = 1e-9, steps: int = 400
+) -> tuple[float, Vector]:
     """The minimum that a start leads to: its objective and its constants.  scale: where Huber's loss turns linear."""
     seen, observed = columns(law, points), np.log(points["response"].to_numpy(float))
-    with np.errstate(all="ignore"):  # a step too far overflows, and is taken back
-        found = least_squares(
+    low, high = np.array(law.bounds).T
+
+    def minimum(bounds: tuple[Any, Any]) -> Any:
+        return least_squares(
             lambda constants: law.predict(constants, seen) - observed,
             start,
             jac="cs",
+            bounds=bounds,
             loss="huber",
             f_scale=scale,
             x_scale="jac",
             ftol=tolerance,
             xtol=tolerance,
             gtol=1e-15,
-            max_nfev=400,
+            max_nfev=steps,
         )
+
+    with np.errstate(all="ignore"):  # a step too far overflows, and is taken back
+        found = minimum((-np.inf, np.inf))
+        if not ((low < found.x) & (found.x < high)).all():  # few do; to mind bounds all the way takes five times as long
+            found = minimum((low, high))
     return float(found.cost), np.asarray(found.x, float)
 
 
@@ -151,20 +166,28 @@ def _best_starts(law: Law, points: pd.DataFrame) -> list[Vector]:
     with np.errstate(all="ignore"):
         off = [np.abs(residuals(law, points, start)) for start in grid]
     costs = np.nan_to_num([float(r.sum()) for r in off], nan=np.inf)
-    return list(grid[np.argsort(costs, kind="stable")[:FOLLOWED]])
+    return list(grid[np.argsort(costs, kind="stable")[:TRIED]])
 
 
 def _refuse_unidentified(law: Law, points: pd.DataFrame, constants: Vector) -> None:
+    low, high = np.array(law.bounds).T
+    near = np.minimum(constants - low, high - constants) < EDGE
+    ends = [name for name, at_bound in zip(law.names, near, strict=True) if at_bound]
+    if ends:
+        raise ConfigurationError(
+            f"{law.formula}: the best values of {', '.join(ends)} lie at the end of what is looked at, so the points do not bear this law. "
+            "Take another law, or points over more sizes and bits"
+        )
     slopes = _slopes(law, points, constants)
     lengths = np.linalg.norm(slopes, axis=0)
-    idle = [name for name, length in zip(law.names, lengths, strict=True) if length < 1e-12]
-    if not idle:
-        _, singular, directions = np.linalg.svd(slopes / lengths, full_matrices=False)
-        if singular[-1] < SINGULAR * singular[0]:
-            idle = [name for name, part in zip(law.names, directions[-1], strict=True) if abs(part) > 0.1]
+    idle = [name for name, length in zip(law.names, lengths, strict=True) if length < IDLE]
     if idle:
+        raise ConfigurationError(f"{law.formula}: {', '.join(idle)} changes no prediction here, so these points cannot tell its value")
+    _, singular, directions = np.linalg.svd(slopes / lengths, full_matrices=False)
+    if singular[-1] < SINGULAR * singular[0]:
+        together = [name for name, part in zip(law.names, directions[-1], strict=True) if abs(part) > 0.1]
         raise ConfigurationError(
-            f"{law.formula}: these points do not tell {', '.join(idle)} apart: they may move without changing a prediction. "
+            f"{law.formula}: these points do not tell {', '.join(together)} apart: they may move together without changing a prediction. "
             "Add points whose sizes, tokens and bits do not move together, or take a law without one of them"
         )
 

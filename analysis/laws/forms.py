@@ -24,6 +24,9 @@ Numbers = npt.NDArray[Any]
 """Floats, or complex numbers while a derivative is taken."""
 Columns = Mapping[str, Numbers]
 """parameters, tokens, bits: one number a point."""
+Names = tuple[str, ...]
+Starts = tuple[tuple[float, ...], ...]
+Bounds = tuple[tuple[float, float], ...]
 Predict = Callable[[Numbers, Columns], Numbers]
 
 LOSS, DEGRADATION = "loss", "degradation"
@@ -35,15 +38,17 @@ class Law:
     """A form with the names of its constants.
 
     response: what it predicts, `loss` or `degradation`.  constants: as fitted; those that begin with "log " are logarithms.
-    starts: values to begin with, a few a constant.  least: {column of the points: different values that are needed}.
+    starts: values to begin with, a few a constant.  bounds: (low, high) of each; a fit that ends at one is none.
+    least: {column of the points: different values that are needed}.
     predict: (constants, points) → logarithm of the response, one a point.
     """
 
     name: str
     formula: str
     response: str
-    constants: tuple[str, ...]
-    starts: tuple[tuple[float, ...], ...]
+    constants: Names
+    starts: Starts
+    bounds: Bounds
     least: dict[str, int]
     predict: Predict
 
@@ -62,6 +67,8 @@ _EXPONENTS = (0.1, 0.3, 0.6)
 _FACTORS = (0.0, 4.0, 8.0)
 _FLOORS = (-1.0, 0.0, 1.0)
 _DECAYS = (-0.5, 0.5, 1.5)
+_POWER, _LOG, _DECAY, _SIGNED = (0.0, 5.0), (-60.0, 60.0), (-3.0, 4.0), (-5.0, 5.0)
+"""Bounds of exponents, of logarithms of factors, of log γ (γ from 0.05 to 55 bits), and of constants of either sign."""
 
 
 def _base(constants: Numbers, log_size: Numbers, points: Columns, *, tokens: bool) -> Numbers:
@@ -76,12 +83,13 @@ def _log(points: Columns, column: str) -> Numbers:
     return np.asarray(np.log(points[column]))
 
 
-def _base_constants(*, tokens: bool) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...], dict[str, int]]:
-    names: tuple[str, ...] = ("log E", "log A", "alpha")
-    starts: tuple[tuple[float, ...], ...] = (_FLOORS, _FACTORS, _EXPONENTS)
+def _base_constants(*, tokens: bool) -> tuple[Names, Starts, Bounds, dict[str, int]]:
+    names: Names = ("log E", "log A", "alpha")
+    starts: Starts = (_FLOORS, _FACTORS, _EXPONENTS)
+    bounds: Bounds = (_LOG, _LOG, _POWER)
     if tokens:
-        return (*names, "log B", "beta"), (*starts, _FACTORS, _EXPONENTS), {_SIZES: 3, _TOKENS: 3}
-    return names, starts, {_SIZES: 3}
+        return (*names, "log B", "beta"), (*starts, _FACTORS, _EXPONENTS), (*bounds, _LOG, _POWER), {_SIZES: 3, _TOKENS: 3}
+    return names, starts, bounds, {_SIZES: 3}
 
 
 def _sum(*, tokens: bool, size: str = "N") -> str:
@@ -90,18 +98,26 @@ def _sum(*, tokens: bool, size: str = "N") -> str:
 
 def loss_of_size(*, tokens: bool = False) -> Law:
     """L = E + A N^−α [+ B D^−β]."""
-    names, starts, least = _base_constants(tokens=tokens)
+    names, starts, bounds, least = _base_constants(tokens=tokens)
 
     def predict(constants: Numbers, points: Columns) -> Numbers:
         return _base(constants, _log(points, _SIZES), points, tokens=tokens)
 
-    formula = f"L = {_sum(tokens=tokens)}"
-    return Law(name="loss of size", formula=formula, response=LOSS, constants=names, starts=starts, least=least, predict=predict)
+    return Law(
+        name="loss of size",
+        formula=f"L = {_sum(tokens=tokens)}",
+        response=LOSS,
+        constants=names,
+        starts=starts,
+        bounds=bounds,
+        least=least,
+        predict=predict,
+    )
 
 
 def effective_parameters(*, tokens: bool = False) -> Law:
     """L = E + A N_eff^−α [+ B D^−β] with N_eff = N (1 − e^(−P/γ))."""
-    names, starts, least = _base_constants(tokens=tokens)
+    names, starts, bounds, least = _base_constants(tokens=tokens)
 
     def predict(constants: Numbers, points: Columns) -> Numbers:
         share = np.log1p(-np.exp(-points[_BITS] * np.exp(-constants[-1])))
@@ -113,6 +129,7 @@ def effective_parameters(*, tokens: bool = False) -> Law:
         response=LOSS,
         constants=(*names, "log gamma"),
         starts=(*starts, _DECAYS),
+        bounds=(*bounds, _DECAY),
         least=least | {_BITS: 2},
         predict=predict,
     )
@@ -124,7 +141,7 @@ def offsets(bits: Sequence[float], *, baseline: float = 16.0) -> Law:
     An offset of 0.05 is 5 % more loss at every size; that it is the same at every size is what the law claims.
     """
     widths = tuple(sorted({float(width) for width in bits} - {baseline}))
-    names, starts, least = _base_constants(tokens=False)
+    names, starts, bounds, least = _base_constants(tokens=False)
 
     def predict(constants: Numbers, points: Columns) -> Numbers:
         at = points[_BITS]
@@ -137,6 +154,7 @@ def offsets(bits: Sequence[float], *, baseline: float = 16.0) -> Law:
         response=LOSS,
         constants=(*names, *(f"offset {width:g}" for width in widths)),
         starts=(*starts, *((0.05,) for _ in widths)),
+        bounds=(*bounds, *(_SIGNED for _ in widths)),
         least=least | {_BITS: 2},
         predict=predict,
     )
@@ -144,8 +162,8 @@ def offsets(bits: Sequence[float], *, baseline: float = 16.0) -> Law:
 
 def post_training(*, tokens: bool = False) -> Law:
     """δ = C N^−γN [D^γD] e^(−P/γ): what quantizing a trained model to P bits adds to its loss."""
-    names: tuple[str, ...] = ("log C", "gamma_N", "log gamma")
-    starts: tuple[tuple[float, ...], ...] = ((-4.0, 0.0, 4.0), (0.0, 0.3, 0.6), _DECAYS)
+    names: Names = ("log C", "gamma_N", "log gamma")
+    starts: Starts = ((-4.0, 0.0, 4.0), (0.0, 0.3, 0.6), _DECAYS)
 
     def predict(constants: Numbers, points: Columns) -> Numbers:
         found = constants[0] - constants[1] * _log(points, _SIZES) - points[_BITS] * np.exp(-constants[2])
@@ -157,6 +175,7 @@ def post_training(*, tokens: bool = False) -> Law:
         response=DEGRADATION,
         constants=(*names, "gamma_D") if tokens else names,
         starts=(*starts, (0.0, 0.3, 0.6)) if tokens else starts,
+        bounds=(_LOG, _SIGNED, _DECAY, _SIGNED) if tokens else (_LOG, _SIGNED, _DECAY),
         least={_SIZES: 2, _BITS: 2} | ({_TOKENS: 2} if tokens else {}),
         predict=predict,
     )

@@ -18,7 +18,7 @@ from analysis.correlation import correlation
 from analysis.curves import curves, interpolate
 from analysis.degradation import block_errors, degradation, mean_degradation, recovery
 from analysis.effects import factor_effects
-from analysis.equal_bits import best_bit_width, pareto, shares
+from analysis.equal_bits import best_bit_width, leads, pareto, shares
 from analysis.frames import checked, from_results, read_table
 from analysis.k_bit_claims import four_bit_wins
 from analysis.scores import scores
@@ -213,6 +213,11 @@ def test_curves_are_straight_in_log2_of_total_bits_and_the_winner_is_known() -> 
     lead = 0.05 * math.log2(4 / 3) + LOST[4.0] - LOST[3.0]
     assert won.loc[3, "mean_lead"] == pytest.approx(lead)
     assert won.loc[3, "distinguishable"] == 1
+    found = leads(curves(scoreboard), scoreboard).set_index(["bits", "over"])
+    assert len(found) == 6, "also of 16 over 1.58 bit, which share few sizes"
+    assert found.loc[(3, 4), "lead"] == pytest.approx(lead)
+    assert found.loc[(3, 4), "low"] < lead < found.loc[(3, 4), "high"]
+    assert found.loc[(4, 16), "models"] == 3
 
 
 def test_the_frontier_is_what_nobody_beats_at_as_few_bits() -> None:
@@ -336,7 +341,14 @@ def test_the_command_answers_a_table_of_others(tmp_path: Path, capsys: pytest.Ca
     assert main(["table", str(path), "--rename", "wbits=bits", "--task", "mean"]) == 0
     said = capsys.readouterr().out
     assert "acc of mean of 2 tasks: 15 trials of 3 models" in said
-    for title in ("degradation", "recovery", "best precision at equal bits", "Pareto frontier", "effect of data_type"):
+    for title in (
+        "degradation",
+        "recovery",
+        "best precision at equal bits",
+        "each two precisions",
+        "Pareto frontier",
+        "effect of data_type",
+    ):
         assert f"\n{title}" in said
     assert main(["table", str(path)]) == 1
     assert "rename={'wbits': 'bits'}?" in capsys.readouterr().err

@@ -201,6 +201,16 @@ def test_data_that_tell_nothing_are_refused_in_words() -> None:
         fit(loss_of_size(), two)
 
 
+def test_a_law_that_the_data_do_not_bear_is_refused() -> None:
+    """Losses that bits do not change leave γ without a value; losses that grow with size want an exponent below 0."""
+    flat = responded(loss_of_size(), [0.5, 5.0, 0.3], points(tokens=(2e10,)))
+    with pytest.raises(ConfigurationError, match="gamma changes no prediction here"):
+        fit(effective_parameters(), flat, resamples=0)
+    growing = responded(loss_of_size(), [0.5, -4.0, -0.2], points(tokens=(2e10,), bits=(16,)))
+    with pytest.raises(ConfigurationError, match="the best values of alpha lie at the end of what is looked at"):
+        fit(loss_of_size(), growing, resamples=0)
+
+
 def test_points_are_nats_of_one_configuration() -> None:
     rows = [
         {"model": f"m{size:g}", "family": "f", "parameters": size, "bits": bits, "metric": metric, "value": value, "data_type": kind}
