@@ -10,8 +10,8 @@ Any table with model, family, parameters, bits, metric and value can be asked (`
     laws.fit(laws.post_training(), laws.degradation_points(scoreboard))
 
 Modules: `frames`, `boards` (tables); `scores`, `uncertainty`, `curves` (what a score and its error are); `degradation`, `equal_bits`,
-`effects`, `correlation`, `comparison`, `laws` (answers); `claims`, `k_bit_…` (a paper's claims, tested); `tables`, `figures`,
-`…_report` (what is shown).
+`effects`, `correlation`, `comparison`, `sensitivity`, `laws` (answers); `claims`, `k_bit_…` (a paper's claims, tested); `tables`,
+`figures`, `…_report` (what is shown).
 """
 
 from analysis.boards import board

@@ -322,7 +322,7 @@ def test_our_own_table_gives_the_answers_that_it_gave(reference: pd.DataFrame) -
 
 def test_claim_a_is_judged_on_any_table_against_all_its_precisions() -> None:
     """What 3 bit saves is worth more here than what it loses; a second family is missing, which hides no contradiction."""
-    finding = four_bit_wins(board(checked(table(num_samples=1_000_000))))
+    finding = four_bit_wins(board(checked(table(num_samples=100_000_000))))
     assert (finding.verdict, finding.num_models) == (CONTRADICTED, 3)
     assert finding.decides == "f: mean lead of 4 bit over 3 bit at equal bits"
     assert finding.effect == pytest.approx(-(0.05 * math.log2(4 / 3) + LOST[4.0] - LOST[3.0]))
