@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from quantsweep.errors import ConfigurationErrors
 from quantsweep.planning.quantizations import AUTO
 from quantsweep.planning.schema import NO_CALIBRATION
-from quantsweep.trial.quantization import FORMAT
-from quantsweep.trial.specs import BASELINE_BITS, TrialSpec
+from quantsweep.trial.quantization import BASELINE_BITS, DEFAULT_STEPS, FACTORS, FORMAT, NONE
+from quantsweep.trial.specs import TrialSpec
 
 UNSET = ("", "null", "[]", AUTO)
 """Typed values that ask for nothing."""
@@ -24,7 +24,7 @@ KEPT_AS_TYPED = ("block_axis", "symmetric", "scale_dtype")
 def refuse_inapplicable(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> None:
     """Raise ConfigurationErrors with what was typed (text by key) and no trial has."""
     asked = {key: value for key, value in typed.items() if value not in UNSET}
-    problems = [problem for find in (_formats, _axes, _seeds, _calibrations, _kept_layers) for problem in find(trials, asked)]
+    problems = [problem for find in (_formats, _axes, _steps, _seeds, _calibrations, _kept_layers) for problem in find(trials, asked)]
     if trials and problems:
         raise ConfigurationErrors(problems)
 
@@ -34,10 +34,12 @@ def _formats(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> Iterable[
     if any(trial.quantization.data_type is not None for trial in trials):
         return
     baselines = all(trial.quantization.is_baseline for trial in trials)
-    said = {"bit_width": str(BASELINE_BITS)} if baselines else {}  # 16 bit is how a baseline is asked for
+    wide = not any(trial.quantization.quantizes_weights for trial in trials)
+    said = {"bit_width": str(BASELINE_BITS)} if wide else {}  # 16 bit is how weights that stay are asked for
     if keys := [key for key in typed if _group(key) in ("data_type", *FORMAT) and typed[key] != said.get(key)]:
         methods = sorted({trial.quantization.method for trial in trials if not trial.quantization.is_baseline})
-        whom = "the 16-bit baseline has" if baselines else f"method {' and '.join(methods)} works without a data type and has"
+        alone = f"method {' and '.join(methods)} works without a data type and has"
+        whom = "the 16-bit baseline has" if baselines else "weights that stay at 16 bit have" if wide else alone
         yield (
             f"{whom} no {', '.join(keys)}: {_shown(keys, typed)} would change nothing. "
             f"Leave it out, or give {'a method and a bit_width below 16' if baselines else 'a method that has a data type'}"
@@ -52,6 +54,18 @@ def _axes(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> Iterable[str
         found = {str(getattr(quantization, key)).lower() for quantization in formats}
         if key in typed and formats and not any(value.strip("'\"").lower() in found for value in values):
             yield f"{key}={typed[key]} would change nothing: every trial has {' or '.join(sorted(found))} whatever is typed. Leave it out"
+
+
+def _steps(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> Iterable[str]:
+    """Steps that are in no trial: they move nothing with the options that they have, or belong to weights that stay."""
+    found = {(factor, step.name) for trial in trials for factor, steps in trial.quantization.steps.items() for step in steps}
+    for factor in FACTORS:
+        names = {name.strip(" []'\"") for name in typed.get(factor, "").split(",")} - {"", NONE, DEFAULT_STEPS[factor]}
+        if factor != "scope" and names and "(" not in typed[factor] and not any((factor, name) in found for name in names):
+            yield (
+                f"{factor}={typed[factor]} would change nothing: with these options, or where weights stay at 16 bit, "
+                f"{' and '.join(sorted(names))} does nothing. Leave it out"
+            )
 
 
 def _seeds(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> Iterable[str]:

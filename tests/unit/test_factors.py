@@ -10,8 +10,9 @@ import pytest
 from quantsweep.composing.composition import compose_base, make_request, search_folders
 from quantsweep.composing.prepare import prepare
 from quantsweep.composing.shorthand import expand_shorthand
-from quantsweep.errors import ConfigurationError
+from quantsweep.errors import ConfigurationError, ConfigurationErrors
 from quantsweep.planning.conditions import facts_of
+from quantsweep.planning.inapplicable import refuse_inapplicable
 from quantsweep.planning.plan import Expansion, expand
 from quantsweep.tables.filters import PLAN_COLUMNS, parse
 from quantsweep.tables.records import identity_columns
@@ -225,3 +226,26 @@ def test_conditions_and_filters_know_factors(steps: Path) -> None:
     facts = [facts_of(p.trial) for p in found.trials]
     assert [(f["compensation"], f["transform"]) for f in facts][:2] == [("none", "none"), ("none", "turn")]
     assert [f.get("transform.even.options.alpha") for f in facts if f["transform"] == "even"] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("clipping=grid bit_width=16", "clipping=grid would change nothing"),
+        ("compensation=rest compensation.options.rank=0", "compensation=rest would change nothing"),
+        (
+            "activation=rows rounding=none block_size=64",
+            "weights that stay at 16 bit have no block_size: block_size=64",
+        ),
+        ("activation=rows bit_width=16", None),
+        ("clipping=grid,absmax bit_width=4,16", None),
+    ],
+)
+def test_a_step_that_is_in_no_trial_is_refused(steps: Path, words: str, said: str | None) -> None:
+    typed = dict(word.split("=") for word in words.split())
+    found = trials(steps, *words.split())
+    if said is None:
+        refuse_inapplicable(found, typed)
+        return
+    with pytest.raises(ConfigurationErrors, match=said):
+        refuse_inapplicable(found, typed)
