@@ -5,7 +5,7 @@ Every metric here is Σ values / Σ weights over the examples of a task (perplex
     acc, acc_norm       right or wrong, weight 1
     bits_per_byte       −log₂-likelihood of the document, weight its bytes
     byte_perplexity     −log-likelihood of the document, weight its bytes; compared on the log scale
-    perplexity          −log-likelihood of the answer, weight 1; compared on the log scale
+    perplexity          −log-likelihood of the answer, or a token's of the window, weight 1; compared on the log scale
 
 Rows are compared only where they answered the same requests (`requests_hash`), and where every example has an outcome:
 a difference over the examples that happen to have one would be about other examples.
@@ -100,8 +100,16 @@ def values(task_key: str, row: Row, metric: Metric) -> tuple[Vector, Vector]:
             f"task '{task_key}': {metric.name} of trial {row['trial_id']} has no finite outcome in {count(missing, 'example')} of "
             f"{len(found):,} (NaN or infinite log-likelihoods): that trial is broken there, and no number says by how much. Leave it out"
         )
+    if _is_of_windows(row):
+        found /= _tokens_a_window(task_key, row)
     weights = np.asarray(row["num_bytes"], dtype=np.float64) if metric.by_bytes else np.ones(len(found))
     return found, weights
+
+
+def with_tokens(samples: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """`samples` with the column num_tokens of `results` (`load_results` of the same sweeps): what windows' perplexities are made with."""
+    keys = [key for key in ("trial_id", "task_key", "sweep") if key in samples and key in results]
+    return samples.merge(results[[*keys, "num_tokens"]].drop_duplicates(keys), on=keys, how="left", validate="many_to_one")
 
 
 def tie_share(pairs: Iterable[Pair]) -> float:
@@ -139,6 +147,20 @@ def clusters_of(table: pd.DataFrame) -> dict[str, list[Hashable]]:
             raise ConfigurationError(f"clusters: the documents of task '{task}' are not 0 … {len(rows) - 1}, once each")
         found[str(task)] = rows["cluster"].tolist()
     return found
+
+
+def _is_of_windows(row: Row) -> bool:
+    """True for a perplexity of windows, all of one length: its log-likelihoods are sums over a window's tokens."""
+    return not (_has(row, "correct") or _has(row, "num_bytes"))
+
+
+def _tokens_a_window(task_key: str, row: Row) -> float:
+    if not _has(row, "num_tokens"):
+        raise ConfigurationError(
+            f"task '{task_key}' is measured in windows, and its samples do not say of how many tokens: "
+            "samples = analysis.comparison.outcomes.with_tokens(samples, load_results(…))"
+        )
+    return float(row["num_tokens"]) / len(row["loglikelihood"])
 
 
 def _has(row: Row, column: str) -> bool:

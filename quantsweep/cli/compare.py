@@ -88,16 +88,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare and print; the exit status is the verdict's."""
     import quantsweep
     from analysis.comparison import arms, noise, partners, text
-    from analysis.comparison.outcomes import METRICS, clusters_of
+    from analysis.comparison.outcomes import METRICS, clusters_of, with_tokens
 
     left, right = read_arms(arguments)
     folders = list(dict.fromkeys(arm.folder.path for arm in (left, right)))
-    samples = _of_tasks(quantsweep.load_samples(folders), arguments.task)
+    own = quantsweep.load_results(folders)
+    samples = with_tokens(_of_tasks(quantsweep.load_samples(folders), arguments.task), own)
     a, b = (_rows(samples, arm) for arm in (left, right))
     if right.is_baseline:
         a = a[~a["trial_id"].isin(set(b["trial_id"]))]
-    results = quantsweep.load_results([*folders, *(_folder(arguments, name).path for name in arguments.replicates)])
-    headline = results[results["is_primary"] & results["metric"].isin(list(METRICS))]
+    replicates = [_folder(arguments, name).path for name in arguments.replicates]
+    headline = own[own["is_primary"] & own["metric"].isin(list(METRICS))]
     metrics = arguments.metric or dict(zip(headline["task_key"], headline["metric"], strict=True))
     found = arms.compare(
         a,
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         metrics=metrics,
         margin=arguments.margin,
         clusters=None if arguments.clusters is None else clusters_of(_table(arguments.clusters)),
-        ranges=noise.replicate_ranges(results) if arguments.replicates else None,
+        ranges=noise.replicate_ranges(quantsweep.load_results([*folders, *replicates])) if replicates else None,
         on_progress=_progress(),
     )
     flips = arms.flips(a, b, metrics=metrics) if arguments.flips else None

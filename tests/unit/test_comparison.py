@@ -15,7 +15,7 @@ from scipy import optimize, stats
 import analysis
 from analysis.comparison import noise, paired, partners, text
 from analysis.comparison.arms import BETTER, EQUAL, UNDECIDED, WORSE
-from analysis.comparison.outcomes import clusters_of
+from analysis.comparison.outcomes import clusters_of, with_tokens
 from analysis.comparison.paired import Paired, estimate, score_interval, sign_flip, standard_error, studentized
 from analysis.comparison.power import detectable, examples_needed
 from analysis.uncertainty import Scoreboard
@@ -316,6 +316,18 @@ def test_less_loss_is_better_weighted_by_bytes() -> None:
     assert perplexity.estimate.difference == pytest.approx(math.log(perplexity.value_a / perplexity.value_b))
     (answer,) = analysis.compare(a, b, metrics="perplexity")
     assert answer.estimate.difference == pytest.approx((bad - good).mean())
+
+
+def test_a_perplexity_of_windows_is_a_tokens() -> None:
+    """Log-likelihoods of windows are sums over their tokens, which the table of metrics counts."""
+    a, b = (frame(samples(n, loglikelihood=[-20.0 * k, -30.0 * k] * 8, bit_width=k)) for n, k in (("a", 4), ("b", 3)))
+    with pytest.raises(ConfigurationError, match="of how many tokens"):
+        analysis.compare(a, b)
+    counted = [with_tokens(arm, arm[["trial_id", "task_key"]].assign(num_tokens=160)) for arm in (a, b)]
+    (found,) = analysis.compare(*counted)
+    assert (found.metric, found.verdict) == ("perplexity", WORSE)
+    assert found.value_a == pytest.approx(math.exp(4 * 25 / 10))
+    assert found.estimate.difference == pytest.approx(2.5)
 
 
 def test_the_error_is_that_of_the_k_bit_studys_scoreboard() -> None:
