@@ -20,7 +20,7 @@ from quantsweep.tables import records
 from quantsweep.tables.order import launch_number
 from quantsweep.trial.specs import PlannedTrial, content_hash
 
-FACTS = ("load_seconds", "quantize_seconds", "restore_seconds", "peak_memory_bytes", "energy_joules")
+FACTS = ("load_seconds", "quantize_seconds", "restore_seconds", "calibration_overlap", "peak_memory_bytes", "energy_joules")
 
 
 @dataclass

@@ -62,6 +62,8 @@ class TrialRunner:
         self._loaded: LoadedModel | None = None
         self._evaluator: Evaluator | None = None
         self._statistics: StatisticsStore | None = None
+        self._text: CalibrationTokens | None = None
+        self._overlaps: dict[tuple[str, ...], float] = {}
         self._refused: tuple[ModelSpec, ModelError, TracebackType | None] | None = None
         self._said = 0.0
         self._share = Share()
@@ -90,7 +92,8 @@ class TrialRunner:
         seconds = self._restore(session)
         if failed:
             raise _all_of(failed)
-        self._send({"event": "done", "restore_seconds": seconds, **meter.read()})
+        overlap = self._overlap(loaded, evaluator, planned)
+        self._send({"event": "done", "restore_seconds": seconds, "calibration_overlap": overlap, **meter.read()})
 
     def _restore(self, session: Session) -> float:
         started = time.perf_counter()
@@ -128,6 +131,7 @@ class TrialRunner:
         if self._refused is not None and self._refused[0] == spec:
             raise self._refused[1].with_traceback(self._refused[2])  # a model that cannot be loaded fails all its trials, and is read once
         if self._loaded is None or self._evaluator is None or self._spec != spec:
+            self._overlaps.clear()
             self._loaded = self._evaluator = self._statistics = None  # free the old model before the new one comes
             try:
                 self._loaded = load_model(spec, _device(settings.device))
@@ -176,11 +180,25 @@ class TrialRunner:
     def _calibration(self, loaded: LoadedModel, spec: CalibrationSpec | None) -> CalibrationTokens | None:
         from quantsweep.calibration.data import load_tokens
 
-        if spec is None:
+        self._text = None
+        if spec is not None:
+            limits = {"max_length": loaded.max_length, "num_embeddings": loaded.num_embeddings}
+            self._text = load_tokens(spec, loaded.tokenizer, **limits, on_progress=self._progress)
+        return self._text
+
+    def _overlap(self, loaded: LoadedModel, evaluator: Evaluator, planned: PlannedTrial) -> float | None:
+        """The share of calibration sequences that have words in a row with what the trial's tasks score; None without calibration."""
+        from quantsweep.tasks.progress import reporting
+        from quantsweep.texts.ngrams import shared_windows
+
+        if self._text is None:
             return None
-        return load_tokens(
-            spec, loaded.tokenizer, max_length=loaded.max_length, num_embeddings=loaded.num_embeddings, on_progress=self._progress
-        )
+        asked = (self._text.hash, *(task.task_key for task in planned.tasks))
+        if asked not in self._overlaps:  # the same for all trials of a shard that look at this text
+            scored = (text for task in planned.tasks for text in evaluator.texts(task))
+            sequences = loaded.tokenizer.batch_decode(self._text.tokens_NT)
+            self._overlaps[asked] = shared_windows(sequences, reporting(scored, self._progress))
+        return self._overlaps[asked]
 
     def _help(self, seed: int | None, text: CalibrationTokens | None) -> Help:
         import torch

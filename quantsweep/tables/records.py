@@ -86,7 +86,10 @@ IDENTITY = (
     Column("data_type_options", _TEXT, "JSON", "options of the data type, defaults written out"),
     Column("method_options", _TEXT, "JSON", "options of the rounding, defaults written out"),
     *FACTOR_COLUMNS,
-    Column("calibration", _TEXT, "name", "calibration text; null where the method uses none"),
+    Column("calibration", _TEXT, "name", "calibration text; null where no step looks at any"),
+    Column("calibration_samples", _INT, "sequences", "calibration.num_samples; null without calibration, and in older tables"),
+    Column("calibration_length", _INT, "tokens", "calibration.sequence_length; null without calibration, and in older tables"),
+    Column("calibration_seed", _LONG, "", "calibration.seed: where the text is cut; null without calibration, and in older tables"),
     Column("seed", _LONG, "", "seed; null where nothing is random"),
     Column("dtype", _TEXT, "name", "dtype in which the model computed"),
     Column("plant_channels", _INT, "channels", "outlier channels planted into the model (model.plant_outliers); null for the plain model"),
@@ -98,7 +101,12 @@ TASK = (
     Column("task_key", _TEXT, "", "task with version, few-shot count, limit, window and protocol: what makes two evaluations the same"),
     Column("num_fewshot", _INT, "examples", "examples in the prompt; null: the task's own default"),
     Column("limit", _INT, "examples", "only the first so many; null: all"),
-    Column("protocol", _TEXT, "", "lm_eval: lm-eval's own encoding and scoring, its faults included; null: ours"),
+    Column(
+        "protocol",
+        _TEXT,
+        "",
+        "lm_eval: lm-eval's own encoding and scoring, its faults included; null: ours. Of a perplexity: how its text is joined and cut",
+    ),
 )
 SIZE = (
     Column("num_parameters", _LONG, "parameters", "all parameters of the loaded model, tied ones once"),
@@ -187,6 +195,12 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("evaluate_seconds", _REAL, "s", "evaluating, all tasks"),
         Column("write_seconds", _REAL, "s", "writing rows"),
         Column("restore_seconds", _REAL, "s", "putting the original weights back and checking them"),
+        Column(
+            "calibration_overlap",
+            _REAL,
+            "share",
+            "calibration sequences that have 13 words in a row with what the attempt's tasks score; null without, and in older tables",
+        ),
         Column("peak_memory_bytes", _LONG, "bytes", "peak memory of the device (GPU) or of the process (processor)"),
         Column("energy_joules", _REAL, "J", "energy of the GPU while the trial ran; null where it does not tell"),
         Column("log", _TEXT, "file name", "log, in logs/"),
@@ -204,7 +218,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
             "correct", pa.list_(pa.bool_()), "", "right or wrong, example by example (null: NaN, no outcome); null for perplexity tasks"
         ),
         Column("correct_norm", pa.list_(pa.bool_()), "", "the same for length-normalised scores; null where the task has none"),
-        Column("loglikelihood", pa.list_(pa.float32()), "nats", "log-likelihood of the right answer, or of the document"),
+        Column("loglikelihood", pa.list_(pa.float32()), "nats", "log-likelihood of the right answer, of the document, or of the window"),
         Column("num_bytes", pa.list_(pa.int32()), "bytes", "length of each document; null where the task is not a perplexity"),
         *PROVENANCE,
     ),
@@ -239,7 +253,7 @@ def arrow_schema(table: str) -> pa.Schema:
 
 def identity_columns(trial: TrialSpec) -> dict[str, Any]:
     """The axes of a trial as columns."""
-    q, planted = trial.quantization, trial.model.plant_outliers
+    q, planted, text = trial.quantization, trial.model.plant_outliers, trial.calibration
     granularity = None if q.data_type is None else "tensor" if q.block_size == "tensor" else "channel" if q.block_size is None else "block"
     return {
         "trial_id": trial.trial_id,
@@ -259,7 +273,10 @@ def identity_columns(trial: TrialSpec) -> dict[str, Any]:
         "data_type_options": canonical_json(dict(q.data_type_options)),
         "method_options": canonical_json(dict(q.rounding.options)),
         **factor_columns(q),
-        "calibration": None if trial.calibration is None else trial.calibration.name,
+        "calibration": None if text is None else text.name,
+        "calibration_samples": None if text is None else text.num_samples,
+        "calibration_length": None if text is None else text.sequence_length,
+        "calibration_seed": None if text is None else text.seed,
         "seed": trial.seed,
         "dtype": trial.model.dtype,
         "plant_channels": None if planted is None else planted.channels,

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from quantsweep.calibration.data import load_tokens
 from quantsweep.errors import EvaluationError
-from quantsweep.mini import model_path
+from quantsweep.mini import TASKS_DIR, model_path
 from quantsweep.pipeline.interface import InputNeeds, Layer, LayerContext, Stored
 from quantsweep.running.child import TrialRunner
 from quantsweep.tables.records import COLUMNS
@@ -143,3 +143,22 @@ def test_calibration_and_seed_reach_the_steps_and_records_the_table(monkeypatch:
         assert set(row) <= columns
         assert row["num_tokens"] == 32
         assert row["bits_by_part"] == f"signs={8 * row['in_features'] * row['out_features']}"
+
+
+def test_what_calibration_text_shares_with_the_tasks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the text is documents that two tasks score; another task scores none of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    scored = [json.loads(line)["text"] for line in (TASKS_DIR / "data" / "ppl.jsonl").read_text().splitlines()[:3]]
+    strange = [" ".join(f"{word}{n}" for n in range(400)) for word in ("king", "sea", "day")]
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": document}) + "\n" for document in (*scored, *strange)))
+    calibration = CalibrationSpec(name="c", path=str(text), num_samples=24, sequence_length=128, rule="document_crops")
+    events: list[Mapping[str, Any]] = []
+    runner = TrialRunner(events.append)
+    for task in (spec_of("mini_ppl", limit=3), spec_of("mini_window_ppl", limit=8), spec_of("mini_cloze", limit=3)):
+        trial = planned(task)
+        runner.run(replace(trial, trial=replace(trial.trial, calibration=calibration)), RunSettings(device="cpu"))
+    runner.run(planned(spec_of("mini_cloze", limit=2)), RunSettings(device="cpu"))
+    documents, windows, cloze, without = (event["calibration_overlap"] for event in events if event["event"] == "done")
+    assert 0.2 < documents < 0.8
+    assert (windows, cloze, without) == (documents, 0.0, None)
