@@ -28,6 +28,8 @@ FAMILIES = ("opt", "bloom")
 CLASSES = ("Class-1", "Class-2", "Class-3")
 BOUNDS = (0.1, 0.5)
 """Largest Δ of Class-1 and of Class-2."""
+_FACTORS = ["rounding", "transform", "correction", "tuning", "compensation", "activation", "kv_cache"]
+"""What a baseline has none of."""
 _MODEL = ["model_content", "dtype"]
 """What a trial shares with its baseline."""
 
@@ -63,7 +65,7 @@ def sensitivity(results: pd.DataFrame) -> pd.DataFrame:
     rows = results[results["metric"] == "perplexity"]
     trials = rows.drop_duplicates("trial_id").set_index("trial_id")
     table = trials[["model", "method"]].assign(perplexity=mean_perplexity(results).reindex(trials.index))
-    baselines = trials[trials["method"] == BASELINE].join(table["perplexity"]).drop_duplicates(_MODEL)
+    baselines = trials[(trials[_FACTORS] == BASELINE).all(axis=1)].join(table["perplexity"]).drop_duplicates(_MODEL)
     own = trials[_MODEL].merge(baselines[[*_MODEL, "perplexity"]], how="left", on=_MODEL)["perplexity"]
     table["baseline"] = own.to_numpy()
     table["increase"] = table["perplexity"] - table["baseline"]

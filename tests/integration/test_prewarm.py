@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -50,6 +52,12 @@ from quantsweep.trial.specs import ModelSpec
 loaded = load_model(ModelSpec(name="m", family="f", hub_id=sys.argv[1], revision=sys.argv[2], dtype="float32"), "cpu")
 layer = next(iter(loaded.layers.values()))
 print(json.dumps([float(layer.read().double().sum()), loaded.num_parameters, len(loaded.tokenizer)]))
+"""
+READ_TEXT = """
+import json, sys
+from quantsweep.texts.documents import read_documents
+from quantsweep.trial.specs import TextSource
+print(json.dumps(read_documents(TextSource(hub_id=sys.argv[1], files=sys.argv[2], revision=sys.argv[3])).to_pylist()))
 """
 LOAD_TASK = """
 import sys
@@ -170,6 +178,31 @@ def test_an_interrupted_or_damaged_cache_is_mended_at_the_pinned_commit(machine:
     assert machine.plan("model=lab/mini")["offline"] == {}
     assert f"fetched: lab/mini@{first[:12]}" in machine.prewarm("model=lab/mini")
     assert machine.plan("model=lab/mini")["offline"] == OFFLINE
+
+
+def test_a_text_is_fetched_at_one_commit_and_read_without_the_hub(machine: Machine) -> None:
+    """The files that its pattern names, and no others of the data set; a branch that moves later changes nothing."""
+    place, pattern = "Salesforce/wikitext", "wikitext-2-raw-v1/test-*.parquet"
+    first = machine.hub.commit(place, {f"wikitext-2-raw-v1/{part}-0.parquet": parquet(part) for part in ("test", "train")}, kind="datasets")
+    assert machine.plan("task=wikitext2")["unpinned"] == ["task wikitext2"]
+    assert f"{place}@{first[:12]}: wikitext-2-raw-v1/test-0.parquet" in machine.prewarm("task=wikitext2")
+    planned = machine.plan("task=wikitext2")
+    assert (planned["unpinned"], planned["offline"]) == ([], OFFLINE)
+    assert machine.pins["texts"][f"{place}/{pattern}"]["revision"] == first
+    assert list(machine.pins["texts"][f"{place}/{pattern}"]["files"]) == ["wikitext-2-raw-v1/test-0.parquet"]
+
+    machine.hub.commit(place, {"wikitext-2-raw-v1/test-0.parquet": parquet("moved")}, kind="datasets")
+    asked = len(machine.hub.asked)
+    assert "here already" in machine.prewarm("task=wikitext2")
+    read = machine.python("-c", READ_TEXT, place, pattern, first, **OFFLINE).stdout
+    assert (json.loads(read), machine.hub.asked[asked:]) == (["test", "text"], [])
+
+
+def parquet(word: str) -> bytes:
+    """Two documents."""
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": [word, "text"]}), file)
+    return file.getvalue()
 
 
 def test_pickled_weights_are_converted_once_and_load_with_the_same_bits(machine: Machine) -> None:

@@ -19,13 +19,15 @@ def rows(trial: str, values: tuple[float, ...] = (27.0, 32.0, 25.0), **changes: 
         "family": "opt",
         "model_content": "c",
         "dtype": "float16",
-        "method": "round_to_nearest",
+        **dict.fromkeys(("transform", "correction", "tuning", "compensation", "activation", "kv_cache"), "none"),
+        **{"method": "round_to_nearest", "rounding": "round_to_nearest"},
     }
     about |= {"plant_channels": None, "metric": "perplexity", "window": 2048}
     return [about | {"task_key": task, "value": value} | changes for task, value in zip(TASKS, values, strict=False)]
 
 
-BASELINE = rows("base", (27.0, 32.0, 25.0), method="none")
+NONE = {"method": "none", "rounding": "none"}
+BASELINE = rows("base", (27.0, 32.0, 25.0), **NONE)
 
 
 @pytest.mark.parametrize(
@@ -50,12 +52,18 @@ def test_the_mean_is_of_all_three_or_none() -> None:
 def test_a_trial_is_held_against_its_own_models_baseline() -> None:
     other = {"model": "opt-1.3b", "model_content": "d"}
     quantized = [*rows("x", (27.3, 32.6, 25.3)), *rows("y", (11.0, 12.0, 13.03), **other)]
-    frame = pd.DataFrame([*BASELINE, *quantized, *rows("z", (11.0, 12.0, 13.0), method="none", **other)])
+    frame = pd.DataFrame([*BASELINE, *quantized, *rows("z", (11.0, 12.0, 13.0), **NONE, **other)])
     found = sensitivity(frame)
     assert found.loc["x", "increase"] == pytest.approx(0.4)
     assert found.loc["y", "increase"] == pytest.approx(0.01)
     assert found["sensitivity"].to_dict() == {"base": "Class-1", "x": "Class-2", "y": "Class-1", "z": "Class-1"}
     assert found["out_of_scope"].isna().all()
+
+
+def test_activations_alone_are_no_baseline() -> None:
+    found = sensitivity(pd.DataFrame([*rows("w16a8", (28.0, 33.0, 26.0), **NONE, activation="per_token"), *BASELINE]))
+    assert found.loc["w16a8", "increase"] == pytest.approx(1.0)
+    assert found.loc["w16a8", "sensitivity"] == "Class-3"
 
 
 @pytest.mark.parametrize(
