@@ -44,6 +44,17 @@ class StatisticsStore:
         return self._held[key]
 
 
+@torch.no_grad()
+def read(session: Session, tokens_NT: Tensor, on_progress: OnProgress) -> None:
+    """Let the model read the text, window by window, with its inputs as they come: for whoever listens at its modules."""
+    model = session.model
+    device = model.get_input_embeddings().get_parameter("weight").device
+    with session.plain_inputs():
+        for tokens_T in tokens_NT:
+            model.base_model(tokens_T[None].to(device), use_cache=False)  # without the head, whose outputs would be the largest tensor
+            on_progress()
+
+
 def _measure(session: Session, tokens_NT: Tensor, on_progress: OnProgress, sample_tokens: int) -> Mapping[str, LayerInputs]:
     every = 0 if not sample_tokens else max(1, tokens_NT.numel() // sample_tokens)
     sums: dict[str, InputSums] = {}
@@ -53,10 +64,6 @@ def _measure(session: Session, tokens_NT: Tensor, on_progress: OnProgress, sampl
             sums[name] = InputSums(session.layers[name].in_features, values.device, sample_every=every)
         sums[name].add(values)
 
-    model = session.model
-    device = model.get_input_embeddings().get_parameter("weight").device
-    with torch.no_grad(), session.plain_inputs(), listening(session.layers, hear):
-        for tokens_T in tokens_NT:
-            model.base_model(tokens_T[None].to(device), use_cache=False)  # without the head, whose outputs would be the largest tensor
-            on_progress()
+    with listening(session.layers, hear):
+        read(session, tokens_NT, on_progress)
     return {name: sums[name].total(name).on_host() for name in session.layers if name in sums}

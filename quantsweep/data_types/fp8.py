@@ -27,18 +27,18 @@ from quantsweep.numerics.minifloat import E4M3, E5M2, MiniFloat
 from quantsweep.numerics.scales import absmax, divide, round_scale, storage_bits
 from quantsweep.trial.specs import QuantizationSpec
 
-_ELEMENTS: dict[Any, MiniFloat] = {"e4m3": E4M3, "e5m2": E5M2}
+ELEMENTS: dict[Any, MiniFloat] = {"e4m3": E4M3, "e5m2": E5M2}
 
 
 class Float8(MiniFloatDataType):
     """E4M3 or E5M2 with the absolute maximum at the largest number; see the module."""
 
     name = "fp8"
-    support = Support(bit_widths=(8,), options={"format": tuple(_ELEMENTS)})
+    support = Support(bit_widths=(8,), options={"format": tuple(ELEMENTS)})
 
     def choose_qparams(self, blocks: Blocks, spec: QuantizationSpec) -> QParams:
         """Scales (N, 1)."""
-        element = _ELEMENTS[self.support.check(self.name, spec)["format"]]
+        element = ELEMENTS[self.support.check(self.name, spec)["format"]]
         dtype = scale_dtype(spec)
         return QParams(
             bit_width=element.bits,

@@ -48,7 +48,7 @@ _UNCLIPPED_ZERO_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Range:
+class Range:
     """Extremes of each block, (N, 1) each."""
 
     low: Tensor
@@ -56,51 +56,69 @@ class _Range:
 
     @property
     def magnitude(self) -> Tensor:
+        """max |x|."""
         return torch.maximum(self.high, self.low.neg())
 
 
-Step = Callable[[_Range, int], Tensor]
-"""(range, k) -> the number that is stored as the scale, (N, 1)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Codes:
+    """Of k bits: how many codes there are, the largest, and the largest of signed ones; () float32 each."""
+
+    number: Tensor
+    largest: Tensor
+    largest_signed: Tensor
+
+    @classmethod
+    def of(cls, k: int, like: Tensor) -> Codes:
+        """On the device of `like`."""
+        number, largest, largest_signed = (like.new_tensor(value) for value in (1 << k, _largest_code(k), _largest_signed(k)))
+        return cls(number=number, largest=largest, largest_signed=largest_signed)
+
+
+Step = Callable[[Range, Codes], Tensor]
+"""(range, codes) -> the number that is stored as the scale, (N, 1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Convention:
+class Convention:
+    """How a range becomes a step; asymmetric: None where zero points are not known.  The sentences above say the rest."""
+
     symmetric: Step
     asymmetric: Step | None = None
     clips_zero: bool = True
     stores_absmax: bool = False  # then the scale is m, and the lowest code is left unused
 
 
-def _absmax(of: _Range, k: int) -> Tensor:
+def _absmax(of: Range, codes: Codes) -> Tensor:
     return of.magnitude
 
 
-def _absmax_step(of: _Range, k: int) -> Tensor:
-    return divide(of.magnitude, _largest_signed(k))
+def _absmax_step(of: Range, codes: Codes) -> Tensor:
+    return of.magnitude / codes.largest_signed
 
 
-def _awq_symmetric(of: _Range, k: int) -> Tensor:
-    return divide(of.magnitude.clamp(min=_AWQ_LEAST_RANGE), _largest_signed(k))
+def _awq_symmetric(of: Range, codes: Codes) -> Tensor:
+    return of.magnitude.clamp(min=_AWQ_LEAST_RANGE) / codes.largest_signed
 
 
-def _awq_asymmetric(of: _Range, k: int) -> Tensor:
-    return divide((of.high - of.low).clamp(min=_AWQ_LEAST_RANGE), _largest_code(k))
+def _awq_asymmetric(of: Range, codes: Codes) -> Tensor:
+    return (of.high - of.low).clamp(min=_AWQ_LEAST_RANGE) / codes.largest
 
 
-def _gptq_symmetric(of: _Range, k: int) -> Tensor:
-    return divide(torch.where(of.low < 0, 2 * of.magnitude, of.magnitude), _largest_code(k))
+def _gptq_symmetric(of: Range, codes: Codes) -> Tensor:
+    return torch.where(of.low < 0, 2 * of.magnitude, of.magnitude) / codes.largest
 
 
-def _gptq_asymmetric(of: _Range, k: int) -> Tensor:
-    return divide(of.high.clamp(min=0) - of.low.clamp(max=0), _largest_code(k))
+def _gptq_asymmetric(of: Range, codes: Codes) -> Tensor:
+    return (of.high.clamp(min=0) - of.low.clamp(max=0)) / codes.largest
 
 
-def _deepspeed_symmetric(of: _Range, k: int) -> Tensor:
-    return 2 * of.magnitude / (1 << k)
+def _deepspeed_symmetric(of: Range, codes: Codes) -> Tensor:
+    return 2 * of.magnitude / codes.number
 
 
-def _deepspeed_asymmetric(of: _Range, k: int) -> Tensor:
-    return torch.maximum((of.high - of.low) / (1 << k), of.magnitude * _DEEPSPEED_LEAST_STEP)
+def _deepspeed_asymmetric(of: Range, codes: Codes) -> Tensor:
+    return torch.maximum((of.high - of.low) / codes.number, of.magnitude * _DEEPSPEED_LEAST_STEP)
 
 
 def _largest_code(k: int) -> int:
@@ -111,12 +129,12 @@ def _largest_signed(k: int) -> int:
     return (1 << (k - 1)) - 1
 
 
-_CONVENTIONS: dict[Any, _Convention] = {
-    "kbit": _Convention(symmetric=_absmax, stores_absmax=True),
-    "gptq": _Convention(symmetric=_gptq_symmetric, asymmetric=_gptq_asymmetric),
-    "awq": _Convention(symmetric=_awq_symmetric, asymmetric=_awq_asymmetric),
-    "absmax_full": _Convention(symmetric=_absmax_step),
-    "deepspeed": _Convention(symmetric=_deepspeed_symmetric, asymmetric=_deepspeed_asymmetric, clips_zero=False),
+CONVENTIONS: dict[Any, Convention] = {
+    "kbit": Convention(symmetric=_absmax, stores_absmax=True),
+    "gptq": Convention(symmetric=_gptq_symmetric, asymmetric=_gptq_asymmetric),
+    "awq": Convention(symmetric=_awq_symmetric, asymmetric=_awq_asymmetric),
+    "absmax_full": Convention(symmetric=_absmax_step),
+    "deepspeed": Convention(symmetric=_deepspeed_symmetric, asymmetric=_deepspeed_asymmetric, clips_zero=False),
 }
 
 
@@ -124,18 +142,18 @@ class Integer:
     """Equally spaced levels; see the module."""
 
     name = "int"
-    support = Support(bit_widths=range(2, 9), symmetric=(True, False), options={"convention": tuple(_CONVENTIONS)})
+    support = Support(bit_widths=range(2, 9), symmetric=(True, False), options={"convention": tuple(CONVENTIONS)})
 
     def check_spec(self, spec: QuantizationSpec) -> None:
         """Raise ConfigurationError where the convention cannot do what `spec` asks."""
         self._convention(spec)
 
-    def _convention(self, spec: QuantizationSpec) -> tuple[_Convention, Step]:
+    def _convention(self, spec: QuantizationSpec) -> tuple[Convention, Step]:
         name = self.support.check(self.name, spec)["convention"]
-        convention = _CONVENTIONS[name]
+        convention = CONVENTIONS[name]
         step = convention.symmetric if spec.symmetric else convention.asymmetric
         if step is None:
-            able = ", ".join(key for key, other in _CONVENTIONS.items() if other.asymmetric)
+            able = ", ".join(key for key, other in CONVENTIONS.items() if other.asymmetric)
             raise ConfigurationError(f"data_type 'int' with convention={name!r} is symmetric only; symmetric=false needs one of {able}")
         return convention, step
 
@@ -143,8 +161,8 @@ class Integer:
         """Scales (N, 1), and zero points (N, 1) of which symmetric ones are all 2^(k-1)."""
         convention, step = self._convention(spec)
         k, dtype = bit_width(spec), scale_dtype(spec)
-        extremes = _Range(low=blocks.values_NB.amin(dim=1, keepdim=True), high=blocks.values_NB.amax(dim=1, keepdim=True))
-        scale_N1 = round_scale(step(extremes, k), dtype)
+        extremes = Range(low=blocks.values_NB.amin(dim=1, keepdim=True), high=blocks.values_NB.amax(dim=1, keepdim=True))
+        scale_N1 = round_scale(step(extremes, Codes.of(k, extremes.low)), dtype)
         zero_N1 = torch.full_like(scale_N1, 1 << (k - 1))
         if not spec.symmetric:
             zero_N1 = (extremes.low / without_zeros(scale_N1)).round().neg()

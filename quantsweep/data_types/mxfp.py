@@ -40,11 +40,11 @@ from quantsweep.numerics.minifloat import E2M1, E2M3, E3M2, E4M3, E5M2, MiniFloa
 from quantsweep.numerics.scales import absmax, divide
 from quantsweep.trial.specs import QuantizationSpec
 
-_ELEMENTS = {4: {2: E2M1}, 6: {2: E2M3, 3: E3M2}, 8: {4: E4M3, 5: E5M2}}
+ELEMENTS = {4: {2: E2M1}, 6: {2: E2M3, 3: E3M2}, 8: {4: E4M3, 5: E5M2}}
 """Bit width -> exponent bits -> element; the first is the default."""
 
 _SCALE_BITS = 8
-_LARGEST_SCALE_EXPONENT = 127
+LARGEST_SCALE_EXPONENT = 127
 _MANTISSA_32 = 23
 
 
@@ -53,7 +53,7 @@ class MicroscalingFloat(MiniFloatDataType):
 
     name = "mxfp"
     support = Support(
-        bit_widths=tuple(_ELEMENTS),
+        bit_widths=tuple(ELEMENTS),
         options={"exponent_bits": (None, 2, 3, 4, 5), "scale_mode": ("floor", "rceil", "ceil", "even")},
         scale_dtypes=("e8m0",),
     )
@@ -64,7 +64,7 @@ class MicroscalingFloat(MiniFloatDataType):
 
     def _element_and_mode(self, spec: QuantizationSpec) -> tuple[MiniFloat, str]:
         options, k = self.support.check(self.name, spec), bit_width(spec)
-        elements = _ELEMENTS[k]
+        elements = ELEMENTS[k]
         exponent_bits = options["exponent_bits"] or next(iter(elements))
         if exponent_bits not in elements:
             able = " or ".join(map(str, elements))
@@ -74,12 +74,12 @@ class MicroscalingFloat(MiniFloatDataType):
     def choose_qparams(self, blocks: Blocks, spec: QuantizationSpec) -> QParams:
         """Scales (N, 1), powers of two."""
         element, mode = self._element_and_mode(spec)
-        exponent_N1 = _scale_exponent(absmax(blocks.values_NB), element, mode)
-        scale_N1 = power_of_two(exponent_N1.clamp(-_LARGEST_SCALE_EXPONENT, _LARGEST_SCALE_EXPONENT))
+        exponent_N1 = scale_exponent(absmax(blocks.values_NB), element, mode)
+        scale_N1 = power_of_two(exponent_N1.clamp(-LARGEST_SCALE_EXPONENT, LARGEST_SCALE_EXPONENT))
         return QParams(bit_width=element.bits, scale_N1=scale_N1, scale_bits=_SCALE_BITS, element=element)
 
 
-def _scale_exponent(absmax_N1: Tensor, element: MiniFloat, mode: str) -> Tensor:
+def scale_exponent(absmax_N1: Tensor, element: MiniFloat, mode: str) -> Tensor:
     """S before clamping, (N, 1) int32."""
     if mode == "rceil":
         return _ceil_log2(divide(absmax_N1, element.largest))

@@ -24,7 +24,7 @@ from quantsweep.numerics.minifloat import E2M1, E4M3, nearest
 from quantsweep.numerics.scales import absmax, divide, round_scale, storage_bits, without_zeros
 from quantsweep.trial.specs import QuantizationSpec
 
-_LEAST_BLOCK_SCALE = 2.0**-6  # E4M3's smallest normal number
+LEAST_BLOCK_SCALE = 2.0**-6  # E4M3's smallest normal number
 _TENSOR_SCALE_DTYPE = "float32"
 
 
@@ -42,7 +42,7 @@ class NvidiaFloat4(MiniFloatDataType):
         block_scale_N1 = divide(absmax_N1, E2M1.largest) / without_zeros(tensor_scale)
         return QParams(
             bit_width=E2M1.bits,
-            scale_N1=nearest(block_scale_N1.clamp(_LEAST_BLOCK_SCALE, E4M3.largest), E4M3),
+            scale_N1=nearest(block_scale_N1.clamp(LEAST_BLOCK_SCALE, E4M3.largest), E4M3),
             scale_bits=E4M3.bits,
             tensor_scale=tensor_scale,
             tensor_scale_bits=storage_bits(_TENSOR_SCALE_DTYPE),

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantsweep.evaluation.tokens import Span
+from quantsweep.numerics.tokens import tokens_are
 from quantsweep.tasks.progress import OnProgress, silent
 
 logger = logging.getLogger(__name__)
@@ -59,12 +60,14 @@ class _Row:
 class Batch:
     """Some rows as tensors.
 
-    input_BT: tokens, padded on the right with 0.  positions_N: rows of the flattened (B·T) hidden states that
+    input_BT: tokens, padded on the right with 0.  is_token_BT: what is no padding, which ranges of activations must not see.
+    positions_N: rows of the flattened (B·T) hidden states that
     the head sees.  source_M: for each scored token the index into N; ascending.  target_M: the token.
     span_M: the span that it belongs to.
     """
 
     input_BT: Tensor
+    is_token_BT: Tensor
     positions_N: Tensor
     source_M: Tensor
     target_M: Tensor
@@ -119,7 +122,8 @@ def _batch(rows: Sequence[_Row]) -> Batch:
             first = len(positions) - len(continuation)
             scored += [(first + offset, token, span) for offset, token in enumerate(continuation)]
     source, target, span_of = np.array(sorted(scored), dtype=np.int64).T.copy()
-    return Batch(inputs, torch.tensor(positions), torch.from_numpy(source), torch.from_numpy(target), span_of)
+    is_token = torch.arange(width) < torch.tensor([[len(row.tokens)] for row in rows])
+    return Batch(inputs, is_token, torch.tensor(positions), torch.from_numpy(source), torch.from_numpy(target), span_of)
 
 
 def halving(attempt: Callable[[int], T], batch_size: int) -> tuple[T, int]:
@@ -195,11 +199,12 @@ class Scorer:
     def _logits(self, batch: Batch) -> Tensor:
         """Logits at the selected positions, N × V."""
         positions_N = batch.positions_N.to(self._device)
-        inputs = batch.input_BT.to(self._device)
-        if self._head is None:
-            return self._forward(inputs).flatten(0, 1)[positions_N]
-        with _selecting(self._head, positions_N):
-            return self._forward(inputs)[0]
+        inputs, is_token_BT = batch.input_BT.to(self._device), batch.is_token_BT.to(self._device)
+        with tokens_are(is_token_BT):
+            if self._head is None:
+                return self._forward(inputs).flatten(0, 1)[positions_N]
+            with _selecting(self._head, positions_N):
+                return self._forward(inputs)[0]
 
     def _forward(self, input_BT: Tensor) -> Tensor:
         logits: Tensor = self._model(input_BT, use_cache=False).logits

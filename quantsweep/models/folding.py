@@ -117,6 +117,11 @@ def _all_of(name: str, layers: Iterable[str]) -> list[str]:
     return [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
 
 
+def columns_of_readers(model: PreTrainedModel, pair: Pair) -> tuple[Tensor, ...]:
+    """The weights (O, I) of all readers, as the model has them now; views."""
+    return tuple(_matrix(model, reader, model.get_parameter) for reader in pair.readers)
+
+
 def fold(model: PreTrainedModel, pair: Pair, scale_I: Tensor, write: Write) -> None:
     """Multiply the input columns of all readers by the scales, and divide what feeds them; all is written, or nothing.
 

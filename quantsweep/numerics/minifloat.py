@@ -98,10 +98,11 @@ def decode(codes_NB: Tensor, scale_N1: Tensor, element: MiniFloat, dtype: torch.
     return codebook.decode(codes_NB, scale_N1, _table(element, codes_NB.device), dtype)
 
 
-def nearest(values_NB: Tensor, element: MiniFloat) -> Tensor:
-    """The numbers of `element` nearest to float32 values, same shape, float32."""
-    ones_N1 = values_NB.new_ones(values_NB.shape[0], 1)
-    return decode(encode(values_NB, ones_N1, element), ones_N1, element)
+def nearest(values: Tensor, element: MiniFloat) -> Tensor:
+    """The numbers of `element` nearest to float32 values, ties to even, saturating; same shape, float32."""
+    exponent = exponent_of(values).clamp_(1 - element.bias, element.largest_exponent)
+    step = power_of_two(exponent - element.mantissa_bits)
+    return (values / step).round_().mul_(step).clamp_(-element.largest, element.largest)
 
 
 def exponent_of(values: Tensor) -> Tensor:

@@ -291,3 +291,9 @@ class Activation(Protocol):
 
         ranges: minimum, maximum and mean magnitude of each channel on the calibration text, where they are needed.
         """
+
+    def keeps_weights(self, spec: ActivationSpec) -> bool:
+        """Whether some inputs are multiplied by the weight before rounding; then `linear` takes the place of each rounded layer."""
+
+    def linear(self, spec: ActivationSpec, linear: nn.Module, original_OI: Tensor) -> nn.Module:
+        """A layer that quantizes its inputs itself, made of the rounded one and the weight (O, I) before rounding, in the compute dtype."""

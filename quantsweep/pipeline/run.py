@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,8 +76,11 @@ def quantize(session: Session, spec: QuantizationSpec, help: Help) -> Outcome:
         for transform, step in zip(steps.transforms, spec.transforms, strict=True)
         for record in transform.apply(session, spec, step, help)
     )
-    _hang_activations(session, spec, steps, help)
+    originals = _kept_weights(session, spec, steps)
+    _hang_activations(session, spec, steps, help, set(session.layers) - set(originals))
     layers = () if not spec.quantizes_weights else _Layers(session, spec, steps, help).round()
+    layers = tuple(_at_16_bits(layer) if layer.layer in originals else layer for layer in layers)
+    _replace_layers(session, spec, steps, originals)
     outcome = Outcome(layers=layers, transforms=transforms)
     if outcome.num_fallbacks > MOST_FALLBACKS * max(1, len(layers)):
         first = next(layer for layer in layers if layer.fallbacks)
@@ -124,13 +127,36 @@ class _Steps:
         return [needs for step in chosen if step is not None and (needs := step.needs(spec)) is not None]
 
 
-def _hang_activations(session: Session, spec: QuantizationSpec, steps: _Steps, help: Help) -> None:
+def _kept_weights(session: Session, spec: QuantizationSpec, steps: _Steps) -> dict[str, Tensor]:
+    """The weights (O, I) before rounding, in the compute dtype, where the activation's step multiplies some inputs by them."""
+    if spec.activation is None or steps.activation is None or not steps.activation.keeps_weights(spec.activation):
+        return {}
+    if not spec.quantizes_weights:
+        return {}
+    if experts := [name for name, layer in session.layers.items() if layer.expert is not None]:
+        raise QuantizationError(f"layer {experts[0]} is one of several experts in one module: it cannot be replaced by itself")
+    return {name: session.to_round(layer).to(layer.dtype) for name, layer in session.layers.items()}
+
+
+def _replace_layers(session: Session, spec: QuantizationSpec, steps: _Steps, originals: Mapping[str, Tensor]) -> None:
+    if spec.activation is not None and steps.activation is not None:
+        for name, original_OI in originals.items():
+            session.replace(name, steps.activation.linear(spec.activation, session.layers[name].module, original_OI))
+
+
+def _at_16_bits(layer: LayerRecord) -> LayerRecord:
+    """Whichever columns are outliers, their weights before rounding must be at hand: all are kept, and the codes are made from them."""
+    bits = 16 * layer.out_features * layer.in_features
+    return replace(layer, bits=bits, bits_by_part=(("weights", bits),))
+
+
+def _hang_activations(session: Session, spec: QuantizationSpec, steps: _Steps, help: Help, layers: Set[str]) -> None:
     if spec.activation is None or steps.activation is None:
         return
     ranges = help.statistics.inputs(session, _tokens(help), help.progress) if steps.activation.needs_ranges else {}
     for site in spec.activation.sites:
         if site == "linear":
-            for name in session.layers:
+            for name in (name for name in session.layers if name in layers):
                 session.on_input(name, steps.activation.module(spec.activation, ranges.get(name)))
         elif site == "head" and not steps.activation.needs_ranges:
             session.on_input(session.head_name, steps.activation.module(spec.activation, None))

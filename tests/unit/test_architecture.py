@@ -26,6 +26,7 @@ FLOORS = {  # a room may import itself and what lies on a lower floor; modules o
     "checkpoints": 3,
     "texts": 4,
     "data_types": 3,
+    "activations": 4,
     "planning": 4,
     "models": 4,
     "calibration": 5,
