@@ -15,6 +15,9 @@ from quantsweep.errors import ConfigurationError
 from quantsweep.trial.specs import ActivationSpec
 
 SITES = ("linear", "head")
+"""Inputs of the quantized linear layers, and of the output head."""
+OF_ATTENTION = ("q", "k", "v", "probabilities")
+"""What enters attention's own products: values (…, T, d) of each head, probabilities (…, T, T)."""
 BLOCK_FORMATS = ("mxfp", "nvfp4")
 """Formats that are nothing without blocks."""
 
@@ -60,10 +63,11 @@ class Step:
     """What a step does unless it says otherwise (`quantsweep.pipeline.interface.Activation`)."""
 
     needs_ranges = False
+    sites: tuple[str, ...] = SITES
 
     def check(self, spec: ActivationSpec) -> None:
         """Raise ConfigurationError for what it cannot do."""
-        check(spec)
+        check(spec, self.sites)
 
     def keeps_weights(self, spec: ActivationSpec) -> bool:
         """Whether some inputs are multiplied by weights as they were before rounding, so that `linear` has to take a layer's place."""
@@ -74,11 +78,11 @@ class Step:
         raise NotImplementedError
 
 
-def check(spec: ActivationSpec, *, has_blocks: bool = False) -> None:
+def check(spec: ActivationSpec, sites: tuple[str, ...], *, has_blocks: bool = False) -> None:
     """Raise ConfigurationError for a site, a format or blocks that the step does not have."""
     name = spec.step.name
-    if others := [site for site in spec.sites if site not in SITES]:
-        raise ConfigurationError(f"activation.sites: {', '.join(others)} cannot be quantized; choose from {', '.join(SITES)}")
+    if others := [site for site in spec.sites if site not in sites]:
+        raise ConfigurationError(f"activation={name} does not quantize {', '.join(others)}; activation.sites are {', '.join(sites)}")
     if (spec.block_size is not None) != has_blocks:
         remedy = "activation.block_size must be a number" if has_blocks else "leave activation.block_size out, or use activation=per_block"
         raise ConfigurationError(f"activation={name} has {'blocks' if has_blocks else 'no blocks'}: {remedy}")

@@ -76,7 +76,7 @@ class LlmInt8(Step):
 
     def check(self, spec: ActivationSpec) -> None:
         """Raise ConfigurationError for what it cannot do."""
-        check(spec)
+        check(spec, self.sites)
         if spec.data_type != "int" or not spec.symmetric or spec.clip_percentile is not None:
             raise ConfigurationError("activation=llm_int8 is symmetric int without clip_percentile; for others use activation=per_token")
         threshold, weights = spec.step.option("threshold"), spec.step.option("outlier_weights")

@@ -46,7 +46,7 @@ class PerBlock(Step):
 
     def check(self, spec: ActivationSpec) -> None:
         """Raise ConfigurationError for what it cannot do."""
-        check(spec, has_blocks=True)
+        check(spec, self.sites, has_blocks=True)
 
     def module(self, spec: ActivationSpec, inputs: Inputs | None) -> nn.Module:
         """Inputs of the calibration are not looked at."""

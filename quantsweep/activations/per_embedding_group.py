@@ -36,10 +36,11 @@ class PerEmbeddingGroup(Step):
     """See the module."""
 
     needs_ranges = True
+    sites = ("linear",)
 
     def check(self, spec: ActivationSpec) -> None:
         """Raise ConfigurationError for what it cannot do."""
-        check(spec)
+        check(spec, self.sites)
         groups = spec.step.option("groups")
         if not isinstance(groups, int) or groups < 1:
             raise ConfigurationError(f"activation.options.groups must be a whole number of at least 1, got {groups!r}")

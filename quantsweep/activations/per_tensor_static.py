@@ -35,6 +35,7 @@ class PerTensorStatic(Step):
     """See the module."""
 
     needs_ranges = True
+    sites = ("linear",)
 
     def module(self, spec: ActivationSpec, inputs: Inputs | None) -> nn.Module:
         """inputs: of the calibration; with `clip_percentile` its sample."""

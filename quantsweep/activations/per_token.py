@@ -2,14 +2,15 @@
 
     s_t = max_i |x_ti| / (2^(k-1) - 1)        symmetric integers
 
-A token does not depend on others, nor on its company.  SmoothQuant O1 (arXiv:2211.10438), ZeroQuant (arXiv:2206.01861).
+A token does not depend on others, nor on its company.  Within attention each head of a token has a range of its own.
+SmoothQuant O1 (arXiv:2211.10438), ZeroQuant (arXiv:2206.01861).
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from quantsweep.activations._base import Inputs, Quantizer, Step
+from quantsweep.activations._base import OF_ATTENTION, SITES, Inputs, Quantizer, Step
 from quantsweep.trial.specs import ActivationSpec
 
 
@@ -20,6 +21,8 @@ class _Module(Quantizer):
 
 class PerToken(Step):
     """See the module."""
+
+    sites = (*SITES, *OF_ATTENTION)
 
     def module(self, spec: ActivationSpec, inputs: Inputs | None) -> nn.Module:
         """Inputs of the calibration are not looked at."""

@@ -48,6 +48,8 @@ from quantsweep.trial.specs import QuantizationSpec
 
 MOST_FALLBACKS = 0.5
 """If more of the layers than this were done otherwise than asked, the trial is another one than its name says."""
+RANGE_TOKENS = 1024
+"""Tokens whose activations a calibrated range that ends at a percentile is taken from."""
 NOT_BUILT = ("correction", "tuning", "kv_cache", "scope")
 """Factors that specs know and no step is there for."""
 
@@ -153,7 +155,10 @@ def _at_16_bits(layer: LayerRecord) -> LayerRecord:
 def _hang_activations(session: Session, spec: QuantizationSpec, steps: _Steps, help: Help, layers: Set[str]) -> None:
     if spec.activation is None or steps.activation is None:
         return
-    ranges = help.statistics.inputs(session, _tokens(help), help.progress) if steps.activation.needs_ranges else {}
+    ranges: Mapping[str, LayerInputs] = {}
+    if steps.activation.needs_ranges:
+        sampled = 0 if spec.activation.clip_percentile is None else RANGE_TOKENS
+        ranges = help.statistics.inputs(session, _tokens(help), help.progress, sample_tokens=sampled)
     for site in spec.activation.sites:
         if site == "linear":
             for name in (name for name in session.layers if name in layers):

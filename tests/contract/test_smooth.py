@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -184,5 +185,18 @@ def test_llm_int8_in_a_session(family: str, outlier_weights: str) -> None:
     bits = {layer.bits / (layer.out_features * layer.in_features) for layer in outcome.layers}
     assert (min(bits), max(bits)) == (16, 16) if outlier_weights == "fp16" else max(bits) < 8.1
     session.restore()
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(TEXT_NT, use_cache=False).logits, plain)
+
+
+def test_queries_keys_and_values_are_quantized_token_by_token() -> None:
+    loaded = loaded_model("llama")
+    with torch.inference_mode():
+        plain = loaded.model(TEXT_NT, use_cache=False).logits
+    sites = ("linear", "q", "k", "v", "probabilities")
+    everywhere = ActivationSpec(step=StepSpec("per_token", 1), **INT8, sites=sites)
+    inputs_alone, _ = error_of(loaded, spec_of(activation="per_token"), plain)
+    with_attention, _ = error_of(loaded, replace(spec_of(activation="per_token"), activation=everywhere), plain)
+    assert inputs_alone < with_attention < 0.01
     with torch.inference_mode():
         assert torch.equal(loaded.model(TEXT_NT, use_cache=False).logits, plain)

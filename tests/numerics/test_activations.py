@@ -399,7 +399,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("step", "spec", "words"),
         [
-            (PER_TOKEN, spec_of(sites=("linear", "keys")), r"activation\.sites: keys cannot be quantized; choose from linear, head"),
+            (PER_TOKEN, spec_of(sites=("linear", "keys")), "per_token does not quantize keys; activation.sites are linear, head, q"),
             (PER_TOKEN, spec_of(block_size=32), "activation=per_token has no blocks: leave activation.block_size out"),
             (PER_BLOCK, spec_of("per_block"), r"activation=per_block has blocks: activation\.block_size must be a number"),
             (PER_TOKEN, spec_of(data_type="nvfp4", bit_width=4), "no blocks, which nvfp4 is made of; use activation=per_block"),
