@@ -182,8 +182,10 @@ class Integer:
         zero_N1, divisor_N1 = _zero(qparams), without_zeros(qparams.scale_N1)
         codes_NB = torch.empty(values_NB.shape, dtype=torch.uint8, device=values_NB.device)
         for rows, columns in tiles_of(values_NB):
-            steps = (values_NB[rows, columns] / divisor_N1[rows]).mul_(qparams.divisor).round_()
-            codes_NB[rows, columns] = steps.add_(zero_N1[rows]).clamp_(qparams.lowest_code, _largest_code(qparams.bit_width))
+            steps = values_NB[rows, columns] / divisor_N1[rows]
+            if qparams.divisor != 1:
+                steps.mul_(qparams.divisor)
+            codes_NB[rows, columns] = steps.round_().add_(zero_N1[rows]).clamp_(qparams.lowest_code, _largest_code(qparams.bit_width))
         return codes_NB
 
     def dequantize(self, codes_NB: Tensor, qparams: QParams, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -191,7 +193,9 @@ class Integer:
         zero_N1 = _zero(qparams)
         values_NB = torch.empty(codes_NB.shape, dtype=dtype, device=codes_NB.device)
         for rows, columns in tiles_of(codes_NB):
-            steps = divide(codes_NB[rows, columns] - zero_N1[rows], qparams.divisor)
+            steps = codes_NB[rows, columns] - zero_N1[rows]
+            if qparams.divisor != 1:  # (a division by 1 costs a transfer to the device)
+                steps = divide(steps, qparams.divisor)
             torch.mul(steps, qparams.scale_N1[rows], out=values_NB[rows, columns])
         return values_NB
 

@@ -129,12 +129,14 @@ def round_columns(weight_OI: Tensor, upper_II: Tensor, grid: Grid, data_type: Da
     current_OI = weight_OI.to(upper_II.dtype, copy=True)
     codes_OI = torch.empty(weight_OI.shape, dtype=torch.uint8, device=weight_OI.device)
     for start, end in _chunks(weight_OI.shape[1], update_columns, grid.starts()):
-        chunk_OC, errors_OC = current_OI[:, start:end].clone(), torch.empty_like(current_OI[:, start:end])
+        chunk_CO = current_OI[:, start:end].T.contiguous()  # a column of the weight lies in one piece
+        errors_CO, codes_CO = torch.empty_like(chunk_CO), torch.empty_like(chunk_CO, dtype=torch.uint8)
         for i, column in enumerate(range(start, end)):
-            codes_OI[:, column], value_O = _nearest(chunk_OC[:, i], grid.at(column, current_OI), data_type)
-            errors_OC[:, i] = (chunk_OC[:, i] - value_O) / upper_II[column, column]
-            chunk_OC[:, i + 1 :].addr_(errors_OC[:, i], upper_II[column, column + 1 : end], alpha=-1)
-        current_OI[:, end:].addmm_(errors_OC, upper_II[start:end, end:], alpha=-1)
+            codes_CO[i], value_O = _nearest(chunk_CO[i], grid.at(column, current_OI), data_type)
+            torch.div(chunk_CO[i] - value_O, upper_II[column, column], out=errors_CO[i])
+            chunk_CO[i + 1 :].addr_(upper_II[column, column + 1 : end], errors_CO[i], alpha=-1)
+        codes_OI[:, start:end] = codes_CO.T
+        current_OI[:, end:].addmm_(errors_CO.T, upper_II[start:end, end:], alpha=-1)
     return Rounded(codes_OI=codes_OI, qparams=grid.qparams())
 
 
