@@ -105,7 +105,7 @@ def read_tensors(folder: Path) -> dict[str, TensorFact]:
 def weight_files(folder: Path) -> list[Path]:
     """Those files of a folder that transformers reads the weights from; all of them are hashed (`identity.model_files`).
 
-    Raises ModelError where they are not there, lie elsewhere, or belong to two checkpoints.
+    Raises ModelError where they are not there, or lie elsewhere.
     """
     whole, index = folder / WEIGHTS, folder / WEIGHT_INDEX
     named = sorted(set(_read_index(folder).values())) if index.is_file() else []
@@ -115,12 +115,7 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{index} names {name!r}: weights are read from *.safetensors files in the model's own folder, whose content is its "
                 "identity; put the file there, and its plain name into the index"
             )
-    if whole.is_file():
-        if named and named != [WEIGHTS]:
-            raise ModelError(
-                f"model folder {folder} holds two checkpoints: {WEIGHTS}, and the files of {WEIGHT_INDEX} ({named[0]}, …); "
-                "keep one of the two"
-            )
+    if whole.is_file():  # before an index, as transformers has it; `planned_layers.left_out` says that there is one
         return [whole]
     if not named:
         raise ModelError(f"model folder {folder} holds neither {WEIGHTS} nor {WEIGHT_INDEX}; rename the file of its weights to {WEIGHTS}")
@@ -130,6 +125,12 @@ def weight_files(folder: Path) -> list[Path]:
             "copy or download them again"
         )
     return [folder / name for name in named]
+
+
+def unread_parts(folder: Path) -> list[str]:
+    """Files that an index names and nobody reads, since the weights stand in one file beside them."""
+    index = folder / WEIGHT_INDEX
+    return sorted({*_read_index(folder).values()} - {WEIGHTS}) if index.is_file() and (folder / WEIGHTS).is_file() else []
 
 
 def read_header(file: Path) -> dict[str, TensorFact]:

@@ -61,11 +61,25 @@ def unseen(places: Mapping[ModelSpec, Path]) -> tuple[str, ...]:
 def left_out(places: Mapping[ModelSpec, Path]) -> tuple[str, ...]:
     """A sentence for each model whose checkpoint has layers that are none of the model that is scored."""
     found = {model.name: sorted(_left_out(folder)) for model, folder in places.items()}
-    return tuple(
+    said = [
         f"{model}: {len(names)} tensors of its checkpoint ({names[0]}, …) guess tokens beyond the next"
         for model, names in found.items()
         if names
-    )
+    ]
+    unread = {model.name: _unread_parts(folder) for model, folder in places.items()}
+    said += [
+        f"{model}: {headers.WEIGHTS} is read, as transformers does, and not the files of its index ({parts[0]}, …)"
+        for model, parts in unread.items()
+        if parts
+    ]
+    return tuple(said)
+
+
+def _unread_parts(folder: Path) -> list[str]:
+    try:
+        return headers.unread_parts(folder)
+    except (ModelError, OSError):
+        return []
 
 
 def _left_out(folder: Path) -> set[str]:

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections import Counter
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -16,9 +17,11 @@ from quantsweep.composing.composition import compose_base, search_folders
 from quantsweep.composing.prepare import Prepared, prepare
 from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.errors import ModelError, SlurmError
+from quantsweep.exit_status import ExitStatus
 from quantsweep.launching.refill import array_size
 from quantsweep.operations.messages import plan_text
 from quantsweep.planning.plan import Plan
+from quantsweep.trial.task_identity import read_own_tasks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the plan; nothing is written or submitted."""
+    """Print the plan; nothing is written or submitted.  REFUSED if documents of a task cannot be loaded: each trial would fail at it."""
     overrides = expand_shorthand(arguments.overrides)
     cfg = compose_base(overrides)
     prepared = prepare(cfg, search_folders(cfg.hydra), overrides)
@@ -38,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         arrays = _num_arrays(prepared)
     except SlurmError as error:
         arrays, unknown = None, str(error)
+    unloadable = _unloadable(prepared.plan)
+    status = ExitStatus.REFUSED if unloadable else ExitStatus.DONE
     if arguments.json:
         plan = prepared.plan
         skipped = {reason: count for reason, (count, _) in plan.expansion.skipped.items()}
@@ -50,13 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
             "unpinned": list(plan.unpinned),
             "unseen": list(prepared.unseen),
             "left_out": list(prepared.left_out),
+            "unloadable": unloadable,
             "layers": _layers(prepared),
             "predicted": _predicted(plan),
             "sweep": plan.sweep,
             "folder": str(prepared.folder.path),
         }
         print(json.dumps(facts, indent=2))
-        return 0
+        return status
     print(plan_text(prepared.plan, title=prepared.title, folder=prepared.folder.path, unseen=prepared.unseen, left_out=prepared.left_out))
     for model, layers in _layers(prepared).items():
         print(f"  quantized   {model}: {layers}")
@@ -65,7 +71,18 @@ def run(arguments: argparse.Namespace) -> int:
     if unknown:
         print("  arrays      unknown: no Slurm cluster answers here (launch from a login node, or leave out cluster=…)")
         print(f"              {unknown}")
-    return 0
+    for name in unloadable:
+        print(f"  task        {name}: its documents cannot be loaded here (said above), and each trial would fail at it")
+    return status
+
+
+def _unloadable(plan: Plan) -> list[str]:
+    """Names of the user's own tasks whose documents could not be loaded."""
+    if plan.settings.task_path is None:
+        return []
+    own = read_own_tasks(Path(plan.settings.task_path))
+    tasks = {task for planned in plan.trials for task in planned.tasks}
+    return sorted({task.name for task in tasks if own.is_unloadable(task.lm_eval_task, task.own_content)})
 
 
 def _layers(prepared: Prepared) -> dict[str, str]:

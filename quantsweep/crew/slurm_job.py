@@ -31,7 +31,6 @@ import quantsweep
 from quantsweep import slurm
 from quantsweep.crew.local import worker_environment
 from quantsweep.errors import LockedError, QuantsweepError, ResultsError, SlurmError
-from quantsweep.exit_status import ExitStatus
 from quantsweep.launching import budget
 from quantsweep.launching.advance import advance, advance_now_and_then, step_text
 from quantsweep.launching.cluster import VISIBLE_SECONDS, RefusedError, warning_seconds
@@ -60,13 +59,12 @@ class _Outcome:
     """How the workers of this job ended.
 
     problems: what went wrong with results (not with trials).  is_left: something of the shards is left to run.
-    num_superseded: trials that others have by now.  is_superseded: nothing else was there to do.  is_closed: it was taken for gone.
+    num_superseded: trials that others have by now.  is_closed: it was taken for gone.
     """
 
     problems: tuple[str, ...]
     is_left: bool
     num_superseded: int
-    is_superseded: bool
     is_closed: bool
 
 
@@ -143,16 +141,14 @@ def _task(path: Path, number: int) -> int:
         print(f"{count(outcome.num_superseded, 'trial was', 'trials were')} left alone: a newer launch or a rerun has them", flush=True)
     if outcome.is_closed:
         print("this job was taken for gone, and others have its trials: it ends (superseded)", flush=True)
-        return ExitStatus.SUPERSEDED
+        return 0  # nothing failed: Slurm's mails and accounts must not say so
     if stop.reason == Stop.TIME_LIMIT and outcome.is_left:
         if not slurm.requeue(str(environment.slurm_job())):
             print("Slurm does not let this job go back into the queue: what is left is submitted anew", flush=True)
         return 0
     if not outcome.problems and stop.reason in (None, Stop.TIME_LIMIT) and launch.cluster.submit_from_nodes:
         print(advance_now_and_then(folder), flush=True)
-    if outcome.problems:
-        return 1
-    return ExitStatus.SUPERSEDED if outcome.is_superseded else 0
+    return 1 if outcome.problems else 0
 
 
 def _own_array(path: Path, number: int) -> SubmittedArray | None:
@@ -228,7 +224,6 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> _O
     problems: list[str] = []
     left: list[int] = []
     superseded: list[int] = []
-    idle: list[bool] = []
     closed: list[bool] = []
 
     def work(number: int) -> None:
@@ -241,7 +236,6 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> _O
                     ended = worker.run(todo.get_nowait())
                     left.append(ended.left)
                     superseded.append(ended.superseded)
-            idle.append(worker.is_superseded)
             closed.append(worker.wanted.closed is not None)
         except BaseException as error:  # noqa: BLE001 - said at the end of the job, an exit too; the other workers go on
             problems.append(f"{type(error).__name__}: {error}")
@@ -256,7 +250,6 @@ def _run_shards(plan: Path, array: SubmittedArray, index: int, stop: Stop) -> _O
         problems=tuple(problems),
         is_left=bool(sum(left)) or not todo.empty(),
         num_superseded=sum(superseded),
-        is_superseded=bool(idle) and all(idle),
         is_closed=any(closed),
     )
 

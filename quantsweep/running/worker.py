@@ -33,7 +33,7 @@ from quantsweep.running.stopping import Allotment, Stop, StoppedError, stopped_b
 from quantsweep.running.tracking import make_tracker
 from quantsweep.running.wanted import Wanted
 from quantsweep.storage.paths import SweepFolder
-from quantsweep.storage.workers import ENDED_WITH_ERROR, WorkerRecord, new_worker_name, read_records
+from quantsweep.storage.workers import ENDED_WITH_ERROR, WorkerRecord, new_worker_name, read_records, this_machine
 from quantsweep.tables import records
 from quantsweep.trial.specs import PlannedTrial, Shard, content_hash
 
@@ -116,6 +116,7 @@ class Worker:
         return WorkerRecord(
             worker=name,
             host=platform.node(),
+            machine=this_machine(),
             node=self.environment.host,
             pid=os.getpid(),
             plan=self.plan.name,

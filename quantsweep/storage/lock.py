@@ -29,13 +29,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from quantsweep.errors import LockedError
 from quantsweep.storage.files import filesystem_now, write_text
-from quantsweep.storage.workers import is_process
+from quantsweep.storage.workers import is_process, this_machine
 
 LIFE_SECONDS = 600.0
 RENEW_SECONDS = 20.0
@@ -139,7 +138,7 @@ def _take(path: Path, number: int, purpose: str) -> _Held | None:
     held = _Held(path.with_name(f"{path.name}.{number}"), secrets.token_hex(8))
     unique = path.with_name(f".{path.name}.{held.token}")
     about = {"host": platform.node(), "pid": os.getpid(), "token": held.token, "purpose": purpose}
-    write_text(unique, json.dumps({**about, "machine": _machine(), "birth": _birth(os.getpid()), "beat": 0}), durable=False)
+    write_text(unique, json.dumps({**about, "machine": this_machine(), "birth": _birth(os.getpid()), "beat": 0}), durable=False)
     try:
         os.link(unique, held.file)
     except FileExistsError:
@@ -244,7 +243,9 @@ def _is_released(seen: _Seen) -> bool:
 
 def _is_here(seen: _Seen) -> bool:
     """True if the holder is, or was, a process whose life this process can see."""
-    return seen.content is not None and seen.content.get("machine", _machine()) == _machine() and seen.content["host"] == platform.node()
+    if seen.content is None or seen.content["host"] != platform.node():
+        return False
+    return bool(seen.content.get("machine", this_machine()) == this_machine())
 
 
 def _looks_dead(seen: _Seen) -> bool:
@@ -258,16 +259,6 @@ def _age(seen: _Seen) -> float:
         return filesystem_now(seen.file.parent) - seen.stamp
     except OSError:
         return time.time() - seen.stamp  # somebody who may only read looks; their clock has to do
-
-
-@cache
-def _machine() -> str:
-    """What processes that can see each other have in common: this start of the kernel, this space of process numbers."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return platform.node()
 
 
 def _birth(pid: int) -> str | None:

@@ -5,15 +5,18 @@ In a checkout `conf/` and `sweeps/` stand beside the package; in a wheel they li
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 import quantsweep
 from quantsweep.errors import ResultsError
-from quantsweep.storage.files import OTHERS_MAY_WRITE
+from quantsweep.storage.files import OTHERS_MAY_WRITE, PRIVATE
 from quantsweep.trial.specs import check_name
 
+logger = logging.getLogger(__name__)
 TABLES = ("trials", "metrics", "samples", "layers")
 
 
@@ -97,15 +100,14 @@ class SweepFolder:
             return
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise ResultsError(f"results folder {self.path} is not writable. Give another with results_dir=…")
-        for room in self._rooms():
-            if room.is_dir() and os.getuid() not in (0, room.stat().st_uid) and room.stat().st_uid != 0:
-                raise ResultsError(
-                    f"results folder {room} is somebody else's, and jobs trust what is in it. Give another with results_dir=…"
-                )
-            if room.is_dir() and room.stat().st_mode & OTHERS_MAY_WRITE:
-                raise ResultsError(
-                    f"results folder {room} is writable by others, and jobs trust what is in it. Run: chmod -R go-w '{self.path}'"
-                )
+        for room in filter(Path.is_dir, self._rooms()):
+            there = room.stat()
+            if os.getuid() not in (0, there.st_uid) and there.st_uid != 0:
+                words = "is somebody else's, and jobs trust what is in it. Give another with results_dir=…"
+                _refuse(room, words, is_known=_new_file(room).st_uid == os.getuid())
+            if there.st_mode & OTHERS_MAY_WRITE:
+                words = f"is writable by others, and jobs trust what is in it. Run: chmod -R go-w '{self.path}'"
+                _refuse(room, words, is_known=not _new_file(room).st_mode & OTHERS_MAY_WRITE)
 
     def _rooms(self) -> tuple[Path, ...]:
         own = (self.plan, self.holds, self.workers, self.logs, self.logs / "slurm", self.code)
@@ -117,6 +119,23 @@ class SweepFolder:
             raise ResultsError(
                 f"results folder {self.path} cannot be made: {parent} is not a writable folder. Give another with results_dir=…"
             )
+
+
+def _new_file(room: Path) -> os.stat_result:
+    """What the file system says of a file that this process makes, private, in a folder."""
+    probe = room / f".owner.{os.getpid()}.{secrets.token_hex(4)}"
+    probe.touch(mode=PRIVATE)
+    try:
+        return probe.stat()
+    finally:
+        probe.unlink()
+
+
+def _refuse(room: Path, words: str, *, is_known: bool) -> None:
+    """Raise ResultsError; only warn where the file system says the same of a private file of our own: it knows no modes, or maps owners."""
+    if is_known:
+        raise ResultsError(f"results folder {room} {words}")
+    logger.warning("results folder %s: its file system does not tell who may write there; jobs trust what is in it", room)
 
 
 def sweep_folder(results_dir: str | Path, sweep: str) -> SweepFolder:

@@ -21,6 +21,7 @@ import re
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from quantsweep.storage.files import checked_file, filesystem_now, write_text
@@ -50,7 +51,7 @@ class WorkerRecord:
     node: what Slurm calls the machine (the host's name elsewhere).  job: Slurm's id (`123_4`), None on this machine alone.
     job_name: the array's unique name, which its submission holds.  restarts: how often Slurm has requeued the job.
     trial_id, label, trial_started, share: the trial at hand, and the share of it that is done; None between trials.
-    ended: how it ended; None while it works.
+    ended: how it ended; None while it works.  machine: whose processes see it (`this_machine`); None in older records.
     gpus, seconds: GPUs it occupies, and for how long so far (the budget counts their product).
     log, log_start: where the trial at hand writes.
     """
@@ -74,6 +75,7 @@ class WorkerRecord:
     log: str = ""
     log_start: int = 0
     ended: str | None = None
+    machine: str | None = None
 
 
 def new_worker_name() -> str:
@@ -128,11 +130,14 @@ class Heard:
 
     @property
     def is_alive(self) -> bool:
-        """True if it has not ended and was heard of lately; a process that is gone from this very machine is dead at once."""
+        """True if it has not ended and was heard of lately; a process that is gone from this very machine is dead at once.
+
+        A container may have this machine's name and process numbers of its own.
+        """
         record = self.record
         if record.ended is not None or self.age >= STALE_SECONDS:
             return False
-        return record.host != platform.node() or is_process(record.pid)
+        return record.host != platform.node() or record.machine not in (None, this_machine()) or is_process(record.pid)
 
 
 def read_records(folder: SweepFolder) -> list[Heard]:
@@ -156,6 +161,16 @@ def read_records(folder: SweepFolder) -> list[Heard]:
         except (OSError, ValueError, TypeError, KeyError):
             continue  # lost in a power cut, or of another version: a record is a hint
     return found
+
+
+@cache
+def this_machine() -> str:
+    """What processes that can see each other have in common: this start of the kernel, this space of process numbers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return platform.node()
 
 
 def is_process(pid: int) -> bool:

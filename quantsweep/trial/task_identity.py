@@ -128,6 +128,11 @@ class OwnTasks:
                     )
         return self.definitions.get(name)
 
+    def is_unloadable(self, name: str, content: str | None) -> bool:
+        """True if `content`, the identity of a task of this folder, says that its documents could not be loaded."""
+        definition = self.definitions.get(name)
+        return definition is not None and content == definition.content(_UNREADABLE)
+
     def contents(self, names: Iterable[str]) -> dict[str, str]:
         """The identity (`Definition.content`) of those of the tasks that the folder defines; their documents are loaded for it."""
         found = {name: definition for name in names if (definition := self.definition(name)) is not None}

@@ -280,7 +280,10 @@ def test_documents_that_cannot_be_loaded_are_said_and_planned(tmp_path: Path, ca
     (tmp_path / "dies.py").write_text(f"import os\ndef load(**_): os._exit({os.EX_SOFTWARE})\n")
     text = yaml.safe_dump({"task": "dies", **ROLLING, "custom_dataset": "F"}).replace("F", "!function dies.load", 1)
     (tmp_path / "dies.yaml").write_text(text)
-    assert len(set(read_own_tasks(tmp_path).contents(["gone", "there", "dies"]).values())) == 3
+    own = read_own_tasks(tmp_path)
+    contents = own.contents(["gone", "there", "dies"])
+    assert len(set(contents.values())) == 3
+    assert [name for name, content in contents.items() if own.is_unloadable(name, content)] == ["gone", "dies"]
     assert "task gone: its documents cannot be loaded here" in caplog.text
     assert "task dies: its documents cannot be loaded here" in caplog.text
     assert "task there" not in caplog.text

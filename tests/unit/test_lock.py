@@ -16,6 +16,7 @@ import pytest
 from quantsweep.errors import LockedError
 from quantsweep.storage import lock
 from quantsweep.storage.lock import LIFE_SECONDS, RUN, check_held, check_not_lost, launch_lock, lock_holder
+from quantsweep.storage.workers import this_machine
 
 LATER = LIFE_SECONDS + 60
 
@@ -29,7 +30,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def hold(path: Path, number: int = 1, *, age: float = 0.0, **changes: object) -> Path:
     """The lock's file of that number, as somebody holds it."""
     file = path.with_name(f"{path.name}.{number}")
-    about = {"host": platform.node(), "pid": os.getpid(), "token": "other", "purpose": "launch", "machine": lock._machine()}
+    about = {"host": platform.node(), "pid": os.getpid(), "token": "other", "purpose": "launch", "machine": this_machine()}
     file.write_text(json.dumps({**about, **changes}))
     when = time.time() - age
     os.utime(file, (when, when))

@@ -443,11 +443,18 @@ class TestFolders:
         cases.edit_json(folder / "config.json", transformers_weights="sub/model.safetensors")
         self.refused(folder, "names its weights itself")
 
-    def test_two_checkpoints_in_one_folder(self, folder: Path) -> None:
-        shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    def test_one_file_is_read_before_the_parts_of_an_index(self, folder: Path) -> None:
+        """As transformers does; what is loaded is compared, and planning says which of the two it is."""
+        tensors = load_file(folder / "model.safetensors")
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model-00001-of-00001.safetensors")
         index = {"weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), "model-00001-of-00001.safetensors")}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        self.refused(folder, "holds two checkpoints")
+        assert [file.name for file in headers.weight_files(folder)] == ["model.safetensors"]
+        loaded = load_model(spec_of(folder), "cpu").model.state_dict()
+        name = next(iter(tensors.keys() & loaded.keys()))
+        assert torch.equal(loaded[name].float(), tensors[name].float())
+        (said,) = planned_layers.left_out({spec_of(folder): folder})
+        assert "model.safetensors is read, as transformers does, and not the files of its index (model-00001-of-00001" in said
         (folder / "model.safetensors").unlink()
         headers.check_folder(folder)
         (folder / "consolidated.safetensors").write_bytes(b"not read")  # as Mistral's folders have it

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quantsweep.cli.main import main
 from quantsweep.composing.command_line import check_command_line
 from quantsweep.composing.composition import compose_base, search_folders
 from quantsweep.composing.prepare import prepare
@@ -144,3 +145,9 @@ def test_a_whole_home_folder_is_not_looked_through(above: str, tmp_path: Path, m
     monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("it is walked"))
     with pytest.raises(ConfigurationError, match="holds a whole home folder; give the folder of the task YAMLs"):
         expand_shorthand([f"task_path={above}", "task=mine"])
+
+
+def test_a_plan_of_tasks_whose_documents_cannot_be_loaded_does_not_end_well(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "docs.jsonl").unlink()
+    assert main(["plan", *WORDS, f"task_path={own}", "task=ptb_local", f"results_dir={own}"]) == 1
+    assert "task        ptb_local: its documents cannot be loaded here" in capsys.readouterr().out

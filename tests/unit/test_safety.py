@@ -109,3 +109,46 @@ def test_a_write_that_slept_past_the_tidying_ends_in_words(tmp_path: Path, monke
         write_text(tmp_path / "file", "new")
     assert caught.value.errno == errno.ESTALE
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_folder_that_others_may_write_in_is_refused_where_the_file_system_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.create()
+    folder.plan.chmod(0o777)
+    with pytest.raises(ResultsError, match=r"plan is writable by others.*chmod -R go-w"):
+        folder.check()
+    assert list(folder.plan.iterdir()) == [], "nothing is left of the question"
+    look = Path.stat
+
+    def without_modes(path: Path, **options: bool) -> os.stat_result:
+        there = look(path, **options)
+        return os.stat_result((there.st_mode | 0o777, *there[1:]))
+
+    monkeypatch.setattr(Path, "stat", without_modes)
+    folder.check()
+    assert "its file system does not tell who may write there" in caplog.text
+
+
+def test_a_folder_of_another_owner_is_refused_unless_owners_are_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.create()
+    look, us = Path.stat, 4242
+
+    def owned(rooms: int, files: int) -> None:
+        def stat(path: Path, **options: bool) -> os.stat_result:
+            there = look(path, **options)
+            return os.stat_result((*there[:4], files if path.name.startswith(".owner") else rooms, *there[5:]))
+
+        monkeypatch.setattr(Path, "stat", stat)
+
+    monkeypatch.setattr("quantsweep.storage.paths.os.getuid", lambda: us)
+    owned(rooms=99, files=us)
+    with pytest.raises(ResultsError, match="is somebody else's"):
+        folder.check()
+    owned(rooms=99, files=99)
+    folder.check()
+    assert "its file system does not tell who may write there" in caplog.text

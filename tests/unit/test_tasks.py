@@ -19,7 +19,7 @@ from quantsweep.launching.submissions import job_prefix, read_submissions
 from quantsweep.launching.tasks import Task, in_flight_trials, observe, to_leave_alone
 from quantsweep.storage.lock import launch_lock
 from quantsweep.storage.paths import SweepFolder
-from quantsweep.storage.workers import STALE_SECONDS
+from quantsweep.storage.workers import STALE_SECONDS, read_records, this_machine
 from tests.unit.engine_cases import Site, age_submissions, submit, trial, worker, write
 
 LONG = STALE_SECONDS + 60
@@ -230,6 +230,13 @@ def test_a_process_that_is_gone_from_this_machine_is_not_alive(sweep: SweepFolde
     assert look(sweep).state is slurm.State.RUNNING
     worker(sweep, job=job, host=platform.node(), pid=2**22 - 1, ended="finished")
     assert look(sweep).state is slurm.State.RUNNING, "one of several workers of a whole node still works"
+
+
+def test_a_process_of_a_container_with_this_machines_name_is_not_seen_from_here(sweep: SweepFolder) -> None:
+    gone = {"host": platform.node(), "pid": 2**22 - 1}
+    worker(sweep, **gone, machine=this_machine())
+    worker(sweep, **gone, machine="this start of the kernel, other numbers of processes")
+    assert sorted(heard.is_alive for heard in read_records(sweep)) == [False, True]
 
 
 def test_a_job_whose_workers_have_not_all_ended_has_not_ended(sweep: SweepFolder, site: Site) -> None:

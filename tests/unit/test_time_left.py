@@ -91,6 +91,14 @@ def test_a_long_first_trial_tells_by_its_own_pace() -> None:
     assert seconds_left([60.0], [Running(60.0, 1800.0, share=0.05)], [], 1) is None
 
 
+def test_what_is_longer_than_all_that_ended_follows_the_slope_of_those() -> None:
+    ended = [Ended(length, 1.0 + length) for length in (1.0, 2.0) for _ in range(12)]
+    assert expected_seconds([10.0], ended).tolist() == pytest.approx([11.0])
+    assert expected_seconds([10.0], ended[:12]).tolist() == pytest.approx([20.0]), "no slope is known"
+    flat = [Ended(length, 3.0) for length in (1.0, 2.0) for _ in range(12)]
+    assert expected_seconds([10.0], flat).tolist() == pytest.approx([7.5]), "half of the proportion at least"
+
+
 def test_a_machine_that_gets_slower_is_noticed_and_the_longest_trial_is_waited_for() -> None:
     ended = [Ended(1.0, 1.0)] * 50 + [Ended(1.0, 3.0)] * 12
     assert expected_seconds([1.0], ended).tolist() == pytest.approx([3.0])
