@@ -168,7 +168,7 @@ def _compared(
     verdict, reason = judge(found, metric, margin, floor)
     num_seeds = len(set(seeds) - {None})
     if 0 < num_seeds < LEAST_SEEDS:
-        of_method = f"this is about these trials: of a method only {LEAST_SEEDS} seeds or more tell, and here are {num_seeds}"
+        of_method = f"this is about these trials: a method shows in {LEAST_SEEDS} seeds or more, not in {num_seeds}"
         reason = f"{reason}; {of_method}" if reason else of_method
     return Comparison(
         task_key=task,

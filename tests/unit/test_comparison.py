@@ -518,7 +518,7 @@ def test_seeds_are_drawn_like_models_and_a_method_needs_five() -> None:
     by_seed = [np.mean(x) - np.mean(b["correct"].iloc[0]) for x in a["correct"]]
     assert found.seed_spread == pytest.approx(np.std(by_seed, ddof=1))
     (few,) = analysis.compare(a[:2], b)
-    assert "5 seeds or more tell, and here are 2" in few.reason
+    assert "a method shows in 5 seeds or more, not in 2" in few.reason
     assert analysis.compare(b, b.assign(trial_id="c"))[0].reason == "no example differs"
 
 
