@@ -37,6 +37,7 @@ from quantsweep.calibration.inputs import InputSums, LayerInputs, listening
 from quantsweep.errors import QuantizationError
 from quantsweep.models.layers import LinearLayer
 from quantsweep.models.session import Session
+from quantsweep.numerics.tokens import tokens_are
 from quantsweep.signs import OnProgress
 
 Stream = Literal["original", "weights", "activations"]
@@ -111,6 +112,7 @@ class BlockPass:
         with ExitStack() as stack:
             if stream != "activations":
                 stack.enter_context(self._session.plain_inputs())
+            stack.enter_context(tokens_are(torch.ones(hidden_1TH.shape[:2], dtype=torch.bool)))
             arguments = (hidden_1TH, *self._arguments.positional)
             if instead:
                 found = torch.func.functional_call(self.module, instead, arguments, self._arguments.named)

@@ -13,6 +13,7 @@ from quantsweep.errors import ModelError, QuantizationError
 from quantsweep.models.checksums import state_checksums, structure_of
 from quantsweep.models.loading import LoadedModel, wrap_model
 from quantsweep.models.session import Session
+from quantsweep.numerics.tokens import tokens_are
 from quantsweep.trial.specs import ModelSpec
 from tests.contract.architectures import CONFIGS, random_model
 
@@ -31,7 +32,7 @@ def loaded_model(family: str, dtype: torch.dtype = torch.float32) -> LoadedModel
 
 
 def logits(model: PreTrainedModel) -> Tensor:
-    with torch.inference_mode():
+    with torch.inference_mode(), tokens_are(torch.ones_like(TOKENS, dtype=torch.bool)):
         return model(TOKENS, use_cache=False).logits
 
 

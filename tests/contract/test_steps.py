@@ -62,7 +62,7 @@ def spec_with(kind: str, step: StepSpec) -> QuantizationSpec:
     if kind == "activation":
         eight_bit = ActivationSpec(
             step=step, data_type="int", data_type_version=1, data_type_options=(("convention", "absmax_full"),), bit_width=8,
-            symmetric=True, block_size=16 if "block" in step.name or "group" in step.name else None,
+            symmetric=True, block_size=16 if step.name == "per_block" else None,
         )  # fmt: skip
         return replace(PLAIN, activation=eight_bit)
     return replace(PLAIN, transforms=(step,)) if kind == "transform" else replace(PLAIN, **{kind: step})
@@ -355,6 +355,15 @@ def test_a_rounding_meets_the_stream_and_the_granularity_that_it_asks_for(monkey
     ):
         assert torch.equal(original[name], block[name]) == is_same_in_block, name
         assert torch.equal(original[name], group[name]) == is_same_in_group, name
+
+
+def test_ranges_of_whole_windows_are_known_where_inputs_are_quantized_while_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rounding on the stream of quantized activations meets few values: those of 8 bit and one range a window."""
+    listening = Listening(InputNeeds(sample_tokens=TEXT.numel(), stream="activations"), {})
+    with known(monkeypatch, "rounding", listening):
+        run(replace(spec_with("activation", step_spec("activation", "per_tensor")), rounding=StepSpec("nonsense", 1)))
+    for context in listening.heard.values():
+        assert len(context.inputs.sample_TI.unique()) <= len(TEXT) * 256
 
 
 def test_errors_of_outputs_are_those_of_the_hessian(monkeypatch: pytest.MonkeyPatch) -> None:
