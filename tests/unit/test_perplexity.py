@@ -42,9 +42,10 @@ def evaluator(loaded: LoadedModel) -> Evaluator:
     return Evaluator(loaded)
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.jsonl"
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tenth of the bundled documents: tokenized in no time."""
+    file = tmp_path_factory.mktemp("text") / "text.jsonl"
     file.write_text("".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS[:40]))
     return file
 
@@ -80,13 +81,13 @@ class TestValue:
             assert result.num_samples == stream.numel() // 100
             assert result.primary.value == pytest.approx(expected, rel=1e-6)
 
-    def test_a_model_that_knows_nothing_has_the_vocabularys_size(self, loaded: LoadedModel, evaluator: Evaluator) -> None:
+    def test_a_model_that_knows_nothing_has_the_vocabularys_size(self, loaded: LoadedModel, evaluator: Evaluator, text: Path) -> None:
         """Whatever the window: a sum over T−1 targets that is divided by T would give V^((T−1)/T)."""
         head = loaded.model.get_output_embeddings()
         handle = head.register_forward_hook(lambda _module, _input, output: torch.zeros_like(output))
         try:
             for window in (2, 16):
-                result = evaluator.evaluate(spec_of(PPL, limit=3, window=window))
+                result = evaluator.evaluate(spec_of(PPL, path=str(text), limit=3, window=window))
                 assert result.primary.value == pytest.approx(len(head.weight), rel=1e-6)
         finally:
             handle.remove()
@@ -105,12 +106,12 @@ class TestValue:
         assert [metric.value for metric in metrics_of(np.array([-1e4, -1.0]), "perplexity")] == [math.inf, 5000.5]
         assert math.isnan(metrics_of(np.array([math.nan, -1.0]), "perplexity")[0].value)
 
-    def test_windows_are_kept_for_pairs(self, evaluator: Evaluator) -> None:
-        first, fewer = (evaluator.evaluate(spec_of(PPL, limit=limit)) for limit in (6, 4))
+    def test_windows_are_kept_for_pairs(self, evaluator: Evaluator, text: Path) -> None:
+        first, fewer = (evaluator.evaluate(spec_of(PPL, path=str(text), limit=limit)) for limit in (6, 4))
         loglikelihoods = np.array(first.samples.loglikelihood)
         assert math.exp(-loglikelihoods.mean() / 255) == pytest.approx(first.primary.value, rel=1e-6)
         assert fewer.samples.loglikelihood == first.samples.loglikelihood[:4]
-        assert evaluator.evaluate(spec_of(PPL, limit=6)).requests_hash == first.requests_hash != fewer.requests_hash
+        assert evaluator.evaluate(spec_of(PPL, path=str(text), limit=6)).requests_hash == first.requests_hash != fewer.requests_hash
 
 
 class TestStart:
@@ -179,11 +180,11 @@ def _kind(path: Path) -> str | None:
 
 
 class TestWindow:
-    def test_it_is_2048_or_the_models_context(self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert Perplexity.of(spec_of(PPL), loaded, None, lambda: None).windows_NT.shape[1] == 256
+    def test_it_is_2048_or_the_models_context(self, loaded: LoadedModel, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert Perplexity.of(spec_of(PPL, path=str(text)), loaded, None, lambda: None).windows_NT.shape[1] == 256
         monkeypatch.setattr("quantsweep.evaluation.perplexity.WINDOW", 128)
-        assert Perplexity.of(spec_of(PPL), loaded, None, lambda: None).windows_NT.shape[1] == 128
-        assert Perplexity.of(spec_of(PPL, window=200), loaded, None, lambda: None).windows_NT.shape[1] == 200
+        assert Perplexity.of(spec_of(PPL, path=str(text)), loaded, None, lambda: None).windows_NT.shape[1] == 128
+        assert Perplexity.of(spec_of(PPL, path=str(text), window=200), loaded, None, lambda: None).windows_NT.shape[1] == 200
 
     def test_what_the_model_cannot_do_is_refused(self, evaluator: Evaluator, tmp_path: Path) -> None:
         with pytest.raises(EvaluationError, match="windows of 257 tokens were asked for, and the context of m has 256"):
@@ -194,8 +195,8 @@ class TestWindow:
         with pytest.raises(EvaluationError, match=r"task wikitext2: text .* no commit is pinned for it"):
             evaluator.prepare(spec_of("wikitext2"))
 
-    def test_lack_of_memory_halves_the_batch(self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        expected = Evaluator(loaded).evaluate(spec_of(PPL, limit=6)).primary.value
+    def test_lack_of_memory_halves_the_batch(self, loaded: LoadedModel, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = Evaluator(loaded).evaluate(spec_of(PPL, path=str(text), limit=6)).primary.value
         score = Scorer._score_tokens
 
         def limited(self: Scorer, batch: Any, with_greedy: bool) -> Any:
@@ -204,7 +205,7 @@ class TestWindow:
             return score(self, batch, with_greedy)
 
         monkeypatch.setattr(Scorer, "_score_tokens", limited)
-        result = Evaluator(loaded, batch_size=8).evaluate(spec_of(PPL, limit=6))
+        result = Evaluator(loaded, batch_size=8).evaluate(spec_of(PPL, path=str(text), limit=6))
         assert result.batch_size == 2
         assert result.primary.value == pytest.approx(expected, rel=1e-6)
 
