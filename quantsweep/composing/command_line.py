@@ -23,6 +23,7 @@ from quantsweep.composing.cluster import file_problems as yaml_problems
 from quantsweep.composing.components import (
     CONFIG_NAME,
     GROUPS,
+    OLD_OPTIONS,
     dotted_keys,
     factors_of,
     find_yaml,
@@ -31,6 +32,7 @@ from quantsweep.composing.components import (
     leaf_settings,
     load_component,
     load_yaml,
+    option_key,
     option_names,
 )
 from quantsweep.composing.yaml_files import problem_of_interpolation, read_mapping
@@ -77,6 +79,18 @@ def spread_options(arguments: Sequence[str]) -> list[str]:
         settings = _texts(argument, override) if override is not None and is_one else {}
         spread += [f"{key}={value},{value}" for key, value in settings.items()] if any(map(axes, settings)) else [argument]
     return spread
+
+
+def as_one_trial(arguments: Sequence[str]) -> list[str]:
+    """The words of one trial, which Hydra composes by itself: an option of a factor is no mistake where its default step lacks it.
+
+    >>> as_one_trial(["method=gptq", "rounding.options.damping=0.1"])
+    ['method=gptq', '++rounding.options.damping=0.1']
+    """
+    keys = [argument.lstrip("+").partition("=")[0] for argument in arguments]
+    return [
+        f"++{argument.lstrip('+')}" if "." in key and _of_factor(key) else argument for key, argument in zip(keys, arguments, strict=True)
+    ]
 
 
 def _texts(argument: str, override: Override) -> dict[str, str]:
@@ -332,7 +346,8 @@ def _problems_of_settings(files: Sequence[Mapping[str, Any]], folders: Sequence[
     Whoever types others on top leaves behind what these do not have.
     """
     choices = _choices({}, files, load_yaml(folders, CONFIG_NAME), folders)
-    known = _known_keys(folders, {group: [option] for group, option in choices.base.items()})
+    supplied = _supplied([choices.base["method"]], folders)
+    known = _known_keys(folders, {group: [option, *supplied.get(group, ())] for group, option in choices.base.items()})
     found = (_problem_of_setting(key, value, known, choices, folders) for key, value in leaf_settings(files[0]))
     return [problem for problem in found if problem is not None]
 
@@ -449,6 +464,8 @@ def _problem_of_key(key: str, value: Any, known: Mapping[str, Any], choices: _Ch
     if group == "task" and "task.suite" in known and name != "suite":
         instead = f"use {name}=…, which holds for all its tasks" if name in TASK_KEYS else "set it in the yaml of each task"
         return f"a suite of tasks has no {name}: {instead} (task={choices.base['task']})"
+    if key.startswith(OLD_OPTIONS):  # typed ones are rewritten; a study's file is a person's own
+        return f"{key} is {option_key(key)} now, since a method names its rounding"
     if key not in known:
         return _no_such_key(group, name, known, choices, folders) if name and group in GROUPS else unknown_key(key, known)
     if isinstance(value, (Mapping, Sweep, Glob)):

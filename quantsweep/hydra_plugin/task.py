@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from quantsweep.composing.command_line import check_command_line, help_text, refuse_sweeps, spread_options
+from quantsweep.composing.command_line import as_one_trial, check_command_line, help_text, refuse_sweeps, spread_options
 from quantsweep.composing.composition import search_folders
 from quantsweep.composing.prepare import Prepared, prepare, refuse_unpinned
 from quantsweep.composing.shorthand import expand_shorthand
@@ -40,9 +40,10 @@ def checked_arguments(arguments: list[str]) -> list[str]:
         words = expand_shorthand(words)
         check_command_line([*words, *(flag for flag in flags if flag.startswith("-"))])
         if SHOWS & set(flags):
-            return [*without_axes(words), *(flag for flag in flags if flag not in MULTIRUN)]
+            return [*as_one_trial(without_axes(words)), *(flag for flag in flags if flag not in MULTIRUN)]
         if not MULTIRUN & set(flags):
             refuse_sweeps(words)
+            return [*as_one_trial(words), *flags]
     except QuantsweepError as error:
         sys.exit(str(error))
     return [*spread_options(words), *flags]

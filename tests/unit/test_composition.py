@@ -855,6 +855,7 @@ def test_an_axis_of_a_grid_wins_over_what_the_study_sets(tmp_path: Path) -> None
         ("budget: 5\n" + GRID, "budget has keys of its own"),
         ("cluster: {partition: gpu}\n" + GRID, "give cluster=slurm first"),
         ("task: {limit: 5}\n" + GRID, "use limit=…"),
+        ("method: {options: {fraction: 0.1}}\n" + GRID, "method.options.fraction is rounding.options.fraction now"),
     ],
 )
 def test_what_a_study_sets_to_no_effect_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -864,9 +865,9 @@ def test_what_a_study_sets_to_no_effect_is_refused(tmp_path: Path, text: str, sa
 
 
 def test_what_a_study_sets_that_reaches_none_of_its_components_is_refused(tmp_path: Path) -> None:
-    text = "method: {options: {fraction: 0.1}}\nstudy: {grids: [{axes: {method: [centering, none]}}]}\n"
+    text = "rounding: {options: {fraction: 0.1}}\nstudy: {grids: [{axes: {method: [centering, none]}}]}\n"
     words = study(tmp_path, "defaults:\n  - override /method: outlier_dependent\n" + text)
-    with pytest.raises(ConfigurationErrors, match=r"no candidate of this grid has the key 'method\.options\.fraction'"):
+    with pytest.raises(ConfigurationErrors, match=r"no candidate of this grid has the key 'rounding\.options\.fraction'"):
         expand(*schema_and_grids(*words))
 
 

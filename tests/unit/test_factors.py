@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from quantsweep.composing.composition import compose_base, make_request, search_folders
 from quantsweep.composing.prepare import prepare
 from quantsweep.composing.shorthand import expand_shorthand
 from quantsweep.errors import ConfigurationError, ConfigurationErrors
+from quantsweep.hydra_plugin.task import checked_arguments
 from quantsweep.planning.conditions import facts_of
 from quantsweep.planning.inapplicable import refuse_inapplicable
 from quantsweep.planning.plan import Expansion, expand
+from quantsweep.storage.paths import product_root
 from quantsweep.tables.filters import PLAN_COLUMNS, parse
 from quantsweep.tables.records import identity_columns
 from quantsweep.trial.quantization import FACTORS
@@ -64,9 +67,13 @@ def trials(folder: Path, *typed: str) -> list[TrialSpec]:
     return [each.trial for each in planned(folder, *typed).trials]
 
 
-def one(folder: Path, *typed: str) -> QuantizationSpec:
+def one_trial(folder: Path, *typed: str) -> TrialSpec:
     (trial,) = trials(folder, *typed)
-    return trial.quantization
+    return trial
+
+
+def one(folder: Path, *typed: str) -> QuantizationSpec:
+    return one_trial(folder, *typed).quantization
 
 
 def test_a_method_supplies_what_nobody_else_does(steps: Path) -> None:
@@ -249,3 +256,24 @@ def test_a_step_that_is_in_no_trial_is_refused(steps: Path, words: str, said: st
         return
     with pytest.raises(ConfigurationErrors, match=said):
         refuse_inapplicable(found, typed)
+
+
+def test_one_trial_is_what_hydra_composes_by_itself(steps: Path) -> None:
+    """Without -m Hydra gets the words as they are: options of steps that only the method chooses, and lists, are no mistakes there."""
+    typed = [
+        *(TEXT, "method=published", "rounding.options.damping=0.1", "transform=[turn,even]", "transform.even.options.alpha=0.25"),
+        *("activation.bit_width=4", "clipping=grid", "clipping.options.steps=7"),
+    ]
+    words = checked_arguments([f"hydra.searchpath=[file://{steps}]", "model=mini-neox-0.3m", *typed])
+    with initialize_config_dir(config_dir=str(product_root() / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=words, return_hydra_config=True)
+    request = make_request(cfg, search_folders(cfg.hydra), words)
+    (found,) = expand(request.schema, request.grids).trials
+    assert found.trial == one_trial(steps, *typed)
+    spec = found.trial.quantization
+    assert spec.clipping is not None
+    assert (spec.rounding.option("damping"), [step.name for step in spec.transforms], spec.clipping.option("steps")) == (
+        0.1,
+        ["turn", "even"],
+        7,
+    )
