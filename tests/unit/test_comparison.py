@@ -279,7 +279,15 @@ def samples(trial: str, *, correct: Any = None, loglikelihood: Any = None, num_b
     """A row of samples; every axis that is not named has one value in all of them."""
     made = loglikelihood if loglikelihood is not None else [-1.0 - bool(right) for right in correct]
     outcomes = {"correct": correct, "correct_norm": None, "loglikelihood": made, "num_bytes": num_bytes}
-    fixed = {"trial_id": trial, "task": "t", "task_key": "t@1", "requests_hash": "h", "seed": None, "bit_width": 4}
+    fixed = {
+        "trial_id": trial,
+        "task": "t",
+        "task_key": "t@1",
+        "requests_hash": "h",
+        "seed": None,
+        "calibration_seed": None,
+        "bit_width": 4,
+    }
     return {**row("samples"), **fixed, **outcomes, **axes}
 
 
