@@ -7,11 +7,14 @@ Random weights and inputs (numbers do not matter for time), 4 bit, asymmetric, o
     Hessian       2/n X Xᵀ in float32
     factor        damping, Cholesky and triangular inverse, in float64
     ours          the loop with lazy updates, through the data type's own quantize and dequantize
-    plain         the same steps written out, every column's update going to all columns after it at once: codes must be the same
+    plain         the same steps written out, updates not put off; sums in another order move near ties
     floor         the far updates' products at the rate that a product reaches here, and one started kernel a column
 
 The floor leaves out all but one kernel of each column's step; what is above it is the latency of the others (on a GPU some
 twenty a column: the sweep's cost, and why one kernel a chunk of columns is the way).
+
+One H200, torch 2.11, groups of 128: 2,048 × 2,048 ours .47 s, plain .26, floor .016; 2,048 × 8,192 2.36, 1.19, .094; 8,192 × 2,048
+.44, .28, .017; 98 to 99.8 % of the codes the same.
 """
 
 from __future__ import annotations
