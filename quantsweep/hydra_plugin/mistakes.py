@@ -16,10 +16,14 @@ from quantsweep.errors import QuantsweepError
 
 @contextlib.contextmanager
 def shown_plainly() -> Iterator[None]:
-    """End the program with the message of a QuantsweepError, on stderr, and exit status 1; HYDRA_FULL_ERROR=1 shows its stack as ever."""
+    """End the program with the message of a QuantsweepError or an OSError, on stderr, and status 1; HYDRA_FULL_ERROR=1 shows its stack."""
     try:
         yield
     except QuantsweepError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         sys.exit(str(error))
+    except OSError as error:  # a full disk, a limit on the size of files: the surroundings, not the program
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(f"{error.filename or 'the launch'}: {error.strerror or error}")

@@ -53,9 +53,11 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
                 "the unfinished file was cleaned away while this process stood still, for more than a day; nothing was written",
                 str(path),
             ) from error
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a disk that is full says no name
+            error.filename = str(path)
         raise
     if durable:
         sync_folder(path.parent)

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,13 +21,14 @@ from quantsweep.cli.status import sweep_status
 from quantsweep.errors import QuantsweepError, ResultsError
 from quantsweep.failures.causes import is_disk_full
 from quantsweep.failures.holds import cancelled, read_holds
+from quantsweep.hydra_plugin.mistakes import shown_plainly
 from quantsweep.launching.advance import advance
 from quantsweep.launching.settle import settle
 from quantsweep.launching.submissions import read_submissions
 from quantsweep.launching.tasks import observe
 from quantsweep.planning import plan_files
 from quantsweep.planning.plan_files import plan_sequence, read_asked_tasks, read_headers, read_minutes
-from quantsweep.storage.files import write_table
+from quantsweep.storage.files import write_atomic, write_table
 from quantsweep.storage.paths import SweepFolder
 from quantsweep.storage.workers import close_record, read_records
 from quantsweep.tables import records
@@ -203,3 +204,13 @@ def test_a_step_opens_each_plan_a_few_times(site: Site, monkeypatch: pytest.Monk
     plan_files._rows.cache_clear()
     advance(site.folder)
     assert max(opened[path.name] for path in plan_files.plan_files(site.folder.plan)) <= 8
+
+
+def test_a_launch_under_a_limit_on_the_size_of_files_ends_with_the_name_of_the_file(sweep: SweepFolder) -> None:
+    def write_much(file: BinaryIO) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    with pytest.raises(SystemExit) as ended, shown_plainly():
+        write_atomic(sweep.plan / "plan-x.parquet", write_much)
+    assert ended.value.code == f"{sweep.plan / 'plan-x.parquet'}: File too large"
+    assert list(sweep.plan.iterdir()) == []
