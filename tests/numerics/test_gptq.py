@@ -74,7 +74,7 @@ def gptq_spec(bits: int = 3, group: Any = None, *, symmetric: bool = False, **mo
         ({"group": 20, "static": True}, {"static_groups": True}),
         ({"group": 16, "order": True, "fit": lambda *a, **k: mse_levels(*a, **k)[0]}, {"activation_order": True, "mse": True}),
     ],
-    ids=str,
+    ids=lambda options: ",".join(options) or "plain",
 )
 def test_equals_the_derivation(reference: dict[str, Any], ours: dict[str, Any], symmetric: bool) -> None:
     """To float32's rounding of values; a single other code would be a ten thousand times that, and move all columns after it."""
