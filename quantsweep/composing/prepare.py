@@ -220,7 +220,7 @@ def _refuse_foreign_tasks(tasks: set[TaskSpec], settings: RunSettings | None) ->
         return
     defined = sorted(read_own_tasks(Path(settings.task_path)).definitions)
     raise ConfigurationError(
-        f"task_path {settings.task_path} defines none of the tasks asked for ({', '.join(sorted({t.lm_eval_task for t in tasks}))}); "
+        f"task_path {settings.task_path} defines none of the tasks asked for ({', '.join(sorted({t.lm_eval_task or t.name for t in tasks}))}); "
         f"its YAMLs define {', '.join(defined) or 'none'}. Give task=… of these (conf/task names them), or task_path=null"
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from quantsweep.composing.composition import compose_base, make_request, search_folders
@@ -17,6 +18,7 @@ from quantsweep.errors import ConfigurationError, ConfigurationErrors, ModelErro
 from quantsweep.pipeline.interface import Layer, LayerContext, Stored
 from quantsweep.planning.plan import Expansion, expand
 from quantsweep.running import child
+from quantsweep.storage.paths import product_root
 from quantsweep.tables.records import identity_columns
 from quantsweep.trial import registry
 from quantsweep.trial.registry import ROUNDINGS
@@ -210,7 +212,8 @@ def test_the_bundled_roundings_record_all_layers(tmp_path: Path) -> None:
     sent: list[Mapping[str, Any]] = []
     runner = child.TrialRunner(sent.append)
     trial = planned(tmp_path, "task=mini_ppl", "limit=1").plan.trials[0].trial
-    data_free = [name for name in ROUNDINGS.names() if ROUNDINGS[name].needs(trial.quantization) is None]
+    yamls = {path.stem: yaml.safe_load(path.read_text()) for path in (product_root() / "conf" / "rounding").glob("*.yaml")}
+    data_free = [name for name in ROUNDINGS.names() if not yamls[name]["capabilities"]["needs_calibration"]]
     for name in data_free:
         options = (("fraction", 0.1),) if name == "outlier_dependent" else ()
         quantization = (

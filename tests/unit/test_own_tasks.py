@@ -98,8 +98,10 @@ def test_a_study_that_names_the_folder(own: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_names_that_are_not_there_are_answered_with_those_that_are(own: Path) -> None:
-    with pytest.raises(QuantsweepError, match=r"unknown task 'ptb'.*Did you mean .*'ptb_local'"):
-        plan(f"task_path={own}", "task=ptb")
+    with pytest.raises(QuantsweepError, match=r"unknown task 'ptb_locl'.*Did you mean .*'ptb_local'"):
+        plan(f"task_path={own}", "task=ptb_locl")
+    with pytest.raises(QuantsweepError, match=r"defines none of the tasks asked for \(mini_window_ppl\)"):  # of a kind that no YAML makes
+        plan(f"task_path={own}", "task=mini_window_ppl")
     with pytest.raises(QuantsweepError, match="unknown task 'odd'"):  # a metric whose direction only the user can say
         plan(f"task_path={own}", "task=odd")
 

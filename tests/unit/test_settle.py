@@ -103,7 +103,7 @@ def test_settled_twice_is_settled_once(sweep: SweepFolder, site: Site, job: str)
     for path, text in before:
         path.write_text(text)
     worker(sweep, **dataclasses.asdict(record))
-    for path in sweep.table("trials").iterdir():
+    for path in sweep.table("trials").glob("settled-*"):
         path.rename(path.with_name("compacted-1.final.parquet"))
     settle(sweep)
     assert failed_rows(sweep) == [first]

@@ -144,6 +144,7 @@ def test_every_row_has_the_tag_of_its_launch_whoever_writes_it(sweep: SweepFolde
     monkeypatch.setenv("TEST_JOB", "7_0")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
     layer = dict.fromkeys(("out_features", "in_features", "bits", "relative_error", "max_abs_error", "num_kept_columns"), 1)
+    layer |= {"bits_by_part": "blocks=1", "fallbacks": "", "num_tokens": None, "output_error": None, "seconds": 0.1}
     quantized = {**QUANTIZED, "layers": [{"layer": "l", **layer}]}
     for plan in (tagged, retry):
         made, _ = start(plan, {4: (LOADED, quantized, task("t"), task("u"), DONE), 5: (LOADED, failed(classes.BUG))})
