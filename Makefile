@@ -27,7 +27,7 @@ sweep: $(READY)
 	$(BIN)/python -m analysis results/quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-slurm: $(READY)
 	QUANTSWEEP_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm --durations=15 tests/slurm

@@ -16,6 +16,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests that share two cores by chance slow each other badly
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those of one file share a process and its fixtures, and there is one cluster at a time."""
+    for item in items:
+        is_of_cluster = (ROOT / "tests" / "slurm") in item.path.parents
+        item.add_marker(pytest.mark.xdist_group("cluster" if is_of_cluster else str(item.path)))
+
+
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -219,8 +219,9 @@ def _refuse_foreign_tasks(tasks: set[TaskSpec], settings: RunSettings | None) ->
     if settings is None or settings.task_path is None or not tasks or any(task.own_content is not None for task in tasks):
         return
     defined = sorted(read_own_tasks(Path(settings.task_path)).definitions)
+    asked = ", ".join(sorted({task.lm_eval_task or task.name for task in tasks}))
     raise ConfigurationError(
-        f"task_path {settings.task_path} defines none of the tasks asked for ({', '.join(sorted({t.lm_eval_task or t.name for t in tasks}))}); "
+        f"task_path {settings.task_path} defines none of the tasks asked for ({asked}); "
         f"its YAMLs define {', '.join(defined) or 'none'}. Give task=… of these (conf/task names them), or task_path=null"
     )
 
