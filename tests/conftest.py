@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, those of one file share a process and its fixtures, and there is one cluster at a time."""
     for item in items:
         is_of_cluster = (ROOT / "tests" / "slurm") in item.path.parents
-        item.add_marker(pytest.mark.xdist_group("cluster" if is_of_cluster else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("cluster" if is_of_cluster else item.path.stem))
 
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
