@@ -35,7 +35,9 @@ class StatisticsStore:
         sample_tokens: about so many inputs themselves are kept (of an expert its share of them).
         Raises QuantizationError for inputs that are no numbers.
         """
-        key = content_hash([session.loaded.spec.identity(), checksum(tokens_NT), sample_tokens, session.rewritten()])
+        # A checksum is of values alone: one stream of tokens in windows of another length is another text.
+        tokens = [checksum(tokens_NT), *tokens_NT.shape]
+        key = content_hash([session.loaded.spec.identity(), tokens, sample_tokens, session.rewritten()])
         if key not in self._held:
             self.passes += 1
             if len(self._held) >= MOST_SETS:

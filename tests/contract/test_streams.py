@@ -222,3 +222,5 @@ def test_statistics_are_taken_once_for_one_original_model() -> None:
     assert len(signs) == 2 * len(TOKENS)
     store.inputs(Session(loaded), TOKENS[:1], lambda: None)
     assert store.passes == 3
+    store.inputs(Session(loaded), TOKENS.view(2 * len(TOKENS), -1), lambda: None)  # the same stream, in windows of half the length
+    assert store.passes == 4
