@@ -210,7 +210,8 @@ class _Layers:
         self._write_compensated()
 
     def _groups(self, block: BlockPass) -> Sequence[Sequence[str]]:
-        together = any(needs.granularity == "block" for needs in self._needs)
+        changing = [needs for needs in self._needs if needs.stream != "original"]  # the original's inputs are the same at any time
+        together = not changing or any(needs.granularity == "block" for needs in changing)
         return [[name for group in block.groups for name in group]] if together else block.groups
 
     def _capture(self, block: BlockPass, group: Sequence[str], stream: Stream) -> dict[str, LayerInputs]:

@@ -357,6 +357,18 @@ def test_a_rounding_meets_the_stream_and_the_granularity_that_it_asks_for(monkey
         assert torch.equal(original[name], group[name]) == is_same_in_group, name
 
 
+def test_a_step_that_looks_at_the_original_does_not_coarsen_anothers_granularity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWQ's clipping takes the original's inputs once a block: a rounding that goes group by group does so beside it too."""
+    largest = {}
+    for granularity in ("block", "group"):
+        listening = Listening(InputNeeds(granularity=granularity), {})
+        with known(monkeypatch, "rounding", listening):
+            clipped = spec_with("clipping", step_spec("clipping", "awq_clip"))
+            run(replace(clipped, rounding=StepSpec("nonsense", 1), block_axis="input"))
+        largest[granularity] = listening.heard["model.layers.0.mlp.down_proj"].inputs.max_abs_I
+    assert not torch.equal(largest["block"], largest["group"])
+
+
 def test_ranges_of_whole_windows_are_known_where_inputs_are_quantized_while_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rounding on the stream of quantized activations meets few values: those of 8 bit and one range a window."""
     listening = Listening(InputNeeds(sample_tokens=TEXT.numel(), stream="activations"), {})
