@@ -21,6 +21,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from quantsweep.checkpoints import headers
 from quantsweep.checkpoints.pins import Pins
 from quantsweep.checkpoints.sources import plain_name
@@ -29,6 +31,7 @@ from quantsweep.convert import Config, T, convert, type_name
 from quantsweep.errors import ConfigurationError, EvaluationError, ModelError, TextError
 from quantsweep.planning.compositions import Composition, composition_of, label, step_names
 from quantsweep.planning.quantizations import ACTIVATIONS, Parts, Quantization, build_quantization, chosen_steps
+from quantsweep.storage.paths import product_root
 from quantsweep.trial import identity
 from quantsweep.trial.declared import CAPABILITIES, check_component
 from quantsweep.trial.quantization import FACTORS, FORMAT, NONE
@@ -371,8 +374,22 @@ def build_task(config: Config, overrides: Config, own_content: str | None, pins:
     if spec.kind != PERPLEXITY:
         return spec
     known = with_text(spec, pins)
-    bundled = spec.path is None or spec.path.startswith(identity.PACKAGE_SCHEME)
-    return known if bundled else replace(known, own_content=content_hash([known.content, known.column], 8))
+    if spec.path is not None and not spec.path.startswith(identity.PACKAGE_SCHEME):
+        return replace(known, own_content=content_hash([known.content, known.column], 8))
+    words = {key: getattr(spec, key) for key in _TEXT_WORDS}
+    return known if words == _shipped_text(spec.name) else replace(known, own_content=content_hash(words, 8))
+
+
+_TEXT_WORDS = ("hub_id", "files", "branch", "revision", "path", "column")
+"""What says which text a perplexity is measured on."""
+
+
+@cache
+def _shipped_text(name: str) -> Config:
+    """The text of the product's own task of this name; empty where there is none."""
+    file = product_root() / "conf" / "task" / f"{name}.yaml"
+    found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {key: found[key] for key in _TEXT_WORDS if key in found}
 
 
 def build_calibration(config: Config, pins: Pins) -> CalibrationSpec:

@@ -241,6 +241,17 @@ class TestPlanning:
         other.write_text('{"text": "another"}\n')
         assert self.tasks(tmp_path, "task=wikitext2", f"task.path={other}")[0].task_key != own.task_key
 
+    @pytest.mark.parametrize(
+        "said",
+        [
+            *("task.column=page", "task.files=wikitext-103-raw-v1/test-*.parquet", "task.hub_id=other/wikitext"),
+            *("task.branch=other", f"task.revision={40 * 'a'}", "task.path=package://quantsweep/mini/tasks/data/ppl.jsonl"),
+        ],
+    )
+    def test_a_built_in_task_on_another_text_has_another_key(self, tmp_path: Path, said: str) -> None:
+        (own,) = self.tasks(tmp_path, "task=wikitext2", said)
+        assert own.task_key.startswith("wikitext2@1+joined_paragraphs+own")
+
     def test_a_text_of_the_hub_is_submitted_only_where_it_is_pinned(self, tmp_path: Path) -> None:
         plan = self.planned(tmp_path, "task=perplexity").plan
         assert plan.unpinned == ("task c4", "task ptb", "task wikitext2")
