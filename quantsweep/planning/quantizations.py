@@ -215,5 +215,6 @@ def _activation(factor: str, config: Config, data_type: Config) -> ActivationSpe
         symmetric=convert_value(bool, config["symmetric"], f"{factor}.symmetric"),
         block_size=convert_value(int | None, config["block_size"], f"{factor}.block_size"),
         clip_percentile=convert_value(float | None, config["clip_percentile"], f"{factor}.clip_percentile"),
-        sites=convert_value(tuple[str, ...], config["sites"], f"{factor}.sites"),
+        # A set of places: written in one way, so that equal trials are equal.
+        sites=tuple(sorted(set(convert_value(tuple[str, ...], config["sites"], f"{factor}.sites")))),
     )

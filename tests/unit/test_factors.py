@@ -146,6 +146,11 @@ def test_weights_activations_both_or_neither_and_what_moves_nothing(
     assert spec.is_baseline == (method == "none")
 
 
+def test_sites_are_a_set(steps: Path) -> None:
+    ids = {one_trial(steps, "activation=rows", f"activation.sites=[{sites}]").trial_id for sites in ("linear,q", "q,linear", "q,linear,q")}
+    assert len(ids) == 1
+
+
 def test_lists_of_transforms_are_values_of_an_axis(steps: Path) -> None:
     specs = [t.quantization for t in trials(steps, TEXT, "transform=none,[even],[even,turn],[turn,even]", "transform.even.options.alpha=1")]
     assert [[step.label for step in spec.transforms] for spec in specs] == [
