@@ -155,6 +155,11 @@ def _compared(
 ) -> Comparison:
     margin = _margin(margins, metric)
     scored = [(values(task, left, metric), values(task, right, metric)) for left, right in pairs]
+    if len(numbers := {len(x) for (x, _), _ in scored}) > 1:
+        raise ConfigurationError(
+            f"task '{task}' has {' and '.join(f'{number:,}' for number in sorted(numbers))} examples, depending on the model (windows follow "
+            "its tokenizer and context): compare models of one tokenizer at a time, model=… in A and in B"
+        )
     means = np.array([[x.sum() / w.sum() for x, w in arms] for arms in scored])
     differences = np.array([left[0] - right[0] for left, right in scored])
     codes = cluster_codes(pairs[0][0], clusters)

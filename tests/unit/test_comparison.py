@@ -338,6 +338,16 @@ def test_a_perplexity_of_windows_is_a_tokens() -> None:
     assert found.estimate.difference == pytest.approx(2.5)
 
 
+def test_windows_of_two_tokenizers_are_refused_in_words() -> None:
+    """Each tokenizer cuts a text into windows of its own: there is no example that both models have seen."""
+    arms = [
+        frame(*(samples(f"{n}{m}", model=f"m{m}", loglikelihood=[-20.0] * m, num_tokens=10 * m, bit_width=k) for m in (8, 9)))
+        for n, k in (("a", 4), ("b", 3))
+    ]
+    with pytest.raises(ConfigurationError, match="has 8 and 9 examples, depending on the model"):
+        analysis.compare(*arms)
+
+
 def test_the_error_is_that_of_the_k_bit_studys_scoreboard() -> None:
     """Two pieces of the product, made apart, for one quantity: the difference of two trials in bits per byte."""
     random = np.random.default_rng(13)
