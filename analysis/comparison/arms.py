@@ -156,9 +156,10 @@ def _compared(
     margin = _margin(margins, metric)
     scored = [(values(task, left, metric), values(task, right, metric)) for left, right in pairs]
     if len(numbers := {len(x) for (x, _), _ in scored}) > 1:
+        told = " and ".join(f"{number:,}" for number in sorted(numbers))
         raise ConfigurationError(
-            f"task '{task}' has {' and '.join(f'{number:,}' for number in sorted(numbers))} examples, depending on the model (windows follow "
-            "its tokenizer and context): compare models of one tokenizer at a time, model=… in A and in B"
+            f"task '{task}' has {told} examples, depending on the model (windows follow its tokenizer and context): "
+            "compare models of one tokenizer at a time, model=… in A and in B"
         )
     means = np.array([[x.sum() / w.sum() for x, w in arms] for arms in scored])
     differences = np.array([left[0] - right[0] for left, right in scored])
