@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pandas as pd
 import yaml
 
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.storage.paths import product_root
-from quantsweep.trial.specs import LEVELS, PlantedOutliers
+from quantsweep.trial.specs import LEVELS, PerplexityProtocol, PlantedOutliers
 from quantsweep.words import count
 
 HEADLINE = "bits_per_byte"
@@ -53,11 +53,13 @@ def select(results: pd.DataFrame, *, metric: str, task: str | None = None, famil
 def refuse_other_requests(rows: pd.DataFrame) -> None:
     """Raise ConfigurationError where evaluations with one `task_key` answered different requests: other data, prompts or libraries.
 
-    A table without the column, or rows of which it is not known (null), are taken as they are.
+    A table without the column, or rows of which it is not known (null), are taken as they are.  Windows of tokens are other ones for each
+    tokenizer: perplexities of windows are compared within a model.
     """
     if "requests_hash" not in rows:
         return
-    for task, same in rows.groupby("task_key"):
+    is_of_windows = rows["protocol"].isin(get_args(PerplexityProtocol)) if "protocol" in rows else pd.Series(False, index=rows.index)
+    for (task, _), same in rows.groupby(["task_key", rows["model"].where(is_of_windows, "")]):
         counts = same.drop_duplicates("trial_id")["requests_hash"].value_counts()
         if len(counts) > 1:
             told = ", ".join(f"{value} ({count(int(number), 'trial')})" for value, number in counts.items())

@@ -27,7 +27,7 @@ from analysis.k_bit_figures import curves_at_equal_bits, effects_of_type_and_blo
 from analysis.k_bit_inference import block_size_effects, data_type_effects
 from analysis.k_bit_report import correlation_in_words
 from analysis.scores import scores
-from analysis.selection import block_order, select, variants
+from analysis.selection import block_order, refuse_other_requests, select, variants
 from analysis.tables import against_baseline
 from analysis.uncertainty import Scoreboard, proportion_interval
 from quantsweep.errors import ConfigurationError, ResultsError
@@ -503,6 +503,9 @@ def test_one_name_with_several_requests_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="different requests"):
         select(mixed, metric="acc")
     scores(rows.assign(requests_hash=["first", None]))
+    refuse_other_requests(mixed.assign(protocol="joined_paragraphs", model=["m", "n"]))  # windows are those of each model's tokenizer
+    with pytest.raises(ConfigurationError, match="different requests"):
+        refuse_other_requests(mixed.assign(protocol="joined_paragraphs", model="m"))
 
 
 # --- claims -------------------------------------------------------------------------------------------------------------
