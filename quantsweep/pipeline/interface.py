@@ -44,6 +44,10 @@ KEPT, KEPT_INDEX = "kept", "kept_index"
 """Names in `Stored.extras` of columns that stay at 16 bit, and of their indices."""
 
 
+RANGE_TOKENS = 1024
+"""Tokens whose activations a calibrated range that ends at a percentile is taken from."""
+
+
 class InputSource(Protocol):
     """Which units of which earlier layer make a layer's inputs."""
 

@@ -30,6 +30,7 @@ from quantsweep.models.layers import LinearLayer
 from quantsweep.models.session import Session
 from quantsweep.numerics.error import weight_error
 from quantsweep.pipeline.interface import (
+    RANGE_TOKENS,
     Activation,
     Clipping,
     Compensation,
@@ -48,8 +49,6 @@ from quantsweep.trial.specs import QuantizationSpec
 
 MOST_FALLBACKS = 0.5
 """If more of the layers than this were done otherwise than asked, the trial is another one than its name says."""
-RANGE_TOKENS = 1024
-"""Tokens whose activations a calibrated range that ends at a percentile is taken from."""
 NOT_BUILT = ("correction", "tuning", "kv_cache", "scope")
 """Factors that specs know and no step is there for."""
 

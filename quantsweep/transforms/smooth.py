@@ -33,7 +33,7 @@ from quantsweep.errors import ConfigurationError, QuantizationError
 from quantsweep.models.folding import Pair, columns_of_readers, fold, pairs
 from quantsweep.models.session import Session
 from quantsweep.numerics.tokens import tokens_are
-from quantsweep.pipeline.interface import Help, TransformRecord
+from quantsweep.pipeline.interface import RANGE_TOKENS, Help, TransformRecord
 from quantsweep.trial.registry import ACTIVATIONS, data_type_of
 from quantsweep.trial.specs import QuantizationSpec, StepSpec
 
@@ -87,15 +87,22 @@ class Smooth:
         held_out = max(1, round(len(help.tokens_NT) * float(str(step.option("held_out")))))
         if held_out >= len(help.tokens_NT):
             raise QuantizationError(f"smooth.options.search needs at least 2 windows of calibration text, got {len(help.tokens_NT)}")
-        places = _places(session, help.tokens_NT[:-held_out], help)
+        places = _places(session, help.tokens_NT[:-held_out], help, sample_tokens=_sample_tokens(spec))
         alphas = [number / (tries + 1) for number in range(1, tries + 1)]
         errors = _errors(session, spec, places, alphas, help.tokens_NT[-held_out:], help)
         alpha = min(zip(errors, alphas, strict=True))[1]
         return _fold_all(session, places, alpha, f"alpha {alpha:g}, the best of {tries} on {held_out} windows held out")
 
 
-def _places(session: Session, tokens_NT: Tensor, help: Help) -> list[_Place]:
-    inputs = help.statistics.inputs(session, tokens_NT, help.progress)
+def _sample_tokens(spec: QuantizationSpec) -> int:
+    """Inputs themselves that a search needs: a static range that ends at a percentile is taken from some."""
+    if spec.activation is None or spec.activation.clip_percentile is None:
+        return 0
+    return RANGE_TOKENS if ACTIVATIONS[spec.activation.step.name].needs_ranges else 0
+
+
+def _places(session: Session, tokens_NT: Tensor, help: Help, sample_tokens: int = 0) -> list[_Place]:
+    inputs = help.statistics.inputs(session, tokens_NT, help.progress, sample_tokens=sample_tokens)
     found = []
     for pair in pairs(session.model, "norm"):
         measured = [inputs[reader] for reader in pair.readers if reader in inputs]
@@ -142,11 +149,12 @@ def _error(session: Session, spec: QuantizationSpec, place: _Place, sample_NTI: 
 
 
 def _activations(spec: QuantizationSpec, place: _Place, smoothed_NTI: Tensor, scale_I: Tensor) -> Tensor:
-    """What enters the readers once activations are quantized too."""
-    if spec.activation is None:
+    """What enters the readers once activations are quantized too, where these are the activations that are."""
+    if spec.activation is None or "linear" not in spec.activation.sites:
         return smoothed_NTI
     of_scale_I = scale_I.cpu()
-    ranges = replace(place.inputs, min_I=place.inputs.min_I / of_scale_I, max_I=place.inputs.max_I / of_scale_I)
+    seen = place.inputs
+    ranges = replace(seen, min_I=seen.min_I / of_scale_I, max_I=seen.max_I / of_scale_I, sample_TI=seen.sample_TI / of_scale_I)
     quantizer: nn.Module = ACTIVATIONS[spec.activation.step.name].module(spec.activation, ranges).to(smoothed_NTI.device)
     with tokens_are(torch.ones(smoothed_NTI.shape[:2], dtype=torch.bool)):
         quantized: Tensor = quantizer(smoothed_NTI)

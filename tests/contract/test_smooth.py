@@ -168,6 +168,23 @@ class TestRefusals:
             SMOOTH.check(spec_of(), step_of(**{option: value}))
 
 
+def test_a_search_quantizes_the_activations_that_the_trial_does() -> None:
+    """Those of attention are none that a norm's readers are given; a static range that is clipped has a sample to be taken from."""
+
+    def chosen(activation: ActivationSpec | None) -> str:
+        session = Session(loaded_model("llama"))
+        spec = replace(spec_of(), activation=activation)
+        found = {record.detail for record in SMOOTH.apply(session, spec, step_of(search=5), helping())}
+        session.restore()
+        return found.pop()
+
+    two_bit = {**INT8, "bit_width": 2}
+    of_queries = ActivationSpec(step=StepSpec("per_token", 1), **two_bit, sites=("q",))
+    assert chosen(of_queries) == chosen(None) != chosen(replace(of_queries, sites=("linear",)))
+    clipped = ActivationSpec(step=StepSpec("per_tensor_static", 1), **two_bit, clip_percentile=99.0)
+    assert chosen(clipped).startswith("alpha")
+
+
 @pytest.mark.parametrize("family", ["opt", "llama"])
 @pytest.mark.parametrize("outlier_weights", ["int8", "fp16"])
 def test_llm_int8_in_a_session(family: str, outlier_weights: str) -> None:
