@@ -25,6 +25,7 @@ Source: Frantar et al., arXiv:2210.17323 (GPTQ), algorithm 1; groups and their o
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,9 +35,11 @@ import torch
 from torch import Tensor
 
 from quantsweep.data_types._base import DataType, QParams
+from quantsweep.data_types.int import Integer
 from quantsweep.errors import QuantizationError
 from quantsweep.numerics.blocks import Blocks
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 ChooseQParams = Callable[[Blocks, Tensor | None], QParams]
 """Parameters for blocks, and which input columns they are (None: all, in order): the format's own, of values that clipping has limited."""
 
@@ -130,14 +133,31 @@ def round_columns(weight_OI: Tensor, upper_II: Tensor, grid: Grid, data_type: Da
     codes_OI = torch.empty(weight_OI.shape, dtype=torch.uint8, device=weight_OI.device)
     for start, end in _chunks(weight_OI.shape[1], update_columns, grid.starts()):
         chunk_CO = current_OI[:, start:end].T.contiguous()  # a column of the weight lies in one piece
-        errors_CO, codes_CO = torch.empty_like(chunk_CO), torch.empty_like(chunk_CO, dtype=torch.uint8)
-        for i, column in enumerate(range(start, end)):
-            codes_CO[i], value_O = _nearest(chunk_CO[i], grid.at(column, current_OI), data_type)
-            torch.div(chunk_CO[i] - value_O, upper_II[column, column], out=errors_CO[i])
-            chunk_CO[i + 1 :].addr_(upper_II[column, column + 1 : end], errors_CO[i], alpha=-1)
+        params = [grid.at(column, current_OI) for column in range(start, end)]
+        codes_CO, errors_CO = _round_chunk(chunk_CO, upper_II[start:end, start:end], params, data_type)
         codes_OI[:, start:end] = codes_CO.T
         current_OI[:, end:].addmm_(errors_CO.T, upper_II[start:end, end:], alpha=-1)
     return Rounded(codes_OI=codes_OI, qparams=grid.qparams())
+
+
+def _round_chunk(chunk_CO: Tensor, upper_CC: Tensor, params: Sequence[QParams], data_type: DataType) -> tuple[Tensor, Tensor]:
+    """Codes (C, O) uint8 and errors (C, O) of a chunk, which is written over; by one kernel where there is one."""
+    if chunk_CO.is_cuda and chunk_CO.dtype == torch.float32 and isinstance(data_type, Integer) and _HAS_TRITON:
+        from quantsweep.rounding import _columns_triton
+
+        if len(chunk_CO) <= _columns_triton.MOST_COLUMNS:
+            return _columns_triton.round_chunk(chunk_CO, upper_CC, params)
+    return round_chunk(chunk_CO, upper_CC, params, data_type)
+
+
+def round_chunk(chunk_CO: Tensor, upper_CC: Tensor, params: Sequence[QParams], data_type: DataType) -> tuple[Tensor, Tensor]:
+    """The same by PyTorch, in any type and for any format."""
+    errors_CO, codes_CO = torch.empty_like(chunk_CO), torch.empty_like(chunk_CO, dtype=torch.uint8)
+    for i, qparams in enumerate(params):
+        codes_CO[i], value_O = _nearest(chunk_CO[i], qparams, data_type)
+        torch.div(chunk_CO[i] - value_O, upper_CC[i, i], out=errors_CO[i])
+        chunk_CO[i + 1 :].addr_(upper_CC[i, i + 1 :], errors_CO[i], alpha=-1)
+    return codes_CO, errors_CO
 
 
 def _nearest(column_O: Tensor, qparams: QParams, data_type: DataType) -> tuple[Tensor, Tensor]:
