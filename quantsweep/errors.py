@@ -31,6 +31,14 @@ class ConfigurationError(QuantsweepError):
     """What was asked for cannot be done; nothing was submitted."""
 
 
+class ComponentError(ConfigurationError):
+    """The yaml of a component is not whole; kind: the group that it is in."""
+
+    def __init__(self, kind: str, problem: str) -> None:
+        self.kind = kind
+        super().__init__(problem)
+
+
 class ConfigurationErrors(ConfigurationError):
     """Several configuration errors, so that a user can mend all of them at once."""
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from quantsweep.errors import ConfigurationError, ConfigurationErrors
+from quantsweep.errors import ComponentError, ConfigurationError, ConfigurationErrors
 from quantsweep.planning.conditions import facts_of
 from quantsweep.planning.grid import Grid
 from quantsweep.planning.schema import Schema
@@ -127,7 +127,12 @@ def expand(schema: Schema, grids: Iterable[Grid]) -> Expansion:
             try:
                 resolved = schema.resolve(candidate)
             except ConfigurationError as error:
-                problems.append(f"{error} ({grid.origin})")
+                if isinstance(error, ComponentError) and error.kind in verdicts.found:
+                    verdicts.note(candidate, str(error))
+                    count, example = skipped.get(str(error), (0, f"{error.kind}={candidate[error.kind]}"))
+                    skipped[str(error)] = (count + 1, example)
+                else:
+                    problems.append(f"{error} ({grid.origin})")
                 continue
             verdicts.note(candidate, resolved.reason)
             facts = facts_of(resolved.trial) if resolved.trial is not None and grid.exclusions else {}
@@ -193,7 +198,7 @@ class _Verdicts:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.useful: set[tuple[str, Any]] = set()
-        self._found = frozenset(axis.key for axis in grid.axes if axis.is_found)
+        self.found = frozenset(axis.key for axis in grid.axes if axis.is_found)
         self._typed = frozenset(key for key in grid.typed if key.split(".")[0] != "model")
         self._reasons: dict[tuple[str, Any], str] = {}
 
@@ -209,7 +214,7 @@ class _Verdicts:
         """Messages for useless values and for dotted keys that no candidate has; `useful`: the useful values of all grids."""
         bad = [item for item in self._reasons if item not in self.useful]
         has_use = {key for key, _ in self.useful}
-        bad = [item for item in bad if item[0] not in self._found & has_use]
+        bad = [item for item in bad if item[0] not in self.found & has_use]
         keys = [key for key in self.grid.keys if "." in key and key not in schema.seen_keys]
         if self._typed:
             bad = [item for item in bad if item[0] in self._typed and item not in useful]

@@ -28,7 +28,7 @@ from quantsweep.checkpoints.pins import Pins
 from quantsweep.checkpoints.sources import plain_name
 from quantsweep.checks import whole_seed
 from quantsweep.convert import Config, T, convert, type_name
-from quantsweep.errors import ConfigurationError, EvaluationError, ModelError, TextError
+from quantsweep.errors import ComponentError, ConfigurationError, EvaluationError, ModelError, TextError
 from quantsweep.planning.compositions import Composition, composition_of, label, step_names
 from quantsweep.planning.quantizations import ACTIVATIONS, Parts, Quantization, build_quantization, chosen_steps
 from quantsweep.storage.paths import product_root
@@ -128,7 +128,10 @@ class Schema:
     ) -> tuple[Config, tuple[str, ...]]:
         config = copy.deepcopy(dict(self._base[name] if option is None else self._options[name][option]))
         if name in CAPABILITIES:
-            check_component(name, config)
+            try:
+                check_component(name, config)
+            except ConfigurationError as error:
+                raise ComponentError(name, str(error)) from error
         typed = () if option is None else tuple((k, v) for k, v in self._typed.items() if k.startswith(f"{place}."))
         axis_keys = {key for key, _ in dotted}
         settings = (*(t for t in typed if t[0] not in axis_keys), *dotted)

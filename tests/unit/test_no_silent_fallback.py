@@ -125,6 +125,18 @@ def test_what_nothing_would_read_is_refused(tmp_path: Path, own: str, words: str
     assert said in str(caught.value)
 
 
+def test_a_broken_component_that_a_glob_found_costs_itself(tmp_path: Path) -> None:
+    (tmp_path / "data_type").mkdir()
+    text = Path("conf/data_type/int.yaml").read_text().replace("name: int", "name: odd").replace("version: 1", "version: one")
+    (tmp_path / "data_type" / "odd.yaml").write_text(text)
+    words = (f"hydra.searchpath=[file://{tmp_path}]", "data_type=glob(*)", "bit_width=4")
+    found = expansion(*words)
+    assert {planned.trial.quantization.data_type for planned in found.trials} > {"int", "fp"}
+    assert any("odd: its yaml must say version: 1" in reason for reason in found.skipped)
+    with pytest.raises(ConfigurationError, match="odd: its yaml must say version: 1"):
+        trials(words[0], "data_type=odd,int", "bit_width=4")
+
+
 @pytest.mark.parametrize("words", ["seed=0", "method=none block_size=auto", "method=none block_axis=null symmetric=null", "bit_width=16"])
 def test_what_asks_for_nothing_is_no_mistake(tmp_path: Path, words: str) -> None:
     assert len(planned(tmp_path, *words.split()).plan.trials) == 1
