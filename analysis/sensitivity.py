@@ -30,7 +30,7 @@ BOUNDS = (0.1, 0.5)
 """Largest Δ of Class-1 and of Class-2."""
 _FACTORS = ["rounding", "transform", "correction", "tuning", "compensation", "activation", "kv_cache"]
 """What a baseline has none of."""
-_MODEL = ["model_content", "dtype"]
+_MODEL = ["model_content", "dtype", "plant_channels", "plant_scale", "plant_seed"]
 """What a trial shares with its baseline."""
 
 

@@ -22,7 +22,7 @@ def rows(trial: str, values: tuple[float, ...] = (27.0, 32.0, 25.0), **changes: 
         **dict.fromkeys(("transform", "correction", "tuning", "compensation", "activation", "kv_cache"), "none"),
         **{"method": "round_to_nearest", "rounding": "round_to_nearest"},
     }
-    about |= {"plant_channels": None, "metric": "perplexity", "window": 2048}
+    about |= {"plant_channels": None, "plant_scale": None, "plant_seed": None, "metric": "perplexity", "window": 2048}
     return [about | {"task_key": task, "value": value} | changes for task, value in zip(TASKS, values, strict=False)]
 
 
@@ -47,6 +47,17 @@ def test_the_mean_is_of_all_three_or_none() -> None:
     assert math.isnan(found["b"])
     with pytest.raises(ConfigurationError, match="several rows for one perplexity"):
         mean_perplexity(pd.DataFrame([*rows("a"), *rows("a")]))
+
+
+def test_a_planted_models_baseline_is_not_the_plain_models() -> None:
+    """The weights' content is the same, and which of the two comes first does not matter."""
+    planted = {"plant_channels": 4, "plant_scale": 16.0, "plant_seed": 0}
+    theirs = rows("planted", (27.6, 32.6, 25.6), **NONE, **planted)
+    for baselines in ([*theirs, *BASELINE], [*BASELINE, *theirs]):
+        frame = pd.DataFrame([*baselines, *rows("x", (27.3, 32.6, 25.3)), *rows("y", (28.6, 33.6, 26.6), **planted)])
+        found = sensitivity(frame)
+        assert found.loc["x", "increase"] == pytest.approx(0.4)
+        assert found.loc["y", "increase"] == pytest.approx(1.0)
 
 
 def test_a_trial_is_held_against_its_own_models_baseline() -> None:
