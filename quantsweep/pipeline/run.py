@@ -120,7 +120,18 @@ class _Steps:
         if spec.activation is not None:
             activation = registry.ACTIVATIONS[spec.activation.step.name]
             activation.check(spec.activation)
-        return cls(rounding=rounding, transforms=transforms, clipping=clipping, compensation=compensation, activation=activation)
+        steps = cls(rounding=rounding, transforms=transforms, clipping=clipping, compensation=compensation, activation=activation)
+        if spec.activation is not None and activation is not None and activation.keeps_weights(spec.activation):
+            steps._refuse_stream_of_activations(spec)
+        return steps
+
+    def _refuse_stream_of_activations(self, spec: QuantizationSpec) -> None:
+        """Layers are replaced once all weights are rounded: till then their inputs are not quantized."""
+        if any(needs.stream == "activations" for needs in self.needs(spec)):
+            raise QuantizationError(
+                f"activation {spec.activation and spec.activation.step.name} with outlier_weights=fp16 replaces layers after rounding, so "
+                "that no step sees inputs that it has quantized: use rounding.options.stream=weights, or outlier_weights=int8"
+            )
 
     def needs(self, spec: QuantizationSpec) -> list[InputNeeds]:
         """What the steps that work layer by layer want to know of inputs."""

@@ -23,6 +23,7 @@ from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
 from quantsweep.tables.results import WHOLE_OR_NULL
 from quantsweep.tables.table_files import Listing
+from quantsweep.trial.specs import CalibrationSpec, ModelSpec, QuantizationSpec, StepSpec, TrialSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -310,3 +311,22 @@ def test_the_data_dictionary_is_the_schema() -> None:
     if os.environ.get("QUANTSWEEP_REWRITE_GOLDEN"):
         path.write_text(text[:start] + dictionary())
     assert text[start:] == dictionary(), "rewrite with QUANTSWEEP_REWRITE_GOLDEN=1"
+
+
+def test_whatever_tells_calibrations_apart_is_a_column() -> None:
+    model = ModelSpec(name="m", family="f", path="/m", content="sha256:m")
+    rounded = QuantizationSpec(rounding=StepSpec("none", 1))
+    text = CalibrationSpec(name="local", path="/a.txt", content="sha256:a", num_samples=8, sequence_length=64)
+    others = {
+        "content": "sha256:b",
+        "column": "body",
+        "rule": "concatenated",
+        "version": 2,
+        "num_samples": 9,
+        "sequence_length": 32,
+        "seed": 1,
+    }
+    specs = [text, *(replace(text, **{key: value}) for key, value in others.items())]
+    columns = [records.identity_columns(TrialSpec(model=model, quantization=rounded, calibration=one)) for one in specs]
+    first, *rest = ({**one, "trial_id": None} for one in columns)
+    assert all(other != first for other in rest)
