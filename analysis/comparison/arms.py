@@ -47,7 +47,6 @@ from quantsweep.errors import ConfigurationError, did_you_mean
 
 BETTER, WORSE, EQUAL, UNDECIDED = "better", "worse", "equal", "undecided"
 SEED_AXES = ("seed", "calibration_seed")
-_MODEL_AXES = ("model", "model_content", "plant_channels", "plant_scale", "plant_seed")
 _FLIPS = ["model", "trial_a", "trial_b", "task_key", "document", "right"]
 Margin = Mapping[str, float] | float | None
 """Of all metrics, or by metric."""
@@ -221,7 +220,8 @@ def _margin(margins: Margin, metric: Metric) -> float | None:
     if isinstance(margins, Mapping) and (unknown := sorted(set(margins) - set(METRICS))):
         raise ConfigurationError(f"margin: {did_you_mean('metric', unknown[0], METRICS)}")
     if margin is not None and not 0 < margin < math.inf:
-        raise ConfigurationError(f"margin {margin:g} of {metric.name} is no size of a difference: give a number above 0")
+        of_metric = f" of {metric.name}" if isinstance(margins, Mapping) else ""
+        raise ConfigurationError(f"margin {margin:g}{of_metric} is no size of a difference: give a number above 0")
     return margin
 
 
@@ -249,8 +249,11 @@ def _summed(
 
 
 def _units(pairs: Sequence[Pair]) -> tuple[str, list[str]]:
-    """What is drawn beside the examples, and which one each pair belongs to: models, or the seeds of one model."""
-    models = [" ".join(str(left.get(axis)) for axis in _MODEL_AXES) for left, _ in pairs]
+    """What is drawn beside the examples, and which one each pair belongs to: models, or the seeds of one model.
+
+    A model is its weights: what was planted into them, and another name for them, make no other draw.
+    """
+    models = [str(left["model"] if pd.isna(left.get("model_content")) else left["model_content"]) for left, _ in pairs]
     if len(set(models)) > 1:
         return "model", models
     seeds = _seeds(pairs)

@@ -35,6 +35,8 @@ def text(found: Comparison) -> str:
         lines.append(f"  answers: {found.gained:,} right only in A, {found.lost:,} only in B; {_p(found)}")
     else:
         lines.append(f"  {_p(found)}")
+    if found.margin is not None:
+        lines.append(f"  margin {found.margin:g} {found.unit_of_difference}: {_inner_range(found)}")
     lines.append(f"  {_power(found)}")
     lines.append(f"  noise: {_noise(found)}")
     lines.append(f"  verdict: {_VERDICTS.get(found.verdict, found.verdict)}" + (f" ({found.reason})" if found.reason else ""))
@@ -60,9 +62,13 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 
 def axes_text(axes: Mapping[str, tuple[Iterable[str], Iterable[str]]], most: int = 4) -> str:
-    """What A and B differ in: `bit_width 3 against 4`; what only one of them has at all is left out."""
-    both = {axis: arms for axis, arms in axes.items() if ["null"] not in [list(values) for values in arms]}
-    told = [f"{axis} {_some(a, most)} against {_some(b, most)}" for axis, (a, b) in both.items() if not axis.endswith("_options")]
+    """What A and B differ in: `bit_width 3 against 4`.
+
+    What only one of them has at all is left out, but for planted outliers; so are options, and versions of what differs itself.
+    """
+    both = {axis: arms for axis, arms in axes.items() if axis.startswith("plant_") or ["null"] not in [list(values) for values in arms]}
+    left_out = {axis for axis in both if axis.endswith("_options") or (axis.endswith("_version") and axis.removesuffix("_version") in axes)}
+    told = [f"{axis} {_some(a, most)} against {_some(b, most)}" for axis, (a, b) in both.items() if axis not in left_out]
     return "; ".join(told) or ("nothing that makes a trial" if not axes else ", ".join(axes))
 
 
@@ -77,6 +83,13 @@ def _difference(found: Comparison) -> str:
         return f"{_signed(seen.difference)} {found.unit_of_difference}, no interval"
     ratio = f", A is {math.exp(seen.difference):.4f} times B" if found.unit_of_difference == "log of the ratio" else ""
     return f"{_signed(seen.difference)} {found.unit_of_difference}{ratio}, {_range(seen.low, seen.high)} ({seen.interval})"
+
+
+def _inner_range(found: Comparison) -> str:
+    seen = found.estimate
+    if math.isnan(seen.low_inner):
+        return "no interval"
+    return f"90 % from {_signed(seen.low_inner)} to {_signed(seen.high_inner)}"
 
 
 def _range(low: float, high: float) -> str:

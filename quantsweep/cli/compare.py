@@ -12,7 +12,8 @@ A and B are each one word (in quotes where it has spaces), made of any of
     quantsweep compare 6efb6e77 a4eb0448 --margin 0.02 --flips
     quantsweep compare quickstart                           every trial against the baseline of its model
 
-A trial of A is set against the trial of B that agrees in all that the two arms have in common; then answer against answer.
+A trial of A is set against the trial of B that agrees in all that the two arms have in common, and every quantized trial against the
+baseline of its model (as it was planted, in its dtype); then answer against answer. Trials without a partner are named, with the reason.
 Both saw the same examples, so what counts is where they differ: answers that only one has right (McNemar's test, exact), or
 documents of which one has the smaller loss (on the log scale, weighted by bytes). Of several models the interval is about other models too.
 
@@ -32,7 +33,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ from quantsweep.words import count
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINE = "baseline"
+BASELINE, BASELINE_METHOD = "baseline", "none"
 _MOST_NAMED = 8
 
 
@@ -110,8 +111,10 @@ def run(arguments: argparse.Namespace) -> int:
         on_progress=_progress(),
     )
     flips = arms.flips(a, b, metrics=metrics) if arguments.flips else None
-    about = _about(left, right, a, b, partners.pair_trials(a, b))
-    about |= {"differ_in": partners.differing_axes(a, b), "other_versions": partners.differing_versions(a, b)}
+    pairs = sorted({(str(one["trial_id"]), str(other["trial_id"])) for same in arms.pairs_by_task(a, b).values() for one, other in same})
+    about = _about((left, right), (a, b), partners.without_partner(a, b, pairs))
+    used = [rows[rows["trial_id"].isin(ids)] for rows, ids in zip((a, b), zip(*pairs, strict=True), strict=True)]
+    about |= {"differ_in": partners.differing_axes(a, b, pairs), "other_versions": partners.differing_versions(*used)}
     if arguments.json:
         listed = {} if flips is None else {"flips": flips.to_dict("records")}
         print(json.dumps({**about, "comparisons": [text.as_json(one) for one in found], **listed}))
@@ -133,7 +136,7 @@ def read_arms(arguments: argparse.Namespace) -> tuple[Arm, Arm]:
     for words, (folder, trial, terms) in zip((arguments.a, arguments.b), named, strict=True):
         is_baseline = BASELINE in words.split()
         place = folder or fallback or _place_of(arguments, trial)
-        chosen = parse([*terms, *(["method=none"] if is_baseline else [])], (*PLAN_COLUMNS, *RUN_COLUMNS))
+        chosen = parse([*terms, *([f"method={BASELINE_METHOD}"] if is_baseline else [])], (*PLAN_COLUMNS, *RUN_COLUMNS))
         found.append(Arm(words=words, folder=place, trial=trial, chosen=chosen, is_baseline=is_baseline))
     return found[0], found[1]
 
@@ -198,6 +201,13 @@ def _of_tasks(samples: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
 def _rows(samples: pd.DataFrame, arm: Arm) -> pd.DataFrame:
     """The samples of an arm; raises ConfigurationError for filters that name nothing, and for a beginning that several trials have."""
     rows = samples[samples["sweep"] == arm.folder.name]
+    if arm.is_baseline and not (rows["method"] == BASELINE_METHOD).any():
+        raise ConfigurationError(
+            f"{arm.folder.name} has no baseline: no trial of method={BASELINE_METHOD} has samples of the tasks asked for. Add it to the "
+            f"sweep: launch the same words once more with method={BASELINE_METHOD} and without other steps "
+            f"(… method={BASELINE_METHOD} sweep={arm.folder.name}). "
+            "Or name what to compare with, as B"
+        )
     rows = rows[rows["trial_id"].str.startswith(arm.trial)]
     arm.chosen.refuse_unmet({column: _values(rows[column]) for column in arm.chosen.columns}, f"{arm.folder.name}")
     for term in arm.chosen.terms:
@@ -225,17 +235,17 @@ def _table(path: Path) -> pd.DataFrame:
         raise ConfigurationError(f"--clusters {path} cannot be read: {error}") from error
 
 
-def _about(left: Arm, right: Arm, a: pd.DataFrame, b: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The arms: their words, sweeps, trials, and how many of these have no partner."""
-    partners = [set(ids) for ids in zip(*pairs, strict=True)]
+def _about(sides: tuple[Arm, Arm], frames: tuple[pd.DataFrame, pd.DataFrame], alone: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The arms: their words, sweeps, trials, and which of these have no partner, and why."""
     return {
         name: {
             "words": arm.words,
             "sweep": arm.folder.name,
             "trials": rows["trial_id"].nunique(),
-            "without_partner": rows["trial_id"].nunique() - len(paired),
+            "without_partner": len(alone[name]),
+            "alone": alone[name],
         }
-        for name, arm, rows, paired in zip("ab", (left, right), (a, b), partners, strict=True)
+        for name, arm, rows in zip("ab", sides, frames, strict=True)
     }
 
 
@@ -246,10 +256,25 @@ def _head(about: dict[str, Any], axes_text: Callable[..., str]) -> str:
         alone = f", {arm['without_partner']:,} of them without a partner" if arm["without_partner"] else ""
         words = arm["words"] if arm["sweep"] in arm["words"].split() else f"{arm['words']} of {arm['sweep']}"
         lines.append(f"{name.upper()}: {words} ({count(arm['trials'], 'trial')}{alone})")
+        lines += _alone_lines(arm["alone"])
     lines.append(f"A and B differ in {axes_text(about['differ_in'])}")
     if about["other_versions"]:
         lines.append(f"made with other versions of {axes_text(about['other_versions'])}")
     return "\n".join([*lines, ""])
+
+
+def _alone_lines(alone: Mapping[str, str]) -> list[str]:
+    """The trials without a partner, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for trial, reason in alone.items():
+        by_reason.setdefault(reason, []).append(trial)
+    told = [f"   without a partner: {_some(trials)} ({reason})" for reason, trials in by_reason.items()]
+    more = [f"   … and {count(len(told) - _MOST_NAMED, 'reason')} more (all with --json)"] if len(told) > _MOST_NAMED else []
+    return [*told[:_MOST_NAMED], *more]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:_MOST_NAMED], *([f"… {len(names) - _MOST_NAMED:,} more"] if len(names) > _MOST_NAMED else [])])
 
 
 def _progress() -> Callable[[float], None] | None:

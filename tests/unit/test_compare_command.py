@@ -15,6 +15,7 @@ from quantsweep.storage.paths import SweepFolder
 from quantsweep.tables import records
 from quantsweep.trial.specs import PlannedTrial
 from tests.unit.engine_cases import TASKS, trial
+from tests.unit.test_no_silent_fallback import trials as composed
 from tests.unit.test_records import row
 
 TASK = TASKS[0]
@@ -68,6 +69,55 @@ def test_a_sweep_is_set_against_its_baselines_by_model(compared: SweepFolder, ca
     assert "100 examples, 3 pairs of trials" in said
 
 
+def test_every_quantized_trial_of_a_model_is_set_against_its_baseline(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a baseline leaves at none (compensation, transform, calibration) is no reason to be no partner."""
+    axes = ("method=none,round_to_nearest,gptq,awq", "compensation=none,lorc", "calibration=mini")
+    right: dict[str, int] = {}
+    for k, one in enumerate(composed("model=mini-neox-0.3m", "bit_width=3", *axes)):
+        right[one.trial_id] = 60 if one.quantization.is_baseline else 20 + 5 * k
+        put(sweep, PlannedTrial(trial=one, tasks=TASKS), [True] * right[one.trial_id] + [False] * (100 - right[one.trial_id]))
+    lowered = [number - 60 for number in right.values() if number != 60]
+    assert len(lowered) == 6
+    monkeypatch.chdir(sweep.path.parents[1])
+    for words, number in (("sweep", 6), ("sweep compensation=lorc", 3), ("sweep calibration=mini", 4)):
+        main(["compare", words, "--json"])
+        said = json.loads(capsys.readouterr().out)
+        assert (said["comparisons"][0]["num_pairs"], said["a"]["alone"], said["b"]["alone"]) == (number, {}, {})
+    main(["compare", "sweep method=none", "bit_width=3", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["comparisons"][0]["difference"] == pytest.approx(-np.mean(lowered) / 100)
+    assert said["differ_in"]["compensation"] == [["none"], ["lorc", "none"]]
+    main(["compare", "sweep", "sweep method=none"])
+    (baseline,) = (trial_id for trial_id, number in right.items() if number == 60)
+    printed = capsys.readouterr().out
+    assert f"A: sweep (7 trials, 1 of them without a partner)\n   without a partner: {baseline} (a baseline itself)\n" in printed
+    assert "compensation lorc, none against none" in printed
+
+
+def test_trials_without_a_partner_are_named_with_the_reason(compared: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    left, right, lonely = trial(3, block=128), trial(4, block=128), trial(4, model=1)
+    for one in (left, right, lonely):
+        put(compared, one, RIGHT[4])
+    put(compared, trial(3, block=32), RIGHT[3])
+    main(["compare", "sweep bit_width=3", "sweep bit_width=4", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["comparisons"][0]["num_pairs"] == 2
+    assert said["a"]["alone"] == {trial(3, block=32).trial.trial_id: "differs from the nearest of B in block_size 32 against 64"}
+    assert list(said["b"]["alone"]) == [lonely.trial.trial_id]
+    assert "model m1 against m0" in said["b"]["alone"][lonely.trial.trial_id]
+    assert said["differ_in"] == {"bit_width": [["3"], ["4"]]}
+
+
+def test_a_sweep_without_a_baseline_is_told_how_to_get_one(compared: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "sweep"]) == 1
+    said = capsys.readouterr().err
+    assert "sweep has no baseline" in said
+    assert "launch the same words once more with method=none" in said
+    assert "unknown method" not in said
+
+
 def test_flips_are_listed_and_clusters_read(compared: SweepFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", "bit_width=4", "bit_width=3", "--flips"])
     assert f"right only in A (20): {', '.join(map(str, range(40, 60)))}" in capsys.readouterr().out
@@ -93,12 +143,12 @@ def test_replicates_of_another_sweep_make_the_floor(compared: SweepFolder, capsy
         (["nosuch"], "unknown sweep 'nosuch'"),
         (["bit_width=7", "bit_width=4"], "unknown bit_width '7'"),
         (["bit_wdth=3", "bit_width=4"], "Did you mean 'bit_width'"),
-        (["bit_width=3"], "unknown method 'none'"),
+        (["bit_width=3"], "sweep has no baseline"),
         (["sweep sweep"], "names two sweeps"),
         (["abcdef0123", "bit_width=3"], "no trial that begins with 'abcdef0123'"),
         (["bit_width=3", "bit_width=4", "--task", "nosuch"], "unknown task 'nosuch'"),
         (["bit_width=3", "bit_width=4", "--metric", "bleu"], "unknown metric 'bleu'"),
-        (["bit_width=3", "bit_width=4", "--margin", "0"], "no size of a difference"),
+        (["bit_width=3", "bit_width=4", "--margin", "-1"], "margin -1 is no size of a difference"),
         (["bit_width=3", "bit_width=4", "--clusters", "nosuch.csv"], "--clusters nosuch.csv cannot be read"),
         (["bit_width=3", "bit_width=4", "--replicates", "nosuch"], "unknown sweep 'nosuch'"),
     ],

@@ -288,7 +288,7 @@ def samples(trial: str, *, correct: Any = None, loglikelihood: Any = None, num_b
         "calibration_seed": None,
         "bit_width": 4,
     }
-    return {**row("samples"), **fixed, **outcomes, **axes}
+    return {**row("samples"), **fixed, **outcomes, "model_content": axes.get("model", "x"), **axes}
 
 
 def frame(*rows: dict[str, Any]) -> pd.DataFrame:
@@ -378,8 +378,10 @@ def test_equal_needs_a_margin_and_examples_enough() -> None:
     few_a, few_b = (arm.assign(correct=[arm["correct"].iloc[0][-20:]], loglikelihood=[[0.0] * 20]) for arm in (a, b))
     assert analysis.compare(few_a, few_b, margin=0.02)[0].verdict == UNDECIDED
     for margin in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ConfigurationError, match="no size of a difference"):
+        with pytest.raises(ConfigurationError, match=f"^margin {margin:g} is no size of a difference"):
             analysis.compare(a, b, margin=margin)
+    with pytest.raises(ConfigurationError, match="margin -1 of acc is no size of a difference"):
+        analysis.compare(a, b, margin={"acc": -1.0})
     with pytest.raises(ConfigurationError, match="Did you mean 'acc'"):
         analysis.compare(a, b, margin={"ac": 0.1})
 
@@ -427,18 +429,60 @@ def test_partners_agree_in_all_that_the_arms_share() -> None:
         for k in (3, 4)
     }
     assert partners.pair_trials(arms[3], arms[4]) == [(f"{m}{b}-3", f"{m}{b}-4") for m in "xy" for b in (128, 64)]
-    assert list(partners.differing_axes(arms[3], arms[4])) == ["bit_width"]
+    assert list(partners.differing_axes(arms[3], arms[4], partners.pair_trials(arms[3], arms[4]))) == ["bit_width"]
     baselines = frame(*(samples(f"{m}-0", correct=WRONG, model=m, bit_width=None, block_size=None, method="none") for m in "xy"))
     (found,) = analysis.compare(arms[3], baselines)
     assert (found.num_pairs, found.num_units, found.unit) == (4, 2, "model")
     assert found.estimate.difference == pytest.approx(0.5)
+    one_model = {"model": "x", "model_content": "x"}
     with pytest.raises(ConfigurationError, match=r"4 trials of A and 4 of B fit each other alike .*block_size"):
-        partners.pair_trials(arms[3].assign(model="x"), arms[4].assign(model="x", block_size=[32, 32, 16, 16]))
+        partners.pair_trials(arms[3].assign(**one_model), arms[4].assign(**one_model, block_size=[32, 32, 16, 16]))
     odd = frame(samples("p", correct=RIGHT, model="x", block_size=64), samples("q", correct=RIGHT, model="y", block_size=128))
     with pytest.raises(ConfigurationError, match="no trial of A has a partner"):
         partners.pair_trials(odd, odd.assign(trial_id=["r", "s"], block_size=[128, 64], bit_width=3))
     with pytest.raises(ConfigurationError, match="A has no trials"):
         partners.pair_trials(arms[3][:0], arms[4])
+
+
+def test_the_baseline_of_a_model_is_as_it_was_planted_and_in_its_dtype() -> None:
+    kinds = [
+        {"model": m, "plant_channels": c, "dtype": d}
+        for m, c, d in itertools.product("xy", (None, 4), ("float16", "float32"))
+        if (m, c, d) != ("y", 4, "float16")
+    ]
+    quantized = frame(*(samples(f"q{k}", correct=RIGHT, compensation="lorc", **kind) for k, kind in enumerate(kinds)))
+    baselines = frame(*(samples(f"b{k}", correct=WRONG, method="none", bit_width=None, **kind) for k, kind in enumerate(kinds)))
+    assert partners.pair_trials(quantized, baselines) == [(f"q{k}", f"b{k}") for k in range(len(kinds))]
+    pairs = partners.pair_trials(quantized, baselines[1:])
+    assert len(pairs) == len(kinds) - 1
+    alone = partners.without_partner(quantized, baselines[1:], pairs)
+    assert alone == {"a": {"q0": "differs from the nearest of B in dtype float16 against float32"}, "b": {}}
+
+
+def test_a_partner_that_answered_no_common_task_is_none() -> None:
+    a = frame(samples("a", correct=RIGHT), samples("c", correct=RIGHT, block_size=32, task_key="u@1"))
+    b = frame(samples("b", correct=WRONG, bit_width=3), samples("d", correct=RIGHT, block_size=32, bit_width=3))
+    pairs = [(str(x["trial_id"]), str(y["trial_id"])) for same in analysis.comparison.arms.pairs_by_task(a, b).values() for x, y in same]
+    assert pairs == [("a", "b")]
+    alone = partners.without_partner(a, b, pairs)
+    assert alone["a"] == {"c": "answered no task that its partner in B did"}
+    assert alone["b"] == {"d": "answered no task that its partner in A did"}
+
+
+def test_planted_copies_of_one_model_are_one_model() -> None:
+    """They compute the same function: the second says nothing of how another model would do."""
+    random = np.random.default_rng(16)
+    good = random.random(60) < 0.8
+    planted = [
+        {"plant_channels": c, "plant_scale": s, "model": m, "model_content": "w"} for c, s, m in ((None, None, "m"), (4, 16.0, "mine"))
+    ]
+    a = frame(*(samples(f"a{k}", correct=(good & (random.random(60) < 0.7)).tolist(), **kind) for k, kind in enumerate(planted)))
+    b = frame(*(samples(f"b{k}", correct=good.tolist(), method="none", bit_width=None, **kind) for k, kind in enumerate(planted)))
+    (found,) = analysis.compare(a, b)
+    assert (found.num_pairs, found.num_units, found.unit, found.verdict) == (2, 1, "model", WORSE)
+    assert "models" not in found.estimate.interval
+    (other,) = analysis.compare(a.assign(model_content=["w", "v"]), b.assign(model_content=["w", "v"]))
+    assert other.num_units == 2
 
 
 def test_options_that_follow_the_bit_width_do_not_part_partners() -> None:
@@ -577,6 +621,10 @@ def test_words_and_json_hold_what_was_found() -> None:
     assert flat["p"] == pytest.approx(2 * 0.5**10)
     assert flat["floor"] is None
     assert "right only in A (10): 2, 3, 4" in text.flips_text(analysis.flips(a, b))
+    assert "margin" not in said
+    (within,) = analysis.compare(a, b, margin=0.9)
+    low, high = within.estimate.low_inner, within.estimate.high_inner
+    assert f"margin 0.9 share: 90 % from {low:+.4f} to {high:+.4f}" in text.text(within)
     (same,) = analysis.compare(a, a.assign(trial_id="c"))
     assert "--margin asks whether it is" in text.text(same)
 
