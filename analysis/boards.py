@@ -10,6 +10,7 @@ Whatever cannot be compared is refused here: several metrics or tasks at once, p
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,17 @@ def one_score(frame: pd.DataFrame, metric: str | None = None, task: str | None =
     """
     metrics = sorted(set(frame["metric"]))
     if metric is None and len(metrics) > 1:
-        raise ConfigurationError(f"the table has several metrics, which are never mixed: {', '.join(metrics)}. Choose one: metric=")
+        raise ConfigurationError(
+            f"the table has several metrics, which are never mixed: {', '.join(metrics)}. Choose one: --metric {metrics[0]}"
+        )
     rows = frame if metric is None else frame[frame["metric"] == metric]
     if rows.empty:
         raise ConfigurationError(did_you_mean("metric", metric, metrics))
     tasks = sorted(set(rows["task"]))
     if task is None and len(tasks) > 1:
         raise ConfigurationError(
-            f"several tasks have {rows['metric'].iloc[0]}: {', '.join(tasks)}. Choose one: task=, or take their mean: mean_over_tasks"
+            f"several tasks have {rows['metric'].iloc[0]}: {', '.join(tasks)}. Choose one: --task {shlex.quote(tasks[0])}, "
+            "or take their mean: --task mean"
         )
     rows = rows if task is None else rows[rows["task"] == task]
     if rows.empty:
@@ -59,7 +63,8 @@ def mean_over_tasks(frame: pd.DataFrame, metric: str | None = None) -> pd.DataFr
     """
     rows = _with_stderr(frame if metric is None else frame[frame["metric"] == metric])
     if rows["metric"].nunique() != 1:
-        raise ConfigurationError(f"a mean is over one metric; there are: {', '.join(sorted(set(frame['metric'])))}. Choose one: metric=")
+        metrics = sorted(set(frame["metric"]))
+        raise ConfigurationError(f"a mean is over one metric; there are: {', '.join(metrics)}. Choose one: --metric {metrics[0]}")
     tasks = rows["task"].nunique()
     key = ["model", "bits", "is_baseline", *(name for name in FACTORS if name in rows)]
     groups = rows.assign(variance=rows["stderr"] ** 2).groupby(key, dropna=False, sort=False)

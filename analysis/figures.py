@@ -82,9 +82,14 @@ def _curves_of(of_family: pd.DataFrame, rows: pd.DataFrame) -> list[tuple[int, s
     return sorted(set(zip(of_family["bits"], of_family["label"], strict=True)) | baseline)
 
 
+def blocks_of(rows: pd.DataFrame) -> list[str]:
+    """The block sizes of quantized rows, in order."""
+    return sorted(set(rows["block"]) - {BASELINE}, key=block_order)
+
+
 def _of_block(rows: pd.DataFrame, block: str) -> pd.DataFrame:
     """The rows of one block size, and the baselines."""
-    blocks = sorted(set(rows["block"]) - {BASELINE}, key=block_order)
+    blocks = blocks_of(rows)
     if blocks and block not in blocks:
         raise ConfigurationError(f"no rows with block size {block}. There are: {', '.join(blocks)}. Choose one: --block-size {blocks[0]}")
     return rows[rows["block"].isin([block, BASELINE])]

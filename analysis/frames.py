@@ -28,6 +28,7 @@ Other columns are let through and have no meaning.  `read_table` reads such a ta
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from analysis.selection import (
     BASELINE_BITS,
     block_label,
     data_type_label,
+    factor_labels,
     meaningful,
     planted_apart,
     refuse_other_requests,
@@ -50,7 +52,7 @@ from quantsweep.words import count
 REQUIRED = ("model", "family", "parameters", "bits", "metric", "value")
 FACTORS = (
     *("data_type", "block_size", "block_axis", "symmetric", "scale_dtype", "transform", "rounding", "clipping", "correction", "tuning"),
-    *("compensation", "activation", "kv_cache", "calibration", "dtype", "seed"),
+    *("compensation", "activation", "kv_cache", "scope", "calibration", "dtype", "seed"),
 )
 """What sets configurations apart, beside their bits."""
 SHARES = {"acc", "acc_norm", "accuracy", "exact_match", "f1"}
@@ -147,7 +149,11 @@ def _refusal(problems: list[str]) -> str:
 
 def _missing(name: str, table: pd.DataFrame) -> str:
     likely = [other for other in table.columns if _LIKELY.get(str(other).lower()) == name or name in str(other).lower()]
-    hint = f": rename={{'{likely[0]}': '{name}'}}?" if likely else f". There are: {', '.join(map(str, table.columns))}"
+    hint = (
+        f": is it '{likely[0]}'? Then --rename {shlex.quote(f'{likely[0]}={name}')}"
+        if likely
+        else f". There are: {', '.join(map(str, table.columns))}"
+    )
     return f"column '{name}' is missing{hint}"
 
 
@@ -215,8 +221,8 @@ def from_results(results: pd.DataFrame) -> pd.DataFrame:
     """The minimal frame of our own tables (`quantsweep.load_results`), all metrics and tasks of it.
 
     `task` is the task_key.  Models with planted outliers have a name and a family of their own.  Options that are not a component's
-    default stand behind its name: data_type "fp exponent_bits=3", rounding "outlier_dependent fraction=0.1".  Accuracies of evaluations
-    with non-finite log-likelihoods are NaN.
+    default stand behind its name: data_type "fp exponent_bits=3", rounding "outlier_dependent fraction=0.1", transform "smooth alpha=0.8".
+    Accuracies of evaluations with non-finite log-likelihoods are NaN.
     Raises ConfigurationError where evaluations of one name answered different requests, and as `checked`.
     """
     refuse_other_requests(results)
@@ -242,6 +248,7 @@ def from_results(results: pd.DataFrame) -> pd.DataFrame:
             "data_type": data_type_label(rows),
             "block_size": block_label(rows),
             "rounding": rounding_label(rows),
+            **factor_labels(rows),
         }
     )
     same = [name for name in FACTORS if name in rows and name not in frame]

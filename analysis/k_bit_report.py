@@ -17,7 +17,7 @@ import pandas as pd
 
 import quantsweep
 from analysis.claims import Finding
-from analysis.command import sweep_folder
+from analysis.command import results_of, sweep_folder
 from analysis.correlation import Correlation, correlation
 from analysis.curves import curves, plain_curves
 from analysis.equal_bits import best_bit_width, shares
@@ -54,7 +54,7 @@ def show(arguments: list[str]) -> None:
         help=f"names or folders of sweeps (default: {STUDY}); files go to the first",
     )
     folders = parser.parse_args(arguments).sweeps
-    results, samples = quantsweep.load_results(folders), quantsweep.load_samples(folders)
+    results, samples = results_of(folders), quantsweep.load_samples(folders)
     table = scores(results, samples)
     known = [score for score in SIGN if table[score].notna().any()]
     if not known:

@@ -17,6 +17,8 @@ import yaml
 
 from quantsweep.errors import ConfigurationError, did_you_mean
 from quantsweep.storage.paths import product_root
+from quantsweep.trial.constraints import place_of
+from quantsweep.trial.quantization import DEFAULT_STEPS
 from quantsweep.trial.specs import LEVELS, PerplexityProtocol, PlantedOutliers
 from quantsweep.words import count
 
@@ -28,8 +30,14 @@ PROXY_METHOD = "outlier_dependent"
 CENTERING_METHOD = "centering"
 BASELINE = "none"
 PLAIN_MODELS = "plain models"
+_STEPS = ("transform", "clipping", "correction", "tuning", "compensation", "activation", "kv_cache")
+"""Factors whose options are in the column `step_options`."""
+_WITH_FORMAT = ("activation", "kv_cache")
+"""Of them those whose options hold a format of codes."""
+_CALIBRATION = {"calibration_samples": "num_samples", "calibration_length": "sequence_length", "calibration_seed": "seed"}
+"""Column → key of the calibration's yaml."""
 _VARIANT = ("method", "method_options", "data_type", "data_type_options", "bits")
-_OTHER_AXES = ("symmetric", "scale_dtype", "block_axis", "calibration", "seed", "dtype")
+_OTHER_AXES = ("symmetric", "scale_dtype", "block_axis", *_STEPS, "scope", "calibration", "seed", "dtype")
 
 
 def select(results: pd.DataFrame, *, metric: str, task: str | None = None, family: str | None = None) -> pd.DataFrame:
@@ -93,8 +101,8 @@ def variants(results: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def labelled(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows`, no more than one a trial, with columns `bits` (16 for the baseline), `block` and `label`.
 
-    A label is the data type and what is unusual: options that are not the default of the data type or the
-    method, another method, and any other axis that varies where everything else is equal.
+    A label is the data type and what is unusual: options that are not the default of the data type, the rounding or another
+    step, another method, and any other axis that varies where everything else is equal.
     Raises ConfigurationError where rows of one model cannot be told apart.
     """
     bits = rows["bit_width"].fillna(BASELINE_BITS).astype(int)
@@ -122,14 +130,81 @@ def data_type_label(rows: pd.DataFrame) -> pd.Series[str]:
 
 
 def rounding_label(rows: pd.DataFrame) -> pd.Series[str]:
-    """The method of each row with those of its options that are not its default: `outlier_dependent fraction=0.1`; null for baselines."""
-    return _component_label(rows, "method").mask(rows["method"] == BASELINE)
+    """The rounding of each row with those of its options that are not its default: `outlier_dependent fraction=0.1`; null for baselines."""
+    rows = rows if "rounding" in rows else rows.assign(rounding=rows["method"])  # older tables lack the column
+    return _component_label(rows, "rounding").mask(rows["method"] == BASELINE)
+
+
+def factor_labels(rows: pd.DataFrame) -> dict[str, pd.Series[str]]:
+    """By factor the steps of each row with those of their options that are not their default: `smooth alpha=0.8`; `calibration` likewise.
+
+    Without the rounding (`rounding_label`), and without what the table has no column for.
+    """
+    found = {factor: pd.Series("", index=rows.index, dtype=object) for factor in _STEPS if factor in rows}
+    if found:
+        steps = [dict(_steps(*one)) for one in _step_columns(rows)]
+        for factor in found:
+            told = ["+".join(" ".join([name, *unusual]) for name, unusual in of_row.get(factor, ())) for of_row in steps]
+            found[factor] = pd.Series(told, index=rows.index, dtype=object).where(lambda words: words != "", rows[factor])
+    if "calibration" in rows and set(_CALIBRATION) <= set(rows):
+        cuts = zip(rows["calibration"], *(rows[column] for column in _CALIBRATION), strict=True)
+        texts = [" ".join([name, *_calibration(name, *cut)]) if isinstance(name, str) else None for name, *cut in cuts]
+        found["calibration"] = pd.Series(texts, index=rows.index, dtype=object)
+    return found
+
+
+def _step_columns(rows: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    """Of each row the arguments of `_steps`."""
+    nothing = pd.Series(None, index=rows.index, dtype=object)
+    columns = [rows.get(name, nothing) for name in ("step_options", "activation_bit_width", *_STEPS)]
+    for options, width, *names in zip(*columns, strict=True):
+        yield (
+            options if isinstance(options, str) else "{}",
+            None if pd.isna(width) else int(width),
+            *(name if isinstance(name, str) else None for name in names),
+        )
+
+
+@cache
+def _steps(options: str, width: int | None, *names: str | None) -> tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...]:
+    """(factor, its steps as (name, `key=value` of what is not its default)) of the factors that have any."""
+    given = json.loads(options) | ({} if width is None else {"activation.bit_width": width})
+    found = []
+    for factor, joined in zip(_STEPS, names, strict=True):
+        if joined is None or joined == DEFAULT_STEPS[factor]:
+            continue
+        steps = []
+        for name in joined.split("+"):
+            place = f"{place_of(factor, name)}."
+            own = {key.removeprefix(place): value for key, value in given.items() if key.startswith(place)}
+            usual = _usual_activation(factor, name, own) if factor in _WITH_FORMAT else _usual_options(factor, name, BASELINE_BITS)
+            steps.append((name, tuple(f"{key}={value}" for key, value in _unusual(own, usual))))
+        found.append((factor, tuple(steps)))
+    return tuple(found)
+
+
+def _usual_activation(factor: str, name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """What the yaml of a step that quantizes activations declares, the format of their codes included."""
+    declared = _declared(factor, name)
+    if not declared:
+        return {}
+    of_type = _usual_options("data_type", str(own.get("data_type")), int(own.get("bit_width", declared["bit_width"])))
+    kept = {key: declared[key] for key in ("data_type", "bit_width", "symmetric", "block_size", "clip_percentile")}
+    return {**of_type, **declared["data_type_options"], **kept, "sites": "+".join(declared["sites"]), **declared["options"]}
+
+
+@cache
+def _calibration(name: str, *cut: float) -> tuple[str, ...]:
+    """How a calibration text is cut otherwise than its yaml says, as `key=value`."""
+    usual = _declared("calibration", name)
+    given = {key: int(value) for key, value in zip(_CALIBRATION.values(), cut, strict=True) if not pd.isna(value)}
+    return tuple(f"{key}={value}" for key, value in _unusual(given, usual))
 
 
 def _component_label(rows: pd.DataFrame, kind: str) -> pd.Series[str]:
     bits = rows["bit_width"].fillna(BASELINE_BITS).astype(int)
-    known = zip(rows[kind], rows[f"{kind}_options"], bits, strict=True)
-    return pd.Series([_with_unusual(kind, *one) for one in known], index=rows.index, dtype=object)
+    options = rows["method_options" if kind == "rounding" else f"{kind}_options"]
+    return pd.Series([_with_unusual(kind, *one) for one in zip(rows[kind], options, bits, strict=True)], index=rows.index, dtype=object)
 
 
 @cache
@@ -205,26 +280,42 @@ def _block(row: dict[str, Any]) -> str:
 
 def _labels(rows: pd.DataFrame) -> pd.Series[str]:
     """A column label for each row: data type, unusual options and method, and whatever else varies within a cell."""
-    labels = pd.Series([_variant(row) for row in _records(rows, *_VARIANT)], index=rows.index, dtype=object)
+    steps = [_step_words(dict(_steps(*one))) for one in _step_columns(rows)]
+    variants = zip(_records(rows, *_VARIANT), rows.get("rounding", rows["method"]), steps, strict=True)
+    labels = pd.Series([_variant(*one) for one in variants], index=rows.index, dtype=object)
     quantized = rows["method"] != BASELINE
-    for axis in _OTHER_AXES:
+    rows = rows.assign(**factor_labels(rows))
+    for axis in (axis for axis in _OTHER_AXES if axis in rows):  # older tables lack some
         cells = rows[quantized].groupby([labels[quantized], "bits", "block", "family", "model"])[axis]
         if (cells.nunique(dropna=False) > 1).any():
-            labels[quantized] = labels[quantized] + f" {axis}=" + rows.loc[quantized, axis].map(str)
+            is_told = quantized & (rows[axis] != DEFAULT_STEPS.get(axis, ...))  # a step that nobody chose has no word
+            labels[is_told] = labels[is_told] + f" {axis}=" + rows.loc[is_told, axis].map(str)
     return labels
 
 
-def _variant(row: dict[str, Any]) -> str:
+def _step_words(steps: dict[str, tuple[tuple[str, tuple[str, ...]], ...]]) -> list[str]:
+    """Unusual options of steps under their dotted names: `smooth.alpha=0.8`, `clipping.grid=50`."""
+    return [
+        f"{name if factor == 'transform' else factor}.{option}"
+        for factor, of_factor in steps.items()
+        for name, unusual in of_factor
+        for option in unusual
+    ]
+
+
+def _variant(row: dict[str, Any], rounding: str, steps: list[str]) -> str:
     if row["method"] == BASELINE:
         return BASELINE
     unusual = [
         f"{key}={value}"
-        for kind in ("data_type", "method")
-        for key, value in _unusual(json.loads(row[f"{kind}_options"]), _usual_options(kind, row[kind], row["bits"]))
+        for kind, name in (("data_type", row["data_type"]), ("rounding", rounding))
+        for key, value in _unusual(
+            json.loads(row["data_type_options" if kind == "data_type" else "method_options"]), _usual_options(kind, name, row["bits"])
+        )
     ]
     method = [row["method"]] if row["method"] != PLAIN_METHOD else []
     data_type = [] if pd.isna(row["data_type"]) else [row["data_type"]]
-    return " ".join([*data_type, *method, *unusual])
+    return " ".join([*data_type, *method, *unusual, *steps])
 
 
 def _unusual(options: dict[str, Any], usual: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -236,13 +327,18 @@ def _unusual(options: dict[str, Any], usual: dict[str, Any]) -> list[tuple[str, 
 @cache
 def _usual_options(kind: str, name: str, bit_width: int) -> dict[str, Any]:
     """The defaults that the component's yaml declares at this bit width; none for a component that is no longer there."""
-    folder = "rounding" if kind == "method" else kind  # a method's own options in the tables are those of its rounding
-    path = product_root() / "conf" / folder / f"{name}.yaml"
-    if not path.is_file():
+    declared = _declared(kind, name)
+    if not declared:
         return {}
-    declared = yaml.safe_load(path.read_text())
     by_width = declared["capabilities"].get("defaults_by_bit_width", {})
     return {key: by_width.get(key, {}).get(bit_width) if value is None else value for key, value in declared["options"].items()}
+
+
+@cache
+def _declared(kind: str, name: str) -> dict[str, Any]:
+    """A component's yaml; empty for one that is no longer there."""
+    path = product_root() / "conf" / kind / f"{name}.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
 def _refuse_duplicates(rows: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 
 import quantsweep
 from analysis.boards import board, mean_over_tasks
-from analysis.command import in_full, sweep_folder
+from analysis.command import in_full, results_of, sweep_folder
 from analysis.curves import curves
 from analysis.degradation import degradation, mean_degradation, recovery
 from analysis.effects import factor_effects
@@ -65,18 +65,24 @@ def show_law(arguments: list[str]) -> None:
     """Print a law's constants with intervals, and what they hang on."""
     parser = _parser("law", "Fit a scaling law, and ask what it hangs on: the largest model, the points that move it most.")
     parser.add_argument("--law", choices=LAWS, default=LAWS[0], help=f"default: {LAWS[0]}")
-    parser.add_argument("--tokens", action="store_true", help="with a term of training tokens (column tokens)")
+    parser.add_argument(
+        "--tokens",
+        action=argparse.BooleanOptionalAction,
+        help="with a term of training tokens, or without (default: with one where column tokens varies and tells its constants)",
+    )
     parser.add_argument("--label", help="configuration, as `table` names it; needed where there are several")
     parser.add_argument("--block", help="block size, likewise")
     asked = parser.parse_args(arguments)
     scoreboard = _board(asked)
-    law = _law(asked.law, asked.tokens, scoreboard)
-    make = degradation_points if law.response == DEGRADATION else loss_points
+    make = degradation_points if _law(asked.law, False, scoreboard).response == DEGRADATION else loss_points
     points = make(scoreboard, label=asked.label, block=asked.block)
-    found = fit(law, points)
+    found, about_tokens = _fitted(asked.law, asked.tokens, scoreboard, points)
+    law = found.law
     models = count(found.models, "model")
     ended = f"{found.agreeing} of {found.starts} starts ended here"
     print(f"\n{law.formula}\n{count(len(points), 'point')} of {models}; {ended}; median error {found.error:.2%}")
+    if about_tokens:
+        print(about_tokens)
     for why in points.attrs["left_out"]:
         print(f"left out: {why}")
     print(f"\nconstants with 95 % intervals (bootstrap over {models})\n\n{in_full(found.estimates)}\n\n{_largest(found)}\n")
@@ -97,17 +103,39 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def _board(asked: argparse.Namespace) -> Scoreboard:
     renames = dict(pair.partition("=")[::2] for pair in asked.rename)
+    for theirs, ours in renames.items():
+        if not theirs or not ours:
+            raise ConfigurationError(f"--rename {theirs or ours} names one column: write --rename THEIRS=OURS, as in bit_width=bits")
     samples = None
     if Path(asked.table).suffix in _FILES:
         frame = read_table(asked.table, rename=renames)
     else:
         folder = sweep_folder(asked.table)
-        frame = from_results(quantsweep.load_results(folder))
+        frame = from_results(results_of([folder]))
         if asked.metric in (HEADLINE, *ACCURACIES) and asked.task != "mean":
             samples = quantsweep.load_samples(folder)
     if asked.task == "mean":
         return board(mean_over_tasks(frame, asked.metric))
     return board(frame, metric=asked.metric, task=asked.task, samples=samples)
+
+
+def _fitted(name: str, tokens: bool | None, scoreboard: Scoreboard, points: pd.DataFrame) -> tuple[Fit, str]:
+    """The law's fit, and a sentence on training tokens where they vary: they are a term of every published form (`analysis.laws.forms`).
+
+    tokens: with their term, or without; None: with it where the points tell its constants.
+    """
+    seen = points["tokens"].dropna()
+    if seen.nunique() < 2:
+        return fit(_law(name, bool(tokens), scoreboard), points), ""
+    vary = f"training tokens vary ({seen.min():g} to {seen.max():g})"
+    if tokens is False:
+        return fit(_law(name, False, scoreboard), points), f"{vary} and are left out, as --no-tokens says; --tokens takes them in"
+    try:
+        return fit(_law(name, True, scoreboard), points), f"{vary} and are in the law; --no-tokens leaves them out"
+    except ConfigurationError as error:
+        if tokens:
+            raise
+        return fit(_law(name, False, scoreboard), points), f"{vary} and are LEFT OUT: {error}"
 
 
 def _law(name: str, tokens: bool, scoreboard: Scoreboard) -> Law:

@@ -7,6 +7,7 @@ the metric, and so do the constants that are fitted.  P is stored bits a weight,
 from __future__ import annotations
 
 import math
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -87,7 +88,8 @@ def _one_configuration(table: pd.DataFrame, label: str | None, block: str | None
         there = sorted(set(table.loc[quantized, name]))
         if chosen is None and len(there) > 1:
             raise ConfigurationError(
-                f"a law is fitted to one configuration, and there are several. Choose one: {name}= {', '.join(there[:12])}"
+                f"a law is fitted to one configuration, and there are several: {', '.join(there[:12])}. "
+                f"Choose one: --{name} {shlex.quote(there[0])}"
             )
         if chosen is not None and chosen not in there:
             raise ConfigurationError(f"no trial has {name} '{chosen}'. There are: {', '.join(there[:12]) or '(none)'}")

@@ -302,6 +302,101 @@ def test_one_word_is_a_sweep_also_where_its_study_has_that_name(
     assert "bits per byte of mini_ppl, mean over 7 models" in capsys.readouterr().out
 
 
+SAMPLES = ["trial_id", "task_key", "requests_hash", "num_bytes", "correct", "correct_norm", "loglikelihood"]
+
+
+def test_several_sweeps_by_name_are_one_table_with_what_they_share_once(
+    reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "results" / name / "plan").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    is_baseline = reference.method == "none"
+    parts = [reference[is_baseline | (reference.bit_width == bits)] for bits in (4, 8)]
+    asked = []
+    monkeypatch.setattr(quantsweep, "load_results", lambda folders: asked.append(folders) or pd.concat(parts, ignore_index=True))
+    monkeypatch.setattr(quantsweep, "load_samples", lambda _: pd.DataFrame(columns=SAMPLES))
+    assert main(["one", "two"]) == 0
+    out = capsys.readouterr().out
+    assert asked == [[Path("results/one"), Path("results/two")]]
+    assert "7 trials in several of these sweeps: the first sweep's values are shown (0 values of another sweep differ)" in out
+    assert str(by_bit_width(reference[is_baseline | reference.bit_width.isin([4, 8])]).round(4).loc[(8, "64"), "int"]) in out
+    assert (tmp_path / "results" / "one" / "bits_per_byte.png").is_file()
+    assert main(["one", "three", "--metric", "ac"]) == 1
+    assert "Did you mean 'acc'" in capsys.readouterr().err
+
+
+def test_a_table_of_any_blocks_is_shown_and_only_the_figure_asks_for_one(
+    reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, large = reference.block_size == 64, reference.block_size == 1024
+    whole = reference.assign(
+        granularity=reference.granularity.mask(small, "channel").mask(large, "tensor"), block_size=reference.block_size.mask(small | large)
+    )
+    monkeypatch.setattr(quantsweep, "load_results", lambda _: whole)
+    monkeypatch.setattr(quantsweep, "load_samples", lambda _: None)
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "channel" in out.partition("difference")[0]
+    assert "no figure: it is of one block size, and there are channel, tensor. Choose one: --block-size channel" in out
+    assert not any(tmp_path.iterdir())
+    assert main([str(tmp_path), "--block-size", "tensor"]) == 0
+    assert "figure (block size tensor): " in capsys.readouterr().out
+    monkeypatch.setattr(quantsweep, "load_results", lambda _: whole[whole.granularity != "tensor"])
+    assert main([str(tmp_path)]) == 0
+    assert "figure (block size channel): " in capsys.readouterr().out
+
+
+def test_a_sweep_of_which_nothing_is_done_says_how_many_trials_failed(
+    reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results" / "e1" / "plan").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quantsweep, "load_results", lambda _: reference.head(0))
+    monkeypatch.setattr(quantsweep, "load_trials", lambda _: pd.DataFrame({"status": ["failed", "failed"]}))
+    for words in (["e1"], ["table", "e1"], ["law", "e1"], ["k_bit_inference", "e1"]):
+        assert main(words) == 1
+        assert capsys.readouterr().err == "no results in e1: 2 trials failed. Why: quantsweep status e1\n"
+
+
+SMOOTH = {"transform": "smooth", "method": "round_to_nearest+transform=smooth"}
+ACTIVATION = {
+    "activation.data_type": "int",
+    "activation.symmetric": True,
+    "activation.convention": "absmax_full",
+    "activation.sites": "linear",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        (
+            {**SMOOTH, "step_options": {"transform.smooth.alpha": 0.5, "transform.smooth.search": 0}},
+            "int round_to_nearest+transform=smooth",
+        ),
+        ({**SMOOTH, "step_options": {"transform.smooth.alpha": 0.8}}, "int round_to_nearest+transform=smooth smooth.alpha=0.8"),
+        ({"clipping": "mse", "step_options": {"clipping.grid": 50, "clipping.least": 0.2}}, "int clipping.grid=50"),
+        ({"clipping": "percentile"}, "int clipping=percentile"),
+        ({"compensation": "lorc", "step_options": {"compensation.rank": 4}}, "int compensation.rank=4"),
+        (
+            {"activation": "per_token", "activation_bit_width": 6, "step_options": ACTIVATION, "method": "w8a8"},
+            "int w8a8 activation.bit_width=6",
+        ),
+        (
+            {"method": "gptq_as_published", "rounding": "gptq", "method_options": {"damping": 0.1, "stream": "weights"}},
+            "int gptq_as_published damping=0.1",
+        ),
+    ],
+)
+def test_labels_say_what_steps_have_otherwise_than_their_yaml(reference: pd.DataFrame, change: dict[str, Any], column: str) -> None:
+    none = dict.fromkeys(("transform", "correction", "tuning", "compensation", "activation", "kv_cache", "scope"), "none")
+    rows = reference.assign(**none, clipping="absmax", rounding=reference.method, step_options="{}", activation_bit_width=math.nan)
+    written = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in change.items()}
+    columns = set(by_bit_width(with_copies(rows, {"data_type": "int"}, **written)).columns)
+    assert columns - set(by_bit_width(reference).columns) == {column}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_a_file_of_others_is_read_under_our_names(tmp_path: Path, suffix: str) -
     found = read_table(path, rename={"bit_width": "bits", "size": "parameters"})
     pd.testing.assert_frame_equal(found, checked(table(task="lambada", num_samples=500)), check_dtype=False, check_like=True)
     assert found["is_baseline"].sum() == 3
-    with pytest.raises(ConfigurationError, match=r"rename=\{'size': 'parameters'\}\?\n.*rename=\{'bit_width': 'bits'\}\?"):
+    with pytest.raises(ConfigurationError, match=r"--rename size=parameters\n.*--rename bit_width=bits"):
         read_table(path)
     with pytest.raises(ConfigurationError, match=r"column 'bit_widht'.*Did you mean 'bit_width'"):
         read_table(path, rename={"bit_widht": "bits"})
@@ -112,7 +113,7 @@ def test_rows_that_stand_twice_are_refused_with_what_sets_them_apart() -> None:
 
 def test_scores_that_do_not_belong_together_are_never_mixed() -> None:
     both = checked(pd.concat([table(), table(metric="perplexity", value=9.0)]))
-    with pytest.raises(ConfigurationError, match=r"never mixed: acc, perplexity\. Choose one: metric="):
+    with pytest.raises(ConfigurationError, match=r"never mixed: acc, perplexity\. Choose one: --metric acc"):
         board(both)
     with pytest.raises(ConfigurationError, match="metric"):
         board(both, metric="acc_normal")
@@ -351,7 +352,12 @@ def test_the_command_answers_a_table_of_others(tmp_path: Path, capsys: pytest.Ca
     ):
         assert f"\n{title}" in said
     assert main(["table", str(path)]) == 1
-    assert "rename={'wbits': 'bits'}?" in capsys.readouterr().err
+    assert "--rename wbits=bits" in capsys.readouterr().err
+    for words in ("wbits", "wbits=", "=bits"):
+        assert main(["table", str(path), "--rename", words]) == 1
+        assert "write --rename THEIRS=OURS" in capsys.readouterr().err
+    assert main(["table", str(path), "--rename", "wbits=bits"]) == 1
+    assert "Choose one: --task a, or take their mean: --task mean" in capsys.readouterr().err
     assert main([]) == 0
     assert "python -m analysis law" in capsys.readouterr().out
 
@@ -372,3 +378,89 @@ def test_the_command_fits_a_law_and_says_what_it_hangs_on(tmp_path: Path, capsys
     assert "gamma: 0.8; 0.8 without the 5 points that move it most" in said
     assert main(["law", str(path), "--law", "offsets", "--tokens"]) == 1
     assert "no term of tokens" in capsys.readouterr().err
+
+
+def losses_of_tokens(*, together: bool) -> pd.DataFrame:
+    """What quantizing adds is 2e-4 N^-0.3 D^0.5 exp(-P/0.8).  together: 20 tokens a parameter."""
+    trained = [(n, (20 * n,) if together else (1e9, 1e10, 1e11)) for n in (1e7, 1e8, 1e9)]
+    rows = [
+        {"model": f"m{n:.0e} {d:.0e}", "family": "f", "parameters": n, "tokens": d, "bits": bits, "metric": "loss", "value": value}
+        for n, tokens in trained
+        for d in tokens
+        for bits, value in ((16, 3.0), *((p, 3.0 + 2e-4 * n**-0.3 * d**0.5 * math.exp(-p / 0.8)) for p in (3, 4)))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_law_of_a_table_whose_tokens_vary_takes_them_in_or_says_that_they_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "losses.csv"
+    losses_of_tokens(together=False).to_csv(path, index=False)
+    assert main(["law", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "D^gamma_D" in said
+    assert "gamma_D: 0.5;" in said
+    assert "training tokens vary (1e+09 to 1e+11) and are in the law; --no-tokens leaves them out" in said
+    assert main(["law", str(path), "--no-tokens"]) == 0
+    said = capsys.readouterr().out
+    assert "gamma_D" not in said
+    assert "are left out, as --no-tokens says; --tokens takes them in" in said
+    losses_of_tokens(together=True).to_csv(path, index=False)
+    assert main(["law", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "D^gamma_D exp" not in said.partition("points")[0]
+    assert "LEFT OUT: delta = " in said
+    assert "do not tell" in said
+    assert main(["law", str(path), "--tokens"]) == 1
+    assert "do not tell" in capsys.readouterr().err
+
+
+def test_our_table_tells_steps_by_what_their_yaml_does_not_say(reference: pd.DataFrame) -> None:
+    """Each factor has its own column, with the options that are others than the step's own."""
+    rows = with_steps(reference)
+    turned = {"transform.smooth.alpha": 0.8, "transform.smooth.search": 0, "clipping.grid": 50, "clipping.exponent": 2.4}
+    turned |= {
+        "activation.data_type": "int",
+        "activation.symmetric": True,
+        "activation.convention": "absmax_full",
+        "activation.sites": "linear",
+    }
+    plain = where(rows, bit_width=4, data_type="int", block_size=64)
+    other = rows[plain].assign(
+        method="round_to_nearest+transform=smooth+clipping=mse+activation=per_token",
+        transform="smooth",
+        clipping="mse",
+        activation="per_token",
+        activation_bit_width=6,
+        step_options=json.dumps(turned),
+        calibration="mini",
+        calibration_samples=64,
+        calibration_length=256,
+        calibration_seed=0,
+        trial_id="other" + rows["trial_id"],
+    )
+    frame = from_results(pd.concat([rows, other], ignore_index=True))
+    of_other = frame[frame["trial_id"].str.startswith("other")]
+    assert {name: set(of_other[name]) for name in ("rounding", "transform", "clipping", "activation", "calibration")} == {
+        "rounding": {"round_to_nearest"},
+        "transform": {"smooth alpha=0.8"},
+        "clipping": {"mse grid=50"},
+        "activation": {"per_token bit_width=6"},
+        "calibration": {"mini num_samples=64"},
+    }
+    table = board(frame, metric="bits_per_byte").table
+    assert "int smooth alpha=0.8 mse grid=50 per_token bit_width=6 mini num_samples=64" in {
+        " ".join(label.split()) for label in table["label"]
+    }
+
+
+def with_steps(reference: pd.DataFrame) -> pd.DataFrame:
+    """The reference with the columns that `load_results` gives today."""
+    none = dict.fromkeys(("transform", "correction", "tuning", "compensation", "activation", "kv_cache", "scope"), "none")
+    cut = dict.fromkeys(("activation_bit_width", "calibration_samples", "calibration_length", "calibration_seed"), math.nan)
+    return reference.assign(**none, **cut, rounding=reference["method"], clipping="absmax", step_options="{}")
+
+
+def where(frame: pd.DataFrame, **values: object) -> pd.Series[bool]:
+    return (frame[list(values)] == pd.Series(values)).all(axis=1)

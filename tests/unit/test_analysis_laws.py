@@ -224,7 +224,7 @@ def test_points_are_nats_of_one_configuration() -> None:
         assert found["response"].to_list() == pytest.approx([0.1, 0.3] * 2)
         assert found.attrs["left_out"] == ("2 trials that lost nothing (0 or less)",)
         assert sorted(loss_points(board(frame, metric=metric), label="fp")["response"]) == pytest.approx([1, 1, 1.2, 1.2])
-    with pytest.raises(ConfigurationError, match="Choose one: label= fp, int"):
+    with pytest.raises(ConfigurationError, match=r"several: fp, int\. Choose one: --label fp"):
         loss_points(board(frame, metric="bits_per_byte"))
     with pytest.raises(ConfigurationError, match="acc is none"):
         loss_points(board(frame, metric="acc"), label="int")
