@@ -72,11 +72,8 @@ def load_tokens(
     max_length, num_embeddings: the model's context, and how many tokens it knows.  on_progress: called while the text is tokenized.
     Raises TextError where the text cannot be had or is too short, or where the model cannot read the tokens.
     """
-    if spec.sequence_length > max_length:
-        raise TextError(
-            f"calibration {spec.name}: sequences of {spec.sequence_length:,} tokens were asked for, and the model's context has "
-            f"{max_length:,}; give calibration.sequence_length={max_length}"
-        )
+    if problem := spec.problem_of_context(max_length):
+        raise TextError(problem)
     tokens_NT = _cached(spec, tokenizer, on_progress)
     if (largest := int(tokens_NT.max())) >= num_embeddings:
         raise TextError(

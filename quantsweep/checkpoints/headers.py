@@ -26,6 +26,8 @@ from quantsweep.trial.identity import CONFIG, OTHER_TOKENIZER_FILES, TOKENIZER_F
 KNOWN_ARCHITECTURES = ("bloom", "falcon", "glm", "glm4", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "qwen3")
 """Values of `model_type` whose blocks are described (`quantsweep.models.anatomy`): which of their layers are quantized was looked at."""
 
+MAX_LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
+"""How configurations call the context, in the order in which lm-eval looks."""
 WEIGHTS = "model.safetensors"
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -83,6 +85,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 def architecture(config: Mapping[str, Any]) -> str:
     """The `model_type` of a configuration."""
     return str(config.get("model_type"))
+
+
+def max_length(config: Mapping[str, Any]) -> int | None:
+    """The context in tokens; None where the file does not say it, and loading must."""
+    text = config.get("text_config") or config
+    found = (text.get(key) for key in MAX_LENGTH_KEYS) if isinstance(text, Mapping) else ()
+    length = next((value for value in found if value is not None), None)
+    return length if type(length) is int else None
 
 
 def read_tensors(folder: Path) -> dict[str, TensorFact]:

@@ -13,7 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from quantsweep.checkpoints.pins import Pins, model_folder
 from quantsweep.errors import ModelError
 from quantsweep.storage.files import write_text
 from quantsweep.trial.identity import CONFIG, cache_dir, resolve_path
-from quantsweep.trial.specs import ModelSpec, content_hash
+from quantsweep.trial.specs import CalibrationSpec, ModelSpec, content_hash
 
 _SECONDS = 300
 _FINDER = Path(__file__).parents[1] / "models" / "blocks.py"
@@ -56,6 +57,30 @@ def unseen(places: Mapping[ModelSpec, Path]) -> tuple[str, ...]:
         for kind, models in sorted(names.items())
         if kind not in headers.KNOWN_ARCHITECTURES
     )
+
+
+def problem_of_model(model: ModelSpec, calibration: CalibrationSpec | None, anatomical: Sequence[str]) -> str | None:
+    """Why a model in a local folder cannot be quantized in this way; models of the hub and GGUF files are left to loading.
+
+    anatomical: steps that must know what reads what in a block.
+    """
+    if model.path is None or model.gguf_file is not None:
+        return None
+    config = _local_config(model.path)
+    length, kind = headers.max_length(config), headers.architecture(config)
+    if calibration is not None and length is not None and (problem := calibration.problem_of_context(length)):
+        return f"model {model.name}: {problem}"
+    if anatomical and kind not in headers.KNOWN_ARCHITECTURES:
+        return (
+            f"{' and '.join(anatomical)} must know what reads what in a decoder block, and those of {kind} models ({model.name}) are not "
+            f"described; described are {', '.join(headers.KNOWN_ARCHITECTURES)}"
+        )
+    return None
+
+
+@cache
+def _local_config(path: str) -> dict[str, Any]:
+    return headers.read_config(resolve_path(path))
 
 
 def left_out(places: Mapping[ModelSpec, Path]) -> tuple[str, ...]:

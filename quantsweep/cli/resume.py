@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -73,7 +74,25 @@ def _words(folder: SweepFolder, launch: Launch) -> Typed:
             f"{folder.name}: the words of the launch of {launch.at:%Y-%m-%d %H:%M} were not kept (an older version launched it). "
             f"Type its launch command, with sweep={folder.name}"
         )
-    return launch.typed
+    return _into(folder, launch.header.sweep, launch.typed)
+
+
+def _into(folder: SweepFolder, sweep: str, typed: Typed) -> Typed:
+    """The words with the folder that was named, where it is another than they lead to: a copy, or one that was renamed or moved.
+
+    sweep: the name that the launch had.
+    """
+    places = [word.partition("=")[2] for word in typed.words if _key(word) == "results_dir"]
+    where = Path(typed.folder, (places or ["results"])[-1].strip("'\"")).expanduser().resolve()
+    here = folder.path.resolve().parent
+    given = {"sweep": folder.name} if sweep != folder.name else {}
+    given |= {"results_dir": str(here)} if where != here else {}
+    kept = tuple(word for word in typed.words if _key(word) not in given)
+    return replace(typed, words=(*kept, *(f"{key}={value}" for key, value in given.items())))
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
 
 
 def launch_again(typed: Typed, output: TextIO) -> int:

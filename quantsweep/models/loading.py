@@ -58,7 +58,6 @@ _LOAD_OPTIONS: dict[str, Any] = {
 
 # Where configurations keep the longest context, and what lm-eval assumes when neither they nor the
 # tokenizer tell; the order is lm-eval's, so that both cut long texts at the same token.
-_MAX_LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
 _DEFAULT_MAX_LENGTH = 2048
 _LOOKS_AHEAD = 0.01
 """So much of what a token changes at its own place may show at earlier places; causal models differ there by rounding alone."""
@@ -350,7 +349,7 @@ def _count_embedding_parameters(model: PreTrainedModel) -> int:
 
 def _max_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     text_config = getattr(config, "text_config", None) or config
-    for key in _MAX_LENGTH_KEYS:
+    for key in headers.MAX_LENGTH_KEYS:
         if (value := getattr(text_config, key, None)) is not None:
             return int(value)
     limit = tokenizer.model_max_length

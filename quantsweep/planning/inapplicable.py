@@ -62,6 +62,13 @@ def _steps(trials: Sequence[TrialSpec], typed: Mapping[str, str]) -> Iterable[st
     for factor in FACTORS:
         names = {name.strip(" []'\"") for name in typed.get(factor, "").split(",")} - {"", NONE, DEFAULT_STEPS[factor]}
         if factor != "scope" and names and "(" not in typed[factor] and not any((factor, name) in found for name in names):
+            wide = f"{factor}.bit_width"
+            if typed.get(wide) == str(BASELINE_BITS):
+                yield (
+                    f"{factor}={typed[factor]} would change nothing: {wide}={BASELINE_BITS} leaves them as they are. "
+                    f"Leave both out, or give a {wide} below {BASELINE_BITS}"
+                )
+                continue
             yield (
                 f"{factor}={typed[factor]} would change nothing: with these options, or where weights stay at 16 bit, "
                 f"{' and '.join(sorted(names))} does nothing. Leave it out"

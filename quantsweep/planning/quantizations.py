@@ -55,12 +55,13 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """A spec, why it means nothing (None if it does), and its steps that look at calibration text or use a seed, in words."""
+    """A spec, why it means nothing (None if it does), and its steps that look at calibration text, use a seed or need a model's anatomy."""
 
     spec: QuantizationSpec
     reason: str | None
     calibrated: tuple[str, ...] = ()
     seeded: tuple[str, ...] = ()
+    anatomical: tuple[str, ...] = ()
 
 
 def build_quantization(parts: Parts) -> Quantization:
@@ -94,6 +95,7 @@ def build_quantization(parts: Parts) -> Quantization:
         ),
         calibrated=tuple(f"{_factor(place)} {c['name']}" for place, c in chosen.items() if c["capabilities"]["needs_calibration"]),
         seeded=tuple(f"{_factor(place)} {c['name']}" for place, c in chosen.items() if c["capabilities"]["uses_seed"]),
+        anatomical=tuple(f"{_factor(place)} {c['name']}" for place, c in chosen.items() if c["capabilities"].get("needs_anatomy")),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from quantsweep.checkpoints import headers
+from quantsweep.checkpoints import headers, planned_layers
 from quantsweep.checkpoints.pins import Pins
 from quantsweep.checkpoints.sources import plain_name
 from quantsweep.checks import whole_seed
@@ -150,13 +150,15 @@ class Schema:
         whole = self.whole(candidate)
         quantization = self.quantization(whole)
         tasks = self.tasks(candidate)
+        calibration = self.calibration(whole, quantization.calibrated) if quantization.calibrated else None
         reason = quantization.reason if model.unavailable is None else f"model {model.name} is unavailable: {model.unavailable}"
         trial = TrialSpec(
             model=model,
             quantization=quantization.spec,
-            calibration=self.calibration(whole, quantization.calibrated) if quantization.calibrated else None,
+            calibration=calibration,
             seed=self._seed(candidate, quantization.seeded),
         )
+        reason = reason or planned_layers.problem_of_model(model, calibration, quantization.anatomical)
         return Resolved(trial=None if reason else trial, tasks=tasks, reason=reason, description=trial.label)
 
     def whole(self, candidate: Config) -> Config:

@@ -455,7 +455,7 @@ def damaged_text(path: Path, table: str, error: Exception | str) -> str:
     """What a file of a table that cannot be read means, and what brings back what was in it."""
     if isinstance(error, PermissionError):
         return f"{path} cannot be read: {error.strerror}. Ask {path.parent}'s owner for the right to read it"
-    words = str(error).splitlines()[0] if str(error) else type(error).__name__
+    words = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return f"{path} cannot be read: {words}. Move it away; {WHAT_IS_LOST[table]}"
 
 

@@ -12,7 +12,9 @@ of options.  A rule applies when every `when` holds, and is broken when some `ne
     data_types                     of a rounding: those that it works with (null: all)
     options                        {option: values that it may have}
     ranges, bounds                 {option: [low, high]}, both ends excluded; both ends included, null for no end
-    needs, excludes                [{key: values, …, because: text}], keys: factors (steps by name) and the weights' format
+    needs, excludes                [{key: values, …, because: text}], keys: factors (steps by name), the weights' format, and
+                                   options.<name> of the step itself; `when: {key: values, …}` of an entry says where it holds
+    needs_anatomy                  true: of models whose blocks are described only (planning asks it of each model)
 
 Levels that a yaml lists (`quantsweep.data_types.codebook`) are checked here too.
 
@@ -27,10 +29,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from quantsweep.trial.quantization import DEFAULT_STEPS, FORMAT, LEVELS, NONE, ActivationSpec, QuantizationSpec, StepSpec
+from quantsweep.trial.quantization import BASELINE_BITS, DEFAULT_STEPS, FORMAT, LEVELS, NONE, ActivationSpec, QuantizationSpec, StepSpec
 
 Capabilities = Mapping[str, Any]
 _NOTHING: Capabilities = {}
+_UNQUANTIZED = f"{BASELINE_BITS} bits are the unquantized baseline, method={NONE}"
 
 
 def reason_to_skip(
@@ -94,7 +97,7 @@ def _step_reason(factor: str, step: StepSpec, place: str, capabilities: Capabili
     return (
         _option_reason(whom, place, dict(step.options), capabilities)
         or _data_types_reason(whom, capabilities.get("data_types"), facts)
-        or _company_reason(whom, capabilities, facts)
+        or _company_reason(whom, capabilities, {**facts, **{f"options.{key}": (value,) for key, value in step.options}})
     )
 
 
@@ -124,19 +127,34 @@ def _data_types_reason(whom: str, allowed: Sequence[str] | None, facts: Mapping[
 
 def _company_reason(whom: str, capabilities: Capabilities, facts: Mapping[str, tuple[Any, ...]]) -> str | None:
     """Why a step cannot be beside another, or without it."""
-    for entry in capabilities.get("needs") or ():
+    for entry in _that_hold(capabilities.get("needs"), facts):
         for key, values in _conditions(entry):
-            if not set(values) & set(facts[key]):
-                return f"{whom} needs {key} {_listed(values)}; got {_together(facts[key])}: {entry['because']}"
-    for entry in capabilities.get("excludes") or ():
+            if not _common(facts[key], values):
+                return f"{whom}{_case(entry, facts)} needs {key} {_listed(values)}; got {_together(facts[key])}: {entry['because']}"
+    for entry in _that_hold(capabilities.get("excludes"), facts):
         for key, values in _conditions(entry):
-            if both := [value for value in facts[key] if value in values]:
-                return f"{whom} excludes {key} {_listed(both)}: {entry['because']}"
+            if both := _common(facts[key], values):
+                baseline = f" ({_UNQUANTIZED})" if (key, both) == ("rounding", [NONE]) else ""
+                return f"{whom}{_case(entry, facts)} excludes {key} {_listed(both)}{baseline}: {entry['because']}"
     return None
 
 
+def _that_hold(entries: Sequence[Mapping[str, Any]] | None, facts: Mapping[str, tuple[Any, ...]]) -> list[Mapping[str, Any]]:
+    """The entries without a `when`, and those of which every condition holds."""
+    return [each for each in entries or () if all(_common(facts[key], values) for key, values in each.get("when", {}).items())]
+
+
 def _conditions(entry: Mapping[str, Any]) -> list[tuple[str, Sequence[Any]]]:
-    return [(key, values) for key, values in entry.items() if key != "because"]
+    return [(key, values) for key, values in entry.items() if key not in ("when", "because")]
+
+
+def _common(found: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    return [value for value in found if value in values]
+
+
+def _case(entry: Mapping[str, Any], facts: Mapping[str, tuple[Any, ...]]) -> str:
+    case = ", ".join(f"{key}={_together(facts[key])}" for key in entry.get("when", {}))
+    return f" with {case}" if case else ""
 
 
 def _together(values: Sequence[Any]) -> str:
@@ -188,6 +206,8 @@ def _broken(rule: Mapping[str, Any], facts: Mapping[str, Any], whom: str) -> str
 
 
 def _nearest(key: str, value: Any, choices: Sequence[Any]) -> str:
+    if key == "bit_width" and value == BASELINE_BITS:
+        return f" {_UNQUANTIZED}"
     numbers = [choice for choice in choices if _is_number(choice)]
     if not _is_number(value) or not numbers:
         return ""

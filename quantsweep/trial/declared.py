@@ -29,10 +29,10 @@ CAPABILITIES: Mapping[str, Mapping[str, Types]] = {
     },
 }
 """What each kind of component declares under `capabilities`, and as what."""
-OPTIONAL: Mapping[str, type] = {"options": dict, "ranges": dict, "bounds": dict, "needs": list, "excludes": list}
+OPTIONAL: Mapping[str, type] = {"options": dict, "ranges": dict, "bounds": dict, "needs": list, "excludes": list, "needs_anatomy": bool}
 """What a step may declare besides."""
 COMPANY = (*FACTORS, "data_type", *FORMAT)
-"""What `needs` and `excludes` may name."""
+"""What `needs` and `excludes` may name, beside `options.<name>` of the step."""
 OF_ACTIVATIONS: Mapping[str, Types] = {
     **{"data_type": str, "data_type_options": dict, "bit_width": int, "symmetric": bool, "block_size": (int, _NOTHING)},
     **{"clip_percentile": (int, float, _NOTHING), "sites": list},
@@ -79,16 +79,31 @@ def _check_step(kind: str, config: Mapping[str, Any], whom: str) -> None:
     for key, values in named.items():
         if unknown := [option for option in values if option not in options]:
             raise ConfigurationError(f"{whom}: {key} names {did_you_mean('option', str(unknown[0]), options)}")
-    for key in ("needs", "excludes"):
-        for entry in capabilities.get(key) or ():
-            if not isinstance(entry, Mapping) or len(entry) < 2 or not isinstance(entry.get("because"), str):
-                raise ConfigurationError(f"{whom}: each of capabilities.{key} is {{KEY: [VALUES], because: REASON}}, got {entry!r}")
-            if unknown := [name for name in entry if name not in (*COMPANY, "because")]:
-                raise ConfigurationError(f"{whom}: capabilities.{key} names {did_you_mean('key', str(unknown[0]), COMPANY)}")
+    _check_company(capabilities, (*COMPANY, *(f"options.{option}" for option in options)), whom)
     if kind in ("activation", "kv_cache") and config["name"] != NONE:
         if missing := [key for key in OF_ACTIVATIONS if key not in config]:
             raise ConfigurationError(f"{whom} lacks {', '.join(missing)}")
         _check_types(f"{whom} must give", config, OF_ACTIVATIONS)
+
+
+def _check_company(capabilities: Mapping[str, Any], known: tuple[str, ...], whom: str) -> None:
+    """`known`: the keys that entries of `needs` and `excludes` may name."""
+    for key in ("needs", "excludes"):
+        for entry in capabilities.get(key) or ():
+            if not _is_entry(entry):
+                raise ConfigurationError(
+                    f"{whom}: each of capabilities.{key} is {{KEY: [VALUES], because: REASON}}, "
+                    f"with or without when: {{KEY: [VALUES]}}; got {entry!r}"
+                )
+            if unknown := [name for name in (*entry, *entry.get("when", {})) if name not in (*known, "when", "because")]:
+                raise ConfigurationError(f"{whom}: capabilities.{key} names {did_you_mean('key', str(unknown[0]), known)}")
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("because"), str) or not isinstance(entry.get("when", {}), Mapping):
+        return False
+    conditions = {key: values for key, values in entry.items() if key not in ("when", "because")}
+    return bool(conditions) and all(isinstance(values, list) for values in (*conditions.values(), *entry.get("when", {}).values()))
 
 
 def _check_types(whom: str, values: Mapping[str, Any], declared: Mapping[str, Types]) -> None:

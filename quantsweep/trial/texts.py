@@ -68,6 +68,15 @@ class CalibrationSpec(TextSource):
         whole_number("calibration.sequence_length", self.sequence_length, 2)
         whole_number("calibration.seed", self.seed, 0)
 
+    def problem_of_context(self, max_length: int) -> str | None:
+        """Why its sequences cannot be read by a model with a context of `max_length` tokens; None if they can."""
+        if self.sequence_length <= max_length:
+            return None
+        return (
+            f"calibration {self.name}: sequences of {self.sequence_length:,} tokens were asked for, and the model's context has "
+            f"{max_length:,}; give calibration.sequence_length={max_length}"
+        )
+
     def identity(self) -> dict[str, Any]:
         """What of it decides which tokens come out; the content stands for the place, and the model's own for the tokenizer."""
         place = {"hub_id": self.hub_id, "files": self.files, "path": self.path}

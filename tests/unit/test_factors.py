@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 
 from quantsweep.composing.composition import compose_base, make_request, search_folders
@@ -16,9 +17,11 @@ from quantsweep.hydra_plugin.task import checked_arguments
 from quantsweep.planning.conditions import facts_of
 from quantsweep.planning.inapplicable import refuse_inapplicable
 from quantsweep.planning.plan import Expansion, expand
+from quantsweep.rounding._columns import WHOLE_TENSOR
 from quantsweep.storage.paths import product_root
 from quantsweep.tables.filters import PLAN_COLUMNS, parse
 from quantsweep.tables.records import identity_columns
+from quantsweep.trial.declared import check_component
 from quantsweep.trial.quantization import FACTORS
 from quantsweep.trial.specs import QuantizationSpec, TrialSpec
 
@@ -182,7 +185,9 @@ def test_calibration_and_seed_are_part_of_a_trial_only_where_a_step_asks(steps: 
         ("transform=even transform.even.options.alpha=2", "'even' needs transform.even.options.alpha at least 0 and at most 1; got 2.0"),
         ("activation=rows activation.bit_width=1", "activation 'rows' in data_type 'int' supports bit_width 2–8; got 1"),
         ("activation=rows activation.symmetric=false", "with symmetric=false supports convention gptq, awq or deepspeed; got absmax_full"),
-        ("method=greedy bit_width=16", "data_type 'int' supports bit_width 2–8; got 16"),
+        ("method=greedy bit_width=16", "supports bit_width 2–8; got 16. 16 bits are the unquantized baseline, method=none"),
+        ("method=awq bit_width=16", "'awq_scale' excludes rounding none (16 bits are the unquantized baseline, method=none): "),
+        ("calibration.sequence_length=257 method=gptq", "the model's context has 256; give calibration.sequence_length=256"),
         ("method=greedy rounding.options.chunk=0.5", r"rounding.options.chunk must be a whole number, got 0.5"),
         ("method=old", "method old: its yaml is that of a step, which a method names now: move it to rounding/old.yaml"),
         ("method=odd", "method odd: its yaml: unknown factor 'roundin'"),
@@ -195,6 +200,42 @@ def test_what_cannot_be_says_why(steps: Path, words: str, reason: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         trials(steps, TEXT, *words.split())
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("data_type", ["quantile", "nvfp4"])
+def test_levels_of_the_whole_tensor_are_not_refit_group_by_group(steps: Path, data_type: str) -> None:
+    """What GPTQ would refuse trial by trial; channels, and groups that are chosen beforehand, it takes."""
+    words = (TEXT, "method=gptq", f"data_type={data_type}", "bit_width=4")
+    assert len(trials(steps, *words, "block_size=null")) == len(trials(steps, *words, "rounding.options.static_groups=true")) == 1
+    with pytest.raises(ConfigurationError) as caught:
+        trials(steps, *words)
+    assert f"rounding 'gptq' with data_type={data_type}, options.static_groups=false needs block_size null; got " in str(caught.value)
+    assert WHOLE_TENSOR in str(caught.value)
+    found = planned(steps, *words[:2], f"data_type=int,{data_type}", "bit_width=4", "block_size=64,null")
+    assert (len(found.trials), [count for count, _ in found.skipped.values()]) == (3, [1])
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{options.rank: [8], because: so}", None),
+        ("{when: {options.rank: [8]}, data_type: [int], because: so}", None),
+        ("{options.rang: [8], because: so}", "capabilities.needs names unknown key 'options.rang'"),
+        ("{when: {options.rang: [8]}, data_type: [int], because: so}", "capabilities.needs names unknown key 'options.rang'"),
+        ("{when: {options.rank: [8]}, because: so}", "each of capabilities.needs is {KEY: [VALUES], because: REASON}"),
+        ("{data_type: int, because: so}", "each of capabilities.needs is {KEY: [VALUES], because: REASON}"),
+    ],
+)
+def test_what_a_step_needs_may_name_its_own_options(entry: str, said: str | None) -> None:
+    text = (
+        f"{{name: rest, version: 1, options: {{rank: 8}}, capabilities: {{needs_calibration: false, uses_seed: false, needs: [{entry}]}}}}"
+    )
+    if said is None:
+        check_component("compensation", yaml.safe_load(text))
+    else:
+        with pytest.raises(ConfigurationError) as caught:
+            check_component("compensation", yaml.safe_load(text))
+        assert said in str(caught.value)
 
 
 def test_on_an_axis_it_is_counted_with_the_reason(steps: Path) -> None:
@@ -248,6 +289,10 @@ def test_conditions_and_filters_know_factors(steps: Path) -> None:
         (
             "activation=rows rounding=none block_size=64",
             "weights that stay at 16 bit have no block_size: block_size=64",
+        ),
+        (
+            "activation=rows activation.bit_width=16",
+            "activation=rows would change nothing: activation.bit_width=16 leaves them as they are",
         ),
         ("activation=rows bit_width=16", None),
         ("clipping=grid,absmax bit_width=4,16", None),

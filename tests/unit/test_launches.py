@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,13 +28,13 @@ from tests.unit.engine_cases import fail, finish, trial, write
 HERE = ClusterSpec()
 
 
-def launched(folder: SweepFolder, trials: list[PlannedTrial], *words: str, directory: str = "/") -> Path:
-    """A plan of these trials, launched with these words."""
+def launched(folder: SweepFolder, trials: list[PlannedTrial], *words: str, directory: str | None = None) -> Path:
+    """A plan of these trials, launched with these words (from the folder that holds `results`)."""
     plan = build_plan(
         Expansion(trials=tuple(trials), duplicates=0, skipped={}, candidates=len(trials)),
         sweep=folder.name, done=frozenset(), in_flight=frozenset(), settings=RunSettings(), workers=1,
     )  # fmt: skip
-    return write_plan(folder.plan, plan, typed=Typed(words, directory))
+    return write_plan(folder.plan, plan, typed=Typed(words, directory or str(folder.path.parents[1])))
 
 
 def command(folder: SweepFolder, *words: str) -> int:
@@ -84,6 +85,20 @@ def test_resume_types_what_has_something_left_oldest_first(sweep: SweepFolder) -
     assert [typed.words[-1] for typed in resume.to_type(sweep)] == ["bit_width=3"], "what was dropped is nobody's wish"
     finish(sweep, trial(3), plan=plan.name)
     assert [typed.words[-1] for typed in resume.to_type(sweep)] == ["bit_width=3"], "all done: the last says so and prints its table"
+
+
+def test_resume_acts_on_the_folder_that_was_named(sweep: SweepFolder, tmp_path: Path) -> None:
+    launched(sweep, [trial(3)], "-m", "sweep=sweep", "bit_width=3")
+    launched(sweep, [trial(4)], "-m", "bit_width=4", "results_dir=results")
+    assert [typed.words[1:] for typed in resume.to_type(sweep)] == [("sweep=sweep", "bit_width=3"), ("bit_width=4", "results_dir=results")]
+    copy = SweepFolder(sweep.path.with_name("copy"))
+    shutil.copytree(sweep.path, copy.path)
+    words = [typed.words[1:] for typed in resume.to_type(copy)]
+    assert words == [("bit_width=3", "sweep=copy"), ("bit_width=4", "results_dir=results", "sweep=copy")]
+    moved = SweepFolder(tmp_path / "backup" / "sweep")
+    shutil.copytree(sweep.path, moved.path)
+    place = f"results_dir={moved.path.parent}"
+    assert [typed.words[1:] for typed in resume.to_type(moved)] == [("sweep=sweep", "bit_width=3", place), ("bit_width=4", place)]
 
 
 def test_what_was_dropped_stays_so_in_a_launch_that_resume_types(sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_formats_of_a_method_without_one_are_merged_on_an_axis(own: str) -> None
 def test_sixteen_bit_is_the_baseline_of_round_to_nearest_alone(own: str) -> None:
     found = expansion(own, "method=round_to_nearest,centering,outlier_dependent,typed", "bit_width=4,16")
     assert sum(p.trial.quantization.is_baseline for p in found.trials) == 1
-    assert found.skipped.keys() == {"data_type 'int' supports bit_width 2–8; got 16. Nearest: bit_width=8"}
+    assert found.skipped.keys() == {"data_type 'int' supports bit_width 2–8; got 16. 16 bits are the unquantized baseline, method=none"}
     assert sum(count for count, _ in found.skipped.values()) == 3
     with pytest.raises(ConfigurationErrors, match="supports bit_width 2–8; got 16"):
         trials("method=centering", "bit_width=16")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import transformers
 
 from quantsweep.checkpoints import headers, planned_layers
 from quantsweep.checkpoints.pins import Pins
@@ -14,7 +16,7 @@ from quantsweep.cli import main
 from quantsweep.composing import prepare
 from quantsweep.errors import ConfigurationError
 from quantsweep.models.anatomy import _DESCRIPTIONS
-from quantsweep.models.loading import load_model
+from quantsweep.models.loading import _max_length, load_model
 from quantsweep.planning.schema import build_model
 from quantsweep.trial.specs import ClusterSpec, ModelSpec, RunSettings
 from tests import model_cases as cases
@@ -65,6 +67,36 @@ def test_plan_says_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().out
     assert "  quantized   hun: model.layers.*: " in said
     assert "  unseen      hunyuan_v1_moe (hun): nobody has looked at" in said
+
+
+@pytest.mark.parametrize("step", ["smooth", "awq_scale"])
+def test_steps_that_must_know_the_blocks_are_refused_for_models_that_nobody_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], step: str
+) -> None:
+    words = [f"model={cases.routers_apart(tmp_path / 'hun')}", "bit_width=3", "calibration=mini", "calibration.sequence_length=16"]
+    words += [f"results_dir={tmp_path}", "model.dtype=float32"]
+    assert main.main(["plan", *words, "rounding=gptq", "block_axis=input"]) == 0
+    assert main.main(["plan", *words, f"transform={step}"]) != 0
+    said = capsys.readouterr().err
+    assert (
+        f"transform {step} must know what reads what in a decoder block, and those of hunyuan_v1_moe models (hun) are not described" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPT2Config(n_positions=48),
+        transformers.LlamaConfig(max_position_embeddings=96),
+        transformers.BloomConfig(),
+        transformers.Gemma3Config(text_config={"max_position_embeddings": 80}),
+    ],
+)
+def test_the_context_of_a_folder_is_the_one_that_loading_finds(tmp_path: Path, config: transformers.PretrainedConfig) -> None:
+    """Where its file does not say it, loading asks the tokenizer."""
+    config.save_pretrained(tmp_path)
+    found = headers.max_length(headers.read_config(tmp_path))
+    assert (found or 77) == _max_length(config, SimpleNamespace(model_max_length=77))  # type: ignore[arg-type]
 
 
 def test_a_gpu_that_is_not_there_is_said_at_planning(monkeypatch: pytest.MonkeyPatch) -> None:
