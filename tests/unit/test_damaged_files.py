@@ -49,6 +49,11 @@ def test_what_does_not_belong_here_is_said_by_name(folder: SweepFolder, kind: st
         act(folder)
 
 
+def test_a_message_that_ends_in_a_full_stop_gets_no_second_one() -> None:
+    said = records.damaged_text(Path("bad"), "metrics", ValueError("not a Parquet file."))
+    assert said.startswith("bad cannot be read: not a Parquet file. Move it away; ")
+
+
 @pytest.mark.parametrize(("table", "words"), [("metrics", "run again with the next launch"), ("samples", "nothing runs again by itself")])
 def test_the_remedy_says_what_is_lost(folder: SweepFolder, table: str, words: str) -> None:
     (folder.table(table) / f"bad{FINAL}").touch()
