@@ -46,7 +46,7 @@ def test_the_code_that_ran_is_in_the_row_and_other_code_makes_none(launch: Launc
 
     place = copied(tmp_path / "edited")
     assert source_digest(place / "quantsweep") == planned, "the same files elsewhere are the same code"
-    with (place / "quantsweep" / "methods" / "none.py").open("a") as file:
+    with (place / "quantsweep" / "rounding" / "none.py").open("a") as file:
         file.write("# edited between the plan and the import of a trial's process\n")
     again = SweepFolder(tmp_path / "results" / "again")
     again.create()
