@@ -302,7 +302,7 @@ def _header(path: Path, _: _Identity) -> PlanHeader:
 @lru_cache(maxsize=KEPT)
 def _rows(path: Path, _: _Identity) -> pa.Table:
     """Trials, shards, task keys and minutes of a plan (minutes: null in plans of versions that did not keep them)."""
-    file = pq.ParquetFile(path, read_dictionary=["tasks.list.element"])
+    file = pq.ParquetFile(path)
     there = [name for name in ("trial_id", "shard_id", "tasks", "minutes") if name != "minutes" or name in file.schema_arrow.names]
     rows = file.read(there)
     return rows if "minutes" in there else rows.append_column("minutes", pa.nulls(rows.num_rows, pa.float32()))

@@ -159,6 +159,17 @@ def test_a_plan_file_is_all_that_a_worker_needs(tmp_path: Path) -> None:
             read(broken)
 
 
+def test_plans_of_several_row_groups_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of more than 2,000 trials are."""
+    monkeypatch.setattr("quantsweep.planning.plan_files.ROWS_A_GROUP", 2)
+    trials = tuple(trial(0, bits) for bits in (2, 3, 4, 5, 6))
+    expansion = Expansion(trials=trials, duplicates=0, skipped={}, candidates=5)
+    plan = build_plan(expansion, sweep="large", done=frozenset(), in_flight=frozenset(), settings=RunSettings(), workers=1)
+    path = write_plan(tmp_path, plan)
+    assert (sum(shard_sizes(path).values()), len(plan_owners(path)), len(read_asked(tmp_path))) == (5, 5, 5)
+    assert read_asked_tasks(tmp_path) == {one.trial.trial_id: tuple(task.task_key for task in TASKS) for one in trials}
+
+
 def test_small_models_come_first() -> None:
     shards = cut([trial(4, 4), trial(0, 4), trial(2, 4)], max_minutes=60)
     assert [shard.trials[0].trial.model.parameters for shard in shards] == [10**5, 10**7, 10**9]
