@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Inputs(Protocol):
         """(T, I) float32; T = 0 where no sample was taken."""
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Replaces values (…, I) by the nearest ones of a format, in their own dtype; a subclass says which values share a range."""
 
     def __init__(self, spec: ActivationSpec) -> None:
@@ -54,9 +55,9 @@ class Quantizer(nn.Module):
         """Same shape and dtype."""
         return self.quantized(values.float()).to(values.dtype)
 
+    @abstractmethod
     def quantized(self, values: Tensor) -> Tensor:
         """float32 in and out."""
-        raise NotImplementedError
 
 
 class Step:
@@ -74,8 +75,8 @@ class Step:
         return False
 
     def linear(self, spec: ActivationSpec, linear: nn.Module, original_OI: Tensor) -> nn.Module:
-        """What takes the place of a layer, given the weight before rounding."""
-        raise NotImplementedError
+        """What takes the place of a layer, given the weight before rounding; raises TypeError where `keeps_weights` is false."""
+        raise TypeError(f"activation={spec.step.name} leaves layers in their place")
 
 
 def check(spec: ActivationSpec, sites: tuple[str, ...], *, has_blocks: bool = False) -> None:

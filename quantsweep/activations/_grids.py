@@ -13,6 +13,7 @@ modules which differ in bit width alone share compiled code.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from quantsweep.numerics.scales import without_zeros
 from quantsweep.trial.specs import ActivationSpec
 
 
-class Grid(nn.Module):
+class Grid(nn.Module, ABC):
     """Rounds values within a range.
 
     needs_sequence: the format has a second scale, of the largest magnitude of the whole sequence (`largest`).
@@ -37,9 +38,9 @@ class Grid(nn.Module):
 
     needs_sequence = False
 
+    @abstractmethod
     def forward(self, values: Tensor, low: Tensor, high: Tensor, largest: Tensor | None = None) -> Tensor:
         """float32 in and out, same shape."""
-        raise NotImplementedError
 
 
 class IntegerGrid(Grid):

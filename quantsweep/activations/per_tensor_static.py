@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from quantsweep.activations._base import Inputs, Quantizer, Step
+from quantsweep.activations._ranges import Extremes
 from quantsweep.errors import QuantizationError
 from quantsweep.trial.specs import ActivationSpec
 
@@ -45,7 +46,7 @@ class PerTensorStatic(Step):
             return StaticQuantizer(spec, seen.min_I.min(), seen.max_I.max())
         if not len(seen.sample_TI):
             raise QuantizationError("activation.clip_percentile of a static range needs a sample of inputs, and none was taken")
-        clipped = Quantizer(spec).extremes(seen.sample_TI.flatten())
+        clipped = Extremes(spec.clip_percentile, symmetric=spec.symmetric)(seen.sample_TI.flatten())
         return StaticQuantizer(spec, *(extreme.squeeze(-1) for extreme in clipped))
 
 

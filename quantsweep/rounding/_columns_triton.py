@@ -1,9 +1,9 @@
 """The chunk of `_columns.py` as one kernel, for equally spaced levels on a GPU.
 
-A column of the loop costs some twenty small kernels, and their latency is nearly all of GPTQ's time.  Rows are independent:
-here a program keeps all columns of a few rows in registers, walks the columns, and starts once a chunk.  What it computes is
-what the loop computes, in float32; sums and products may round in another order, so codes differ where a weight lies on the
-edge between two levels (fewer than one in a thousand).
+A column of the loop costs many small kernels, and their latency is most of GPTQ's time (`tests/benchmarks/gptq_cost.py`).
+Rows are independent: here a program keeps all columns of a few rows in registers, walks the columns, and starts once a
+chunk.  What it computes is what the loop computes, in float32; sums and products may round in another order, so codes differ
+where a weight lies on the edge between two levels (`tests/gpu/test_gptq_cuda.py`).
 
 Triton comes with PyTorch's CUDA builds; elsewhere nothing here is imported.
 """

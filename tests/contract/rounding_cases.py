@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantsweep.calibration.statistics import StatisticsStore
-from quantsweep.pipeline.interface import Help, LayerRecord
+from quantsweep.pipeline.interface import Help, Layer, LayerContext, LayerRecord, Rounding, Stored
 from quantsweep.pipeline.run import quantize
 from quantsweep.trial.specs import QuantizationSpec
 
@@ -19,6 +19,20 @@ class Source:
 
     layer: str
     unit_of_column: Tensor
+
+
+class Remembering:
+    """A rounding, and what it stored of each layer."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        self._rounding = rounding
+        self.check, self.needs, self.decode = rounding.check, rounding.needs, rounding.decode
+        self.stored: dict[str, Stored] = {}
+
+    def encode(self, layer: Layer, weight_OI: Tensor, spec: QuantizationSpec, context: LayerContext) -> Stored:
+        """As the rounding does it."""
+        self.stored[layer.name] = self._rounding.encode(layer, weight_OI, spec, context)
+        return self.stored[layer.name]
 
 
 class FakeLayer:

@@ -14,8 +14,8 @@ from quantsweep.errors import ConfigurationError
 from quantsweep.trial import registry
 from quantsweep.trial.registry import ROUNDINGS, data_type_of
 from quantsweep.trial.specs import QuantizationSpec
-from tests.contract.rounding_cases import round_layers
-from tests.contract.test_roundings import Remembering, chain, spec_for
+from tests.contract.rounding_cases import Remembering, round_layers
+from tests.contract.test_roundings import chain, spec_for
 
 BLOCKS = [(32, None), (7, None), (None, "input"), ("tensor", "flat")]
 

@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 from component_cases import component, spec_of, stems
-from rounding_cases import FakeLayer, Source, round_layers
+from rounding_cases import FakeLayer, Remembering, Source, round_layers
 from torch import Tensor
 
 from quantsweep.data_types._base import fake_quantize, quantize_weight
@@ -88,20 +88,6 @@ def test_every_layer_is_written_and_recorded(name: str, monkeypatch: pytest.Monk
         assert all(layer.written is None for layer in layers.values())
     else:
         check_contract(ROUNDINGS[name], spec_for(name), monkeypatch)
-
-
-class Remembering:
-    """A rounding, and what it stored of each layer."""
-
-    def __init__(self, rounding: Rounding) -> None:
-        self._rounding = rounding
-        self.check, self.needs, self.decode = rounding.check, rounding.needs, rounding.decode
-        self.stored: dict[str, Stored] = {}
-
-    def encode(self, layer: Layer, weight_OI: Tensor, spec: QuantizationSpec, context: LayerContext) -> Stored:
-        """As the rounding does it."""
-        self.stored[layer.name] = self._rounding.encode(layer, weight_OI, spec, context)
-        return self.stored[layer.name]
 
 
 def check_contract(rounding: Rounding, spec: QuantizationSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from quantsweep.data_types._packed import pack, unpack
 from quantsweep.errors import QuantizationError
 from quantsweep.models.session import Session
-from quantsweep.pipeline.interface import Help, InputNeeds, Layer, LayerContext, LayerRecord, Rounding, Stored, TransformRecord
+from quantsweep.pipeline.interface import Help, InputNeeds, Layer, LayerContext, LayerRecord, Stored, TransformRecord
 from quantsweep.pipeline.run import Outcome, quantize
 from quantsweep.trial import registry
 from quantsweep.trial.registry import ACTIVATIONS, CLIPPINGS, COMPENSATIONS, ROUNDINGS, TRANSFORMS
 from quantsweep.trial.specs import ActivationSpec, QuantizationSpec, StepSpec, options_tuple
 from tests.contract.architectures import CONFIGS
-from tests.contract.rounding_cases import help_for_tests
+from tests.contract.rounding_cases import Remembering, help_for_tests
 from tests.contract.test_session import loaded_model, logits
 
 KINDS = {
@@ -172,20 +172,6 @@ def test_what_a_rounding_stores_is_what_the_model_computes_with(name: str, monke
             assert record.bits <= 8 * num_bytes < record.bits + 16
     finally:
         session.restore()
-
-
-class Remembering:
-    """A rounding, and what it stored of each layer."""
-
-    def __init__(self, rounding: Rounding) -> None:
-        self._rounding = rounding
-        self.check, self.needs, self.decode = rounding.check, rounding.needs, rounding.decode
-        self.stored: dict[str, Stored] = {}
-
-    def encode(self, layer: Layer, weight_OI: Tensor, spec: QuantizationSpec, context: LayerContext) -> Stored:
-        """As the rounding does it."""
-        self.stored[layer.name] = self._rounding.encode(layer, weight_OI, spec, context)
-        return self.stored[layer.name]
 
 
 @pytest.mark.parametrize("name", [name for name in ROUNDINGS.names() if name != "none"])
