@@ -299,13 +299,16 @@ def _header(path: Path, _: _Identity) -> PlanHeader:
     )
 
 
+_ROWS = ("trial_id", "shard_id", "tasks")
+
+
 @lru_cache(maxsize=KEPT)
 def _rows(path: Path, _: _Identity) -> pa.Table:
     """Trials, shards, task keys and minutes of a plan (minutes: null in plans of versions that did not keep them)."""
-    file = pq.ParquetFile(path)
-    there = [name for name in ("trial_id", "shard_id", "tasks", "minutes") if name != "minutes" or name in file.schema_arrow.names]
-    rows = file.read(there)
-    return rows if "minutes" in there else rows.append_column("minutes", pa.nulls(rows.num_rows, pa.float32()))
+    rows = pq.ParquetFile(path).read([*_ROWS, "minutes"])  # names that are not there are left out
+    if missing := [name for name in _ROWS if name not in rows.column_names]:
+        raise ValueError(f"quantsweep did not write it: it has no {', '.join(missing)}")
+    return rows if "minutes" in rows.column_names else rows.append_column("minutes", pa.nulls(rows.num_rows, pa.float32()))
 
 
 def _to_run(path: Path) -> pa.Table:
